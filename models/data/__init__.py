@@ -1,0 +1,1 @@
+"""Image-text sources, read once for everyone: training, evaluation and the index builder."""

@@ -1,0 +1,129 @@
+"""The `Encoder` protocol: all that indexing, search and serving know of a model.
+
+This file knows no tensors library: it runs on numpy and the standard library, so that everything
+above `models/` can be tested with a fake encoder whose right answers are known by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import ModelError
+from models.vectors import Vectors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PreparedImage: TypeAlias = npt.NDArray[np.generic]
+"""One picture after the model's own preprocessing, e.g. float32 [3, H, W]."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """One text after the model's own tokenizer; `truncated` when the context cut it."""
+
+    tokens: Any
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything that changes an embedding. Two digests differ -> the vectors do not compare.
+
+    `model` is the name the user typed and takes no part in the digest: the same weights reached
+    through `hf-hub:` and `local-dir:` compare. `precision_family` is `float` for fp32, bf16 and
+    fp16, whose vectors of one model agree to a cosine above 0.999 and rank alike; quantised
+    backends are families of their own.
+    """
+
+    model: str
+    architecture: str
+    weights_sha256: str
+    preprocessing: str
+    tokenizer: str
+    activation: str
+    dim: int
+    precision_family: str = "float"
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over every field but `model`, as canonical JSON."""
+        bound = {k: v for k, v in asdict(self).items() if k != "model"}
+        text = json.dumps(bound, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Names of the fields, `model` aside, in which the two differ."""
+        return [
+            field.name
+            for field in fields(self)
+            if field.name != "model" and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ModelError: missing, unknown or wrongly typed fields.
+        """
+        expected = {field.name: int if field.name == "dim" else str for field in fields(cls)}
+        if set(data) != set(expected):
+            raise ModelError(f"fingerprint fields are {sorted(data)}, expected {sorted(expected)}")
+        for name, kind in expected.items():
+            if type(data[name]) is not kind:
+                raise ModelError(f"fingerprint field {name!r} must be {kind.__name__}")
+        return cls(**data)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An image tower and a text tower into one unit sphere of dimension D.
+
+    `prepare_*` is CPU work on one item and thread-safe; `embed_*` is device work on a batch and
+    is called from one thread at a time. `embed_*` of an empty batch returns [0, D].
+    """
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before softmax or sigmoid (already exponentiated)."""
+        ...
+
+    @property
+    def logit_bias(self) -> float | None:
+        """Added after scaling by sigmoid-trained pairs (SigLIP); None for softmax-trained ones."""
+        ...
+
+    def prepare_image(self, image: Image) -> PreparedImage:
+        """Preprocess one upright RGB picture, as `models.images.decode_image` returns it."""
+        ...
+
+    def prepare_text(self, text: str) -> PreparedText:
+        """Tokenise one text; a text longer than the context is cut and marked `truncated`."""
+        ...
+
+    def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
+        """Embed prepared pictures -> float32 [B, D], unit rows."""
+        ...
+
+    def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
+        """Embed prepared texts -> float32 [B, D], unit rows."""
+        ...

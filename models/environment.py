@@ -1,0 +1,33 @@
+"""The one file that reads environment variables.
+
+Names we own start with `DIPTYCH_`; the others are conventions of the libraries underneath, read
+here only where our behaviour depends on them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+def hub_offline() -> bool:
+    """Whether the user forbade hub access (`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`)."""
+    return any(
+        os.environ.get(name, "").strip().lower() in _TRUE
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def default_model() -> str:
+    """`DIPTYCH_MODEL`: the model id used where a command names none; `starter` if unset."""
+    return os.environ.get("DIPTYCH_MODEL", "").strip() or "starter"
+
+
+def cache_dir() -> Path:
+    """Where Diptych may keep derived files: `DIPTYCH_CACHE`, `XDG_CACHE_HOME`, `~/.cache`."""
+    if own := os.environ.get("DIPTYCH_CACHE", "").strip():
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "diptych"

@@ -1,0 +1,111 @@
+"""The one error tree.
+
+Every failure a user can cause or must act on is one of these; anything else that escapes is a
+defect of ours. Each surface translates the tree exactly once: `service/problems.py` into HTTP
+problem documents, `service/cli/exits.py` into exit codes. Nothing below `service/` knows either.
+
+    DiptychError
+    ├── InputError              the caller's values are wrong
+    │   ├── InvalidTextError    empty, not valid Unicode, too long
+    │   ├── InvalidVectorError  wrong dimension, NaN, infinite, zero
+    │   ├── InvalidLabelsError  label sets and prompt templates
+    │   └── NotFoundError       a named item does not exist
+    ├── ImageError              a picture was refused; `code` says which rule
+    ├── SourceError             a whole source cannot be read (not one record of it)
+    ├── ModelError              a model cannot be found, loaded or used
+    └── StoreError              something about the index directory
+        ├── IndexNotFoundError
+        ├── IndexCorruptError   damaged or unknown format: `file`, `why`
+        ├── EncoderMismatchError  built with another encoder pair
+        ├── IndexLockedError    another writer holds it
+        └── NoSpaceError        the disk is full; the previous version is intact
+
+`code` is a stable slug for programs, the message is one line for people, and `hint` says what to
+do next.
+"""
+
+from __future__ import annotations
+
+
+class DiptychError(Exception):
+    """Base of all domain errors: `code` for programs, message for people, `hint` for what next."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+
+class InputError(DiptychError):
+    code = "invalid-input"
+
+
+class InvalidTextError(InputError):
+    code = "invalid-text"
+
+
+class InvalidVectorError(InputError):
+    code = "invalid-vector"
+
+
+class InvalidLabelsError(InputError):
+    code = "invalid-labels"
+
+
+class NotFoundError(InputError):
+    code = "not-found"
+
+
+class ImageError(DiptychError):
+    """A picture was refused.
+
+    Codes: `image-undecodable`, `image-format-not-allowed`, `image-too-many-pixels`,
+    `image-too-large` (bytes), `image-bad-dimensions`, `image-empty`.
+    """
+
+    code = "image-undecodable"
+
+
+class SourceError(DiptychError):
+    code = "source-unreadable"
+
+
+class ModelError(DiptychError):
+    code = "model-unusable"
+
+
+class StoreError(DiptychError):
+    code = "index-error"
+
+
+class IndexNotFoundError(StoreError):
+    code = "index-not-found"
+
+
+class IndexCorruptError(StoreError):
+    """A file of the index is damaged or of an unknown format; the index is not opened."""
+
+    code = "index-corrupt"
+
+    def __init__(self, file: str, why: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{file}: {why}", hint=hint)
+        self.file = file
+        self.why = why
+
+
+class EncoderMismatchError(StoreError):
+    """The index was built with another encoder pair; its vectors do not compare with ours."""
+
+    code = "encoder-mismatch"
+
+
+class IndexLockedError(StoreError):
+    code = "index-locked"
+
+
+class NoSpaceError(StoreError):
+    code = "no-space"

@@ -1,0 +1,1 @@
+"""The starter pair: the default model, which needs no hub."""

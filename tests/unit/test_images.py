@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+from fakes import encode, solid
 from PIL import Image, ImageCms
 
-from fakes import encode, solid
 from models.errors import ImageError
 from models.images import FORMATS, ImageLimits, decode_image, encode_thumbnail
 
@@ -254,6 +254,7 @@ def test_mutated_photographs_decode_or_are_refused_and_nothing_else() -> None:
     ]
     dice = random.Random(20_240_501)
     outcomes = {"decoded": 0, "refused": 0}
+    messages: list[str] = []
     for _ in range(600):
         data = bytearray(dice.choice(base))
         # half of the damage goes to headers, where parsers are
@@ -265,29 +266,26 @@ def test_mutated_photographs_decode_or_are_refused_and_nothing_else() -> None:
         try:
             decoded = decode_image(bytes(data))
         except ImageError as error:
-            assert error.code.startswith("image-")
-            assert "\n" not in str(error)
+            messages.append(f"{error.code} {error}")
             outcomes["refused"] += 1
         else:
             assert decoded.mode == "RGB"
             outcomes["decoded"] += 1
+    assert all(text.startswith("image-") and "\n" not in text for text in messages)
     assert min(outcomes.values()) > 100  # the mutations are neither harmless nor total
 
 
 def test_pillows_warnings_do_not_leak_and_ours_stay() -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    data = bytearray(saved(photo(size=(20, 10)), "TIFF"))
-    offset = struct.unpack("<I", data[4:8])[0]
-    (entries,) = struct.unpack("<H", data[offset : offset + 2])
-    data[offset + 2 + 12 * (entries - 1) + 8 : offset + 2 + 12 * entries] = b"\xff\xff\xff\x7f"
+    compression = struct.pack("<HHI", 259, 3, 1)
+    data = saved(photo(size=(20, 10)), "TIFF").replace(
+        compression,
+        struct.pack("<HHI", 259, 3, 2),  # two values where one belongs
+    )
+    with pytest.warns(UserWarning, match="tag 259 had too many entries"):
+        Image.open(BytesIO(data)).load()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        for sample in (bytes(data), saved(photo(size=(9, 9)), "JPEG", exif=exif.tobytes()[:20])):
-            try:
-                decode_image(sample)
-            except ImageError:
-                pass
+        decode_image(data)
         assert seen == []
         warnings.warn("of the application", UserWarning, stacklevel=1)
         assert len(seen) == 1

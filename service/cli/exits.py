@@ -1,13 +1,13 @@
 """The one place that turns errors into exit codes and one-line messages.
 
-    0  everything done
-    1  a defect of ours: please report it (the traceback follows)
-    2  usage: a wrong option, value, path or model
-    3  partial: done, but some items were rejected; the rejects file names each
-    4  the index is damaged, or belongs to another encoder pair
-    5  another writer holds the index
-    6  no space left; the previous version of the index is intact
-  130  interrupted (Ctrl-C); 143 terminated
+  0  everything done
+  1  a defect of ours: please report it (the traceback follows)
+  2  usage: a wrong option, value, path or model
+  3  partial: done, but some items were rejected; the rejects file names each
+  4  the index is damaged, or belongs to another encoder pair
+  5  another writer holds the index
+  6  no space left; the previous version of the index is intact
+130  interrupted (Ctrl-C); 143 terminated
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""The composition root of the HTTP service: built parts in, an application out.
+
+Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, routes.
+Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from service import openapi, problems
+from service.engine import Engine
+from service.frame import RequestFrame
+from service.limits import Limits, RequestLimits
+from service.routes import classify, health, items, search
+from service.routes.page import page_router
+from service.state import AppState
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What the operator may choose."""
+
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+
+def create_app(engine: Engine, settings: ServiceSettings | None = None) -> FastAPI:
+    """The ASGI application over an engine; it is ready once its lifespan has warmed the engine."""
+    settings = settings or ServiceSettings()
+    state = AppState(engine)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(engine.warm_up)
+        state.ready = True
+        yield
+        state.ready = False
+
+    app = FastAPI(
+        title="Diptych",
+        version=version("diptych"),
+        summary="Search and sort pictures by meaning.",
+        description="Errors are RFC 9457 `application/problem+json`, always.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # a redirect would answer a wrong path with something that is not a problem
+        redirect_slashes=False,
+    )
+    app.state.diptych = state
+    problems.install(app)
+    for router in (search.router, classify.router, items.router, health.router, page_router()):
+        app.include_router(router)
+    openapi.install(app)
+    app.add_middleware(Limits, limits=settings.limits)
+    app.add_middleware(RequestFrame)  # added last, so it is the outermost
+    return app

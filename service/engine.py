@@ -1,0 +1,215 @@
+"""The use cases, shared by HTTP and the command line: search, classify, item, thumbnail, info.
+
+Holds an encoder pair and an opened snapshot and joins them. Does not know HTTP, JSON, click, torch
+or FAISS; raises only the errors of `models.errors`. Safe to call from many threads: the device is
+locked inside `SerialEncoder`, decoding is bounded but parallel, a snapshot is read-only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from indexer.manifest import check_encoder
+from models.encoder import Encoder, Fingerprint, PreparedImage
+from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
+from models.vectors import Vectors
+from service.classifier import Classifier
+from service.queries import (
+    MAX_TEXT_CHARS,
+    ClassifyAnswer,
+    EmbeddingQuery,
+    ImageQuery,
+    ItemQuery,
+    SearchAnswer,
+    SearchQuery,
+    Target,
+    TextQuery,
+    check_embedding,
+    check_page,
+    check_text,
+    storable,
+)
+from service.serial import SerialEncoder
+from service.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from indexer.snapshot import Hit, IndexInfo, Item, Snapshot
+
+# a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
+_DECODE_SLOTS = 4
+
+
+class Engine:
+    """Use cases over one encoder pair and one snapshot (`None`: classification only).
+
+    Raises:
+        EncoderMismatchError: the index holds another pair's vectors.
+    """
+
+    def __init__(self, encoder: Encoder, snapshot: Snapshot | None = None) -> None:
+        if snapshot is not None:
+            check_encoder(snapshot.fingerprint, encoder.fingerprint)
+        self._encoder = SerialEncoder(encoder)
+        self._snapshot = snapshot
+        self._decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
+        self._classifier = Classifier(self._encoder, self._prepare)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The opened index.
+
+        Raises:
+            IndexNotFoundError: the engine was made without one.
+        """
+        if self._snapshot is None:
+            raise IndexNotFoundError("no index is loaded")
+        return self._snapshot
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._encoder.fingerprint
+
+    def search(
+        self,
+        query: SearchQuery,
+        *,
+        target: Target = "images",
+        k: int = 10,
+        offset: int = 0,
+        min_score: float | None = None,
+        include_vectors: bool = False,
+    ) -> SearchAnswer:
+        """The `k` items of `target` closest to the query, best first, after skipping `offset`.
+
+        Args:
+            min_score: drop hits whose cosine is lower.
+            include_vectors: also return the hits' embeddings.
+
+        Raises:
+            InvalidTextError, InvalidVectorError, ImageError, NotFoundError (query by id),
+            InputError (k or offset out of range), IndexNotFoundError (no index loaded).
+        """
+        check_page(k, offset)
+        snapshot = self.snapshot
+        watch = Stopwatch()
+        query_1D, truncated = self._query_vector(query, watch)
+        if isinstance(query, ItemQuery):
+            # the item is its own nearest neighbour wherever the page starts, so drop it first
+            own = snapshot.item(query.id)
+            found = snapshot.search(query_1D, offset + k + 1, target=target)[0]
+            found = [hit for hit in found if hit.item != own][offset : offset + k]
+        else:
+            found = snapshot.search(query_1D, k, target=target, offset=offset)[0]
+        hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
+        watch.lap("search")
+        return SearchAnswer(
+            hits=hits,
+            k=k,
+            offset=offset,
+            target=target,
+            truncated=truncated,
+            index_version=snapshot.version,
+            model=self.fingerprint.model,
+            vectors_KD=self._vectors(hits) if include_vectors else None,
+            timings=watch.stop(),
+        )
+
+    def classify(
+        self,
+        images: Sequence[bytes],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] | None = None,
+        template_set: str | None = None,
+        multi_label: bool = False,
+        top_k: int | None = None,
+    ) -> ClassifyAnswer:
+        """Score every picture against every label.
+
+        A picture that cannot be decoded carries its error in its own result; the others answer.
+        Probabilities are softmax over the labels, or one sigmoid per label for `multi_label`.
+
+        Args:
+            images: encoded pictures.
+            labels: 2 (1 with `multi_label`) to 1000 distinct names.
+            templates: prompts in which `{}` or `{c}` stands for the label.
+            template_set: the name of a list in `models.prompts.TEMPLATE_SETS` instead.
+            top_k: keep only the most likely labels.
+
+        Raises:
+            InvalidLabelsError: labels, templates or the template set.
+        """
+        return self._classifier.classify(
+            images,
+            labels,
+            templates=templates,
+            template_set=template_set,
+            multi_label=multi_label,
+            top_k=top_k,
+        )
+
+    def item(self, item_id: str) -> Item:
+        """One indexed item. Raises NotFoundError."""
+        return self.snapshot.item(_check_id(item_id))
+
+    def thumbnail(self, item_id: str) -> bytes:
+        """An image item's thumbnail as JPEG. Raises NotFoundError."""
+        return self.snapshot.thumbnail(_check_id(item_id))
+
+    def index_info(self) -> IndexInfo:
+        return self.snapshot.info()
+
+    def warm_up(self) -> None:
+        """Run both towers and a search once, so the first caller does not pay for lazy set-up."""
+        from PIL import Image
+
+        grey = self._encoder.prepare_image(Image.new("RGB", (64, 64), (128, 128, 128)))
+        self._encoder.embed_images([grey])
+        text_1D = self._encoder.embed_texts([self._encoder.prepare_text("a photo")])
+        if self._snapshot is not None:
+            self._snapshot.search(text_1D, 1, target="images")
+            self._snapshot.search(text_1D, 1, target="texts")
+
+    def _prepare(self, data: bytes) -> PreparedImage:
+        from models.images import decode_image
+
+        with self._decoding:
+            return self._encoder.prepare_image(decode_image(data))
+
+    def _query_vector(self, query: SearchQuery, watch: Stopwatch) -> tuple[Vectors, bool]:
+        """The query as a unit row [1, D], and whether its text was cut."""
+        truncated = False
+        match query:
+            case TextQuery(text):
+                prepared_text = self._encoder.prepare_text(check_text(text))
+                truncated = prepared_text.truncated
+                watch.lap("prepare")
+                query_1D = self._encoder.embed_texts([prepared_text])
+            case ImageQuery(data):
+                prepared_image = self._prepare(data)
+                watch.lap("prepare")
+                query_1D = self._encoder.embed_images([prepared_image])
+            case ItemQuery(item_id):
+                query_1D = self.snapshot.vector(_check_id(item_id))[None]
+            case EmbeddingQuery(values):
+                query_1D = check_embedding(values, self._encoder.dim)
+        watch.lap("embed")
+        return query_1D, truncated
+
+    def _vectors(self, hits: Sequence[Hit]) -> Vectors:
+        if not hits:
+            return np.zeros((0, self._encoder.dim), dtype=np.float32)
+        return np.stack([self.snapshot.vector(hit.item.id) for hit in hits])
+
+
+def _check_id(item_id: str) -> str:
+    """The id, if a store could hold it; anything else is no item's id."""
+    if len(item_id) > MAX_TEXT_CHARS:
+        raise NotFoundError("no item has this id")
+    if not storable(item_id):
+        raise InvalidTextError("the id holds NUL or a lone surrogate, which is not valid Unicode")
+    return item_id

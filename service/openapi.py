@@ -1,0 +1,124 @@
+"""The OpenAPI document: request bodies we parse ourselves, examples, and the problem schema.
+
+FastAPI describes the bodies it reads; ours are read by `service.bodies`, so they are described
+here, from the same pydantic models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from service import problems, schemas
+
+_REF = "#/components/schemas/"
+_BODIES = (
+    schemas.SearchRequest,
+    schemas.TextToImageRequest,
+    schemas.ClassifyRequest,
+    schemas.ClassifyForm,
+    schemas.ProblemDocument,
+)
+_PICTURE = {"type": "string", "format": "binary"}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF + name}
+
+
+def body_json(model: str) -> dict[str, Any]:
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(model)}}}
+    }
+
+
+def body_picture() -> dict[str, Any]:
+    options = schemas.ImageSearchOptions.model_json_schema()["properties"]
+    form = {"type": "object", "required": ["image"], "properties": {"image": _PICTURE, **options}}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in options.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}, "image/*": {"schema": _PICTURE}},
+        },
+    }
+
+
+def body_classify() -> dict[str, Any]:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _ref("ClassifyRequest")},
+                "multipart/form-data": {"schema": _ref("ClassifyForm")},
+            },
+        }
+    }
+
+
+def item_id_example() -> dict[str, Any]:
+    # `{id:path}` is FastAPI's notation; in the document the parameter is named `id`
+    return {
+        "parameters": [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+                "description": "The item's id, percent-encoded as one segment.",
+                "example": schemas.EXAMPLE_ID,
+            }
+        ]
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make `/openapi.json` complete; built once, on first use."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+    )
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _BODIES], ref_template=_REF + "{model}"
+    )
+    known = document.setdefault("components", {}).setdefault("schemas", {})
+    known.update(definitions["$defs"])
+    known.pop("HTTPValidationError", None)
+    known.pop("ValidationError", None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            responses["4XX"] = _problem("The request was refused.")
+            responses["5XX"] = _problem("The service could not answer.")
+    document["components"]["x-problem-codes"] = {
+        code: {"status": status, "title": title}
+        for code, (status, title) in problems.CATALOGUE.items()
+    }
+    return document
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {problems.MEDIA_TYPE: {"schema": _ref("ProblemDocument")}},
+    }

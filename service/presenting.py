@@ -1,0 +1,109 @@
+"""From the engine's answers to the HTTP schemas, and where an item's thumbnail is found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from models.errors import NotFoundError
+from service import problems, schemas
+from service.engine import Engine
+from service.queries import ClassifyAnswer, SearchAnswer
+
+if TYPE_CHECKING:
+    from indexer.snapshot import Item
+
+
+def thumbnail_url(item: Item) -> str | None:
+    """The picture's thumbnail, or that of the picture a text belongs to."""
+    image_id = item.id if item.modality == "image" else item.image_id
+    # an id may hold slashes, '#' and '?': all of it is one path segment
+    return None if image_id is None else f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+
+
+def _common(item: Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "modality": item.modality,
+        "uri": item.uri,
+        "text": item.text,
+        "language": item.language,
+        "image_id": item.image_id,
+        "label": item.label,
+        "thumbnail_url": thumbnail_url(item),
+    }
+
+
+def item(found: Item) -> schemas.Item:
+    return schemas.Item(
+        **_common(found), attributes=dict(found.attributes), content_hash=found.content_hash
+    )
+
+
+def index_info(engine: Engine) -> schemas.IndexResponse:
+    # without the sources: they name the operator's folders
+    info = engine.index_info().to_dict()
+    return schemas.IndexResponse(
+        **{name: info[name] for name in schemas.IndexResponse.model_fields}
+    )
+
+
+def search(
+    engine: Engine, answer: SearchAnswer, include: Collection[str]
+) -> schemas.SearchResponse:
+    hits = []
+    for rank, hit in enumerate(answer.hits):
+        fields = _common(hit.item)
+        if "attributes" in include:
+            fields["attributes"] = dict(hit.item.attributes)
+        if "embedding" in include and answer.vectors_KD is not None:
+            fields["embedding"] = answer.vectors_KD[rank].tolist()
+        if "thumbnail" in include:
+            fields["thumbnail"] = _inline(engine, hit.item)
+        hits.append(schemas.Hit(**fields, score=float(hit.score)))
+    return schemas.SearchResponse(
+        hits=hits,
+        k=answer.k,
+        offset=answer.offset,
+        target=answer.target,
+        truncated=answer.truncated,
+        index_version=answer.index_version,
+        model=answer.model,
+        took_ms=answer.timings["total"],
+        timings=dict(answer.timings),
+    )
+
+
+def _inline(engine: Engine, found: Item) -> str | None:
+    image_id = found.id if found.modality == "image" else found.image_id
+    if image_id is None:
+        return None
+    try:
+        jpeg = engine.thumbnail(image_id)
+    except NotFoundError:
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def classification(answer: ClassifyAnswer) -> schemas.ClassifyResponse:
+    results = []
+    for index, result in enumerate(answer.results):
+        error = None
+        if result.error is not None:
+            problem = problems.of_domain(result.error)
+            error = schemas.PictureError(
+                code=problem.code, title=problem.title, detail=problem.detail
+            )
+        predictions = [
+            schemas.Prediction(label=p.label, probability=p.probability) for p in result.predictions
+        ]
+        results.append(schemas.ClassifyResult(index=index, predictions=predictions, error=error))
+    return schemas.ClassifyResponse(
+        results=results,
+        multi_label=answer.multi_label,
+        model=answer.model,
+        took_ms=answer.timings["total"],
+        timings=dict(answer.timings),
+    )

@@ -1,0 +1,59 @@
+"""GET /v1/index, /v1/items/{id} and its thumbnail."""
+
+from __future__ import annotations
+
+import hashlib
+
+from fastapi import APIRouter, Request, Response
+
+from service import presenting, schemas
+from service.openapi import item_id_example
+from service.state import EngineOf
+
+router = APIRouter(prefix="/v1", tags=["index"])
+
+_THUMBNAIL = "/thumbnail"
+
+
+@router.get("/index", summary="What is loaded")
+def index(engine: EngineOf, response: Response) -> schemas.IndexResponse:
+    """Version, counts and model of the index that answers now."""
+    info = presenting.index_info(engine)
+    response.headers["Index-Version"] = str(info.version)
+    return info
+
+
+# before the plain item: its path would swallow this one
+@router.get(
+    "/items/{id:path}/thumbnail",
+    summary="An item's thumbnail",
+    response_class=Response,
+    openapi_extra=item_id_example(),
+    responses={
+        200: {
+            "description": "JPEG",
+            "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        304: {"description": "The copy named by If-None-Match is current."},
+    },
+)
+def thumbnail(id: str, request: Request, engine: EngineOf) -> Response:
+    """A small JPEG without metadata, re-encoded when the picture was indexed."""
+    if not request.scope.get("raw_path", b"/thumbnail").endswith(_THUMBNAIL.encode()):
+        # `a%2Fthumbnail` is one segment, an item's id, that decoding made look like this route
+        found = presenting.item(engine.item(id + _THUMBNAIL))
+        return Response(found.model_dump_json(), media_type="application/json")
+    jpeg = engine.thumbnail(id)
+    etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
+    # the picture behind an id may change with the next version of the index: revalidate
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/items/{id:path}", summary="One item", openapi_extra=item_id_example())
+def item(id: str, engine: EngineOf, response: Response) -> schemas.Item:
+    """An indexed picture or text by its id. Percent-encode the id as one path segment."""
+    response.headers["Index-Version"] = str(engine.snapshot.version)
+    return presenting.item(engine.item(id))

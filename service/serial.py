@@ -1,0 +1,65 @@
+"""One caller at a time on the device: an `Encoder` that holds a lock around `embed_*`.
+
+Preparation stays outside the lock, so pictures are decoded in parallel with the device's work. A
+batcher can replace this class without its callers noticing: it is an `Encoder` too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
+from models.errors import ModelError
+from models.vectors import Vectors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class SerialEncoder:
+    """Delegates to an encoder pair; safe to call from any number of threads."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._encoder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        return self._encoder.dim
+
+    @property
+    def logit_scale(self) -> float:
+        return self._encoder.logit_scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        return self._encoder.logit_bias
+
+    def prepare_image(self, image: Image) -> PreparedImage:
+        return self._encoder.prepare_image(image)
+
+    def prepare_text(self, text: str) -> PreparedText:
+        return self._encoder.prepare_text(text)
+
+    def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
+        with self._lock:
+            return _finite(self._encoder.embed_images(images))
+
+    def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
+        with self._lock:
+            return _finite(self._encoder.embed_texts(texts))
+
+
+def _finite(vectors_BD: Vectors) -> Vectors:
+    # a NaN compares false with everything: it would answer with arbitrary hits and no error
+    if not np.isfinite(vectors_BD).all():
+        raise ModelError("the encoder pair returned NaN or infinity")
+    return vectors_BD

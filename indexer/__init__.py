@@ -1,1 +1,4 @@
-"""Pictures and captions to an index on disk, and queries to hits. Knows `models.encoder`, nothing of HTTP."""
+"""Pictures and captions to an index on disk, and queries to hits.
+
+Knows `models.encoder`, nothing of HTTP.
+"""

@@ -1,0 +1,31 @@
+"""The device half of indexing: a batch into vectors, without one bad item spoiling the rest.
+
+It knows an `embed_*` function of an encoder and nothing of records or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InvalidVectorError
+from models.vectors import Vectors
+
+
+def embed_each(embed: Callable[[Any], Vectors], prepared: Sequence[Any]) -> list[Vectors | None]:
+    """Embed a batch; None for each item whose vector is unusable, without losing the others."""
+    if not prepared:
+        return []
+    try:
+        vectors_BD = embed(prepared)
+    except InvalidVectorError:
+        if len(prepared) == 1:
+            return [None]
+        return [vector for one in prepared for vector in embed_each(embed, [one])]
+    assert len(vectors_BD) == len(prepared)
+    squares_B = np.einsum("bd,bd->b", vectors_BD, vectors_BD, dtype=np.float64)
+    # NaN and infinity fail the comparison too
+    good_B = np.abs(squares_B - 1.0) < 0.01
+    return [row if good else None for row, good in zip(vectors_BD, good_B, strict=True)]

@@ -1,0 +1,286 @@
+"""Manifests, one immutable JSON file per committed version, and `CURRENT`, naming the newest.
+
+    CURRENT                   "<version> <sha256 of manifests/<version>.json>\n"
+    manifests/00000042.json   what belongs to version 42, every file with its size and sha256
+
+The chain of trust is CURRENT -> manifest -> files: whoever reads checks each link before using
+the next. This module parses and checks the first two; it opens no segment and writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from indexer.fs import open_regular, storage_error
+from models.encoder import Fingerprint
+from models.errors import (
+    EncoderMismatchError,
+    IndexCorruptError,
+    IndexNotFoundError,
+    ModelError,
+    StoreError,
+)
+
+FORMAT: Final = 1
+CURRENT: Final = "CURRENT"
+LOCK: Final = "LOCK"
+MANIFESTS: Final = "manifests"
+SEGMENTS: Final = "segments"
+TOMBSTONES: Final = "tombstones"
+SCRATCH: Final = "scratch"
+VECTORS_FILE: Final = "vectors.npy"
+ITEMS_FILE: Final = "items.sqlite"
+
+HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
+Modality = Literal["image", "text"]
+
+# manifests are a few hundred bytes per segment; a larger file is not one of ours
+_MAX_BYTES: Final = 256 << 20
+_DAMAGE: Final = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO})
+_CURRENT_FORM: Final = re.compile(rb"(0|[1-9][0-9]{0,7}) ([0-9a-f]{64})\n")
+
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class FileEntry(_Strict):
+    size: Count
+    sha256: Sha256
+
+
+class SegmentEntry(_Strict):
+    """One segment: its rows and the exact bytes of its files, by the fixed file names."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-z]+(-[0-9a-z]+)*$", max_length=80)]
+    modality: Modality
+    rows: Annotated[int, Field(ge=1, le=2**31)]
+    files: dict[Literal["vectors.npy", "items.sqlite"], FileEntry]
+
+    @model_validator(mode="after")
+    def _both_files(self) -> SegmentEntry:
+        if set(self.files) != {VECTORS_FILE, ITEMS_FILE}:
+            raise ValueError("a segment has vectors.npy and items.sqlite")
+        return self
+
+
+class TombstoneEntry(FileEntry):
+    """Rows of this version's segments that are deleted or superseded.
+
+    The file is an int64 [T, 2] array of (position in `segments`, row), sorted, without repeats.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
+    count: Annotated[int, Field(ge=1, le=2**40)]
+
+
+class Live(_Strict):
+    images: Count
+    texts: Count
+
+
+class SourceEntry(_Strict):
+    """Where rows came from: what the user typed, and the kind of reader."""
+
+    name: str
+    kind: str
+
+
+class Manifest(_Strict):
+    format: Literal[1]
+    index: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    version: Annotated[int, Field(ge=0, le=99_999_999)]
+    parent: Annotated[int, Field(ge=0, le=99_999_999)] | None
+    created: str
+    writer: str
+    encoder: dict[str, str | int]
+    metric: Literal["inner-product"]
+    segments: list[SegmentEntry]
+    tombstones: TombstoneEntry | None
+    live: Live
+    ann: None
+    sources: list[SourceEntry]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint.from_dict(self.encoder)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.encoder["dim"])
+
+    def encode(self) -> bytes:
+        """The bytes stored on disk; `CURRENT` holds their sha256."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    def files(self) -> dict[str, FileEntry]:
+        """Every file of this version by its path relative to the index, tombstones included."""
+        found = {
+            f"{SEGMENTS}/{segment.id}/{name}": entry
+            for segment in self.segments
+            for name, entry in segment.files.items()
+        }
+        if self.tombstones is not None:
+            found[f"{TOMBSTONES}/{self.tombstones.file}"] = self.tombstones
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What `CURRENT` says: a version number and the sha256 of its manifest."""
+
+    version: int
+    sha256: str
+
+    def encode(self) -> bytes:
+        return f"{self.version} {self.sha256}\n".encode()
+
+
+def manifest_path(version: int) -> str:
+    """Path of a version's manifest relative to the index."""
+    return f"{MANIFESTS}/{version:08d}.json"
+
+
+def read_head(root: Path) -> Head:
+    """Read `CURRENT`.
+
+    Raises:
+        IndexNotFoundError: no such directory, or one that is no index.
+        IndexCorruptError: `CURRENT` is damaged, or gone from a directory that was an index.
+        StoreError: the operating system refused to read.
+    """
+    if not root.is_dir():
+        why = "is not a directory" if root.exists() else "does not exist"
+        raise IndexNotFoundError(
+            f"no index at {root}: it {why}", hint="make one with `diptych index build`"
+        )
+    if not os.path.lexists(root / CURRENT):
+        if any((root / MANIFESTS).glob("*.json")) and not only_unborn(root):
+            raise IndexCorruptError(CURRENT, "the file is missing", hint=HINT)
+        raise IndexNotFoundError(
+            f"no index at {root}: it has no {CURRENT} file",
+            hint="make one with `diptych index build`",
+        )
+    match = _CURRENT_FORM.fullmatch(read_small(root, CURRENT, 4096))
+    if match is None:
+        raise IndexCorruptError(CURRENT, "it does not name a version", hint=HINT)
+    return Head(int(match[1]), match[2].decode())
+
+
+def only_unborn(root: Path) -> bool:
+    """Whether a directory without `CURRENT` is one whose creation was cut short.
+
+    The empty version 0 is committed before anything else, so a missing `CURRENT` beside any later
+    manifest is damage and must never be mistaken for a fresh start.
+    """
+    manifests = [path.name for path in (root / MANIFESTS).glob("*")]
+    return set(manifests) <= {"00000000.json"}
+
+
+def read_manifest(root: Path, head: Head | None = None) -> Manifest:
+    """Read and check the manifest that `CURRENT` (or `head`) names.
+
+    Raises:
+        IndexNotFoundError, IndexCorruptError, StoreError: as `read_head`; a manifest of an
+            unknown format version is refused, untouched.
+    """
+    head = head or read_head(root)
+    name = manifest_path(head.version)
+    data = read_small(root, name, _MAX_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != head.sha256:
+        raise IndexCorruptError(
+            name, f"sha256 is {digest[:12]}.., {CURRENT} says {head.sha256[:12]}..", hint=HINT
+        )
+    manifest = parse_manifest(name, data)
+    if manifest.version != head.version:
+        raise IndexCorruptError(name, f"it describes version {manifest.version}", hint=HINT)
+    return manifest
+
+
+def parse_manifest(name: str, data: bytes) -> Manifest:
+    """Parse manifest bytes; `name` is for messages.
+
+    Raises:
+        IndexCorruptError: not a manifest, or of a format this release does not know.
+    """
+    try:
+        raw: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IndexCorruptError(name, "it is not JSON", hint=HINT) from error
+    if isinstance(raw, Mapping) and raw.get("format", FORMAT) != FORMAT:
+        raise IndexCorruptError(
+            name,
+            f"index format {str(raw['format'])[:20]}; this release reads format {FORMAT}",
+            hint="use the Diptych release that wrote it, or a newer one",
+        )
+    try:
+        manifest = Manifest.model_validate_json(data)
+        manifest.fingerprint  # noqa: B018  raises on wrong fields
+    except (ValidationError, ModelError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        where = ".".join(str(part) for part in first["loc"]) if first else "encoder"
+        what = first["msg"] if first else str(error)
+        raise IndexCorruptError(name, f"field {where}: {what}", hint=HINT) from error
+    if manifest.dim < 1:
+        raise IndexCorruptError(name, "field encoder.dim must be positive", hint=HINT)
+    return manifest
+
+
+def check_encoder(stored: Fingerprint, ours: Fingerprint) -> None:
+    """Refuse to compare vectors of two encoder pairs.
+
+    Raises:
+        EncoderMismatchError: naming both models and the fields in which they differ.
+    """
+    if stored.digest == ours.digest:
+        return
+    fields = ", ".join(stored.differences(ours))
+    raise EncoderMismatchError(
+        f"the index was built with {stored.model}, not with {ours.model}: they differ in {fields}",
+        hint=f"use --model {stored.model}, or build another index with {ours.model}",
+    )
+
+
+def read_small(root: Path, name: str, limit: int) -> bytes:
+    """All bytes of a regular file of the index.
+
+    Raises:
+        IndexCorruptError: missing, not a regular file, or larger than `limit`.
+        StoreError: the operating system refused to read.
+    """
+    try:
+        fd = open_regular(root / name)
+    except OSError as error:
+        raise unreadable(name, error) from error
+    with os.fdopen(fd, "rb") as stream:
+        try:
+            data = stream.read(limit + 1)
+        except OSError as error:
+            raise unreadable(name, error) from error
+    if len(data) > limit:
+        raise IndexCorruptError(name, f"it is larger than {limit} bytes", hint=HINT)
+    return data
+
+
+def unreadable(name: str, error: OSError) -> StoreError:
+    """Damage where the file is gone or is something else; otherwise a refusal by the system."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return IndexCorruptError(name, "the file is missing", hint=HINT)
+    if error.errno in _DAMAGE:
+        return IndexCorruptError(name, f"it cannot be read: {error.strerror or error}", hint=HINT)
+    return storage_error(error, "read", Path(name))

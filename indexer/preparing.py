@@ -1,0 +1,160 @@
+"""The CPU half of indexing: one source record to what the encoder takes, or why not.
+
+Pure functions of a record, safe in any thread. They know no files and no index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from indexer.items import Item
+from models.data.records import Record, Reject
+from models.encoder import Encoder, PreparedImage, PreparedText
+from models.errors import DiptychError
+from models.images import decode_image, encode_thumbnail
+
+_MAX_ID_BYTES: Final = 2048
+
+Texts = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCaption:
+    """A text item to come and its tokens."""
+
+    item: Item
+    tokens: PreparedText
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A record ready to embed; `item` and `picture` are None where it has only texts."""
+
+    source: str
+    record: str
+    content_hash: str
+    item: Item | None = None
+    picture: PreparedImage | None = None
+    thumbnail: bytes | None = None
+    captions: list[PreparedCaption] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def selected_texts(record: Record, captions: bool, languages: Sequence[str] | None) -> Texts:
+    """The texts of a record that become items of their own."""
+    if not captions:
+        return {}
+    return {
+        language: texts
+        for language, texts in record.texts.items()
+        if languages is None or language in languages
+    }
+
+
+def content_hash(record: Record, indexed: Texts) -> str:
+    """sha256 (hex) over what the index stores of a record: equal means nothing to do.
+
+    It covers the picture's bytes, the texts and which of them are indexed, the label and the
+    attributes, as canonical JSON; not the location, so that a moved collection stays unchanged.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the attributes are not JSON.
+    """
+    image = None if record.image is None else hashlib.sha256(record.image).hexdigest()
+    content = {
+        "image": image,
+        "texts": [[language, list(texts)] for language, texts in record.texts.items()],
+        "indexed": list(indexed),
+        "label": record.label,
+        "attributes": dict(record.attributes),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_record(record: Record) -> str | None:
+    """Why a record cannot be stored at all, or None."""
+    strings = [record.key, record.uri, record.label or "", *record.texts]
+    strings += [text for texts in record.texts.values() for text in texts]
+    try:
+        for text in strings:
+            text.encode()
+        json.dumps(record.attributes, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return "a name or text is not valid Unicode"
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"its attributes are not JSON: {error}"
+    if not record.key or len(record.key.encode()) > _MAX_ID_BYTES:
+        return f"an id has 1 to {_MAX_ID_BYTES} bytes"
+    if record.image is None and not any(record.texts.values()):
+        return "it has neither a picture nor a text"
+    return None
+
+
+def prepare(
+    record: Record,
+    *,
+    source: str,
+    digest: str,
+    indexed: Texts,
+    encoder: Encoder,
+    thumbnail_side: int | None,
+) -> Prepared | Reject:
+    """Decode, preprocess and tokenise one record.
+
+    Args:
+        source: name of its source, for rejects.
+        digest: its `content_hash`.
+        indexed: its `selected_texts`.
+        thumbnail_side: longest side of the thumbnail in pixels; None makes none.
+
+    Returns:
+        What to embed, or a `Reject` of the whole record when its picture is unusable. A caption
+        the encoder refuses is left out and listed in `rejects`.
+    """
+    prepared = Prepared(source, record.key, digest)
+    if record.image is not None:
+        try:
+            image = decode_image(record.image)
+            prepared.picture = encoder.prepare_image(image)
+            if thumbnail_side is not None:
+                prepared.thumbnail = encode_thumbnail(image, side=thumbnail_side)
+        except DiptychError as error:
+            return Reject(source, record.key, error.code, error.message)
+        first = next(((tag, texts[0]) for tag, texts in record.texts.items() if texts), None)
+        prepared.item = Item(
+            id=record.key,
+            modality="image",
+            uri=record.uri,
+            text=first[1] if first else None,
+            language=first[0] if first else None,
+            image_id=None,
+            label=record.label,
+            attributes=record.attributes,
+            content_hash=digest,
+        )
+    for language, texts in indexed.items():
+        for number, text in enumerate(texts):
+            item_id = f"{record.key}#{language}/{number}"
+            try:
+                tokens = encoder.prepare_text(text)
+            except DiptychError as error:
+                prepared.rejects.append(Reject(source, item_id, error.code, error.message))
+                continue
+            item = Item(
+                id=item_id,
+                modality="text",
+                uri=record.uri,
+                text=text,
+                language=language,
+                image_id=None if record.image is None else record.key,
+                label=record.label,
+                attributes=record.attributes,
+                content_hash=digest,
+            )
+            prepared.captions.append(PreparedCaption(item, tokens))
+    return prepared

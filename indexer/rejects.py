@@ -1,0 +1,53 @@
+"""The rejects file: one JSON object a line, `{source, key, code, detail}`, for every refusal.
+
+It is a report, not part of the index: written as the run goes, flushed at the end, not fsynced.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final, TextIO
+
+from indexer.fs import storage_error
+from models.data.records import Reject
+
+_MAX_DETAIL: Final = 500
+
+
+class RejectsFile:
+    """Appends rejects to a file that is made on the first one; a file of an earlier run is removed.
+
+    Raises (every method):
+        NoSpaceError, StoreError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._file: TextIO | None = None
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, "replace", path) from error
+
+    def add(self, reject: Reject) -> None:
+        # a hostile source must not be able to fill the disk through its error messages
+        entry = {key: value[:_MAX_DETAIL] for key, value in reject.to_dict().items()}
+        try:
+            if self._file is None:
+                self._file = self.path.open("x", encoding="utf-8")
+            # ASCII: keys may hold what no encoding can print
+            self._file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise storage_error(error, "write", self.path) from error
+        self.count += 1
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            file.close()
+        except OSError as error:
+            raise storage_error(error, "write", self.path) from error

@@ -1,0 +1,207 @@
+"""A segment: an immutable batch of rows of one modality, as a directory of two files.
+
+    vectors.npy     float16 [N, D], unit rows, C order: the truth
+    items.sqlite    what each row is (`indexer.items`)
+
+`SegmentWriter` fills a scratch directory and says what it wrote; putting it in place is the
+writer's business (`indexer.store`). `Segment` checks size and sha256 of both files before it uses
+a byte of either. Neither knows of versions, tombstones or search.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.fs import FileDigest, Fs, digest_fd, open_regular
+from indexer.items import Item, ItemsReader, ItemsWriter
+from indexer.manifest import (
+    HINT,
+    ITEMS_FILE,
+    SEGMENTS,
+    VECTORS_FILE,
+    FileEntry,
+    Modality,
+    SegmentEntry,
+    unreadable,
+)
+from models.errors import IndexCorruptError
+from models.vectors import Vectors
+
+HalfVectors: TypeAlias = npt.NDArray[np.float16]
+"""float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """An item about to be stored, the key of its source record, and its thumbnail."""
+
+    record: str
+    item: Item
+    thumbnail: bytes | None = None
+
+
+class SegmentWriter:
+    """Collects rows into a scratch directory of its own. Not thread-safe."""
+
+    def __init__(
+        self, fs: Fs, scratch: Path, segment_id: str, modality: Modality, dim: int
+    ) -> None:
+        self.id = segment_id
+        self.modality: Modality = modality
+        self.rows = 0
+        self.directory = scratch / segment_id
+        self._fs = fs
+        self._dim = dim
+        self._parts: list[HalfVectors] = []
+        fs.make_dir(self.directory)
+        self._items = ItemsWriter(self.directory / ITEMS_FILE)
+
+    def add(self, vectors_BD: Vectors, rows: Sequence[NewRow]) -> None:
+        """Append B rows; vectors are float32 [B, D] with finite unit rows."""
+        assert vectors_BD.shape == (len(rows), self._dim)
+        assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
+        for position, new in enumerate(rows):
+            self._items.add(self.rows + position, new.record, new.item, new.thumbnail)
+        self._parts.append(vectors_BD.astype("<f2"))
+        self.rows += len(rows)
+
+    def finish(self) -> SegmentEntry:
+        """Write what is left and make every file durable; the directory may then be renamed.
+
+        Raises:
+            NoSpaceError, StoreError: the files could not be written or fsynced.
+        """
+        assert self.rows, "an empty segment has no place in a manifest"
+        self._items.close()
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f2", "fortran_order": False, "shape": (self.rows, self._dim)}
+        )
+        chunks = [header.getvalue(), *(part.tobytes() for part in self._parts)]
+        vectors = self._fs.write_file(self.directory / VECTORS_FILE, chunks)
+        items = self._fs.seal_file(self.directory / ITEMS_FILE)
+        self._fs.sync_dir(self.directory)
+        self._parts.clear()
+        return SegmentEntry(
+            id=self.id,
+            modality=self.modality,
+            rows=self.rows,
+            files={VECTORS_FILE: _entry(vectors), ITEMS_FILE: _entry(items)},
+        )
+
+    def abort(self) -> None:
+        """Close without finishing; the caller removes the scratch directory."""
+        self._parts.clear()
+        self._items.abort()
+
+
+class Segment:
+    """A verified segment, ready to read from any thread.
+
+    Attributes:
+        entry: its manifest entry.
+        vectors_ND: float16 [N, D], memory-mapped, read-only.
+        items: the items by row.
+    """
+
+    def __init__(self, root: Path, entry: SegmentEntry, dim: int) -> None:
+        """Verify and open.
+
+        Raises:
+            IndexCorruptError: a file is missing, differs in size or hash, or does not hold what
+                the manifest says.
+        """
+        self.entry = entry
+        self.name = f"{SEGMENTS}/{entry.id}"
+        verify_file(root, f"{self.name}/{ITEMS_FILE}", entry.files[ITEMS_FILE]).close()
+        with verify_file(root, f"{self.name}/{VECTORS_FILE}", entry.files[VECTORS_FILE]) as file:
+            # mapped through the descriptor that was hashed, so a swapped path changes nothing
+            self.vectors_ND = _map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
+        self.items = ItemsReader(
+            root / SEGMENTS / entry.id / ITEMS_FILE,
+            entry.modality,
+            name=f"{self.name}/{ITEMS_FILE}",
+        )
+        try:
+            found = self.items.count()
+            if found != entry.rows:
+                raise IndexCorruptError(
+                    f"{self.name}/{ITEMS_FILE}",
+                    f"it has {found} rows, the manifest says {entry.rows}",
+                    hint=HINT,
+                )
+        except BaseException:
+            self.items.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database; the mapping goes when its last array does."""
+        self.items.close()
+
+
+def verify_file(root: Path, name: str, entry: FileEntry) -> io.FileIO:
+    """Open a file of the index after checking its size and sha256.
+
+    Returns:
+        The open file whose bytes were checked; the caller closes it.
+
+    Raises:
+        IndexCorruptError: missing, not a regular file, or different from the manifest.
+    """
+    try:
+        fd = open_regular(root / name)
+    except OSError as error:
+        raise unreadable(name, error) from error
+    try:
+        size = os.fstat(fd).st_size
+        if size != entry.size:  # cheap, and a clearer message than a wrong hash
+            raise IndexCorruptError(
+                name, f"it has {size} bytes, the manifest says {entry.size}", hint=HINT
+            )
+        found = digest_fd(fd)
+        if found.sha256 != entry.sha256:
+            raise IndexCorruptError(
+                name,
+                f"sha256 is {found.sha256[:12]}.., the manifest says {entry.sha256[:12]}..",
+                hint=HINT,
+            )
+    except OSError as error:
+        os.close(fd)
+        raise unreadable(name, error) from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return io.FileIO(fd, "rb")
+
+
+def _map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError) as error:
+        raise IndexCorruptError(name, f"not a float16 npy file: {error}", hint=HINT) from error
+    offset = file.tell()
+    if dtype != np.dtype("<f2") or fortran or shape != (rows, dim):
+        raise IndexCorruptError(
+            name, f"it holds {dtype} {list(shape)}, not float16 [{rows}, {dim}]", hint=HINT
+        )
+    size = os.fstat(file.fileno()).st_size
+    if size != offset + rows * dim * 2:
+        raise IndexCorruptError(name, "its length does not fit its shape", hint=HINT)
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
+
+
+def _entry(digest: FileDigest) -> FileEntry:
+    return FileEntry(size=digest.size, sha256=digest.sha256)

@@ -1,0 +1,258 @@
+"""A snapshot: one committed version of an index, opened, verified and ready to search.
+
+It never changes; a newer version is another snapshot. Every method may be called from several
+threads. It embeds nothing: queries come as vectors, and the fingerprint tells whether they belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+
+from indexer.items import Item
+from indexer.manifest import MANIFESTS, Modality, check_encoder, read_manifest
+from indexer.ranking import Candidates, candidates
+from indexer.segment import Segment
+from indexer.vector_index import ExactIndex
+from indexer.version import OpenVersion, open_version
+from models.encoder import Fingerprint
+from models.errors import InputError, InvalidVectorError, NotFoundError
+from models.vectors import Vectors, unit_rows
+
+__all__ = ["Hit", "IndexInfo", "Item", "Snapshot", "Target", "open_snapshot", "read_fingerprint"]
+
+Target = Literal["images", "texts"]
+_MODALITY: Final[dict[Target, Modality]] = {"images": "image", "texts": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A search result: the item, and the cosine between it and the query, in [-1, 1]."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """What an index is; `bytes` counts the files of this version, `created` dates it (ISO 8601)."""
+
+    version: int
+    uuid: str
+    created: str
+    writer: str
+    model: str
+    fingerprint: str
+    dim: int
+    images: int
+    texts: int
+    segments: int
+    tombstones: int
+    bytes: int
+    sources: list[dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Snapshot:
+    """See the module. Get one from `open_snapshot`; close it, or use it as a context manager."""
+
+    def __init__(self, version: OpenVersion) -> None:
+        self._open = version
+        self._live = [~dead for dead in version.dead]
+        self._parts: dict[Modality, list[int]] = {"image": [], "text": []}
+        self._indexes = [
+            ExactIndex(segment.vectors_ND, live)
+            for segment, live in zip(version.segments, self._live, strict=True)
+        ]
+        for position, segment in enumerate(version.segments):
+            self._parts[segment.entry.modality].append(position)
+
+    @property
+    def version(self) -> int:
+        return self._open.manifest.version
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The encoder pair whose vectors the index holds."""
+        return self._open.manifest.fingerprint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files. No other method may be called afterwards."""
+        self._open.close()
+
+    def info(self) -> IndexInfo:
+        manifest = self._open.manifest
+        root = self._open.root
+        return IndexInfo(
+            version=manifest.version,
+            uuid=manifest.index,
+            created=manifest.created,
+            writer=manifest.writer,
+            model=manifest.fingerprint.model,
+            fingerprint=manifest.fingerprint.digest,
+            dim=manifest.dim,
+            images=manifest.live.images,
+            texts=manifest.live.texts,
+            segments=len(manifest.segments),
+            tombstones=manifest.tombstones.count if manifest.tombstones else 0,
+            bytes=sum(entry.size for entry in manifest.files().values())
+            + (root / MANIFESTS / f"{manifest.version:08d}.json").stat().st_size,
+            sources=[source.model_dump() for source in manifest.sources],
+        )
+
+    def search(
+        self, queries_QD: Vectors, k: int, *, target: Target = "images", offset: int = 0
+    ) -> list[list[Hit]]:
+        """The k best live items of each query after skipping `offset`, exactly.
+
+        Ordered by score (the cosine, to float32) falling, then by id, so that pages of one
+        snapshot neither overlap nor leave anything out. Fewer than k come back only where fewer
+        exist.
+
+        Args:
+            queries_QD: [Q, D] of any length but zero; they are scaled to unit length.
+            k: at least 1.
+            target: which modality to search.
+            offset: how many of the best to skip.
+
+        Raises:
+            InputError: k, offset or target out of range.
+            InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
+        """
+        if target not in _MODALITY:
+            raise InputError(f"target must be images or texts, not {target!r}")
+        if k < 1 or offset < 0:
+            raise InputError("k must be at least 1 and offset at least 0")
+        dim = self._open.manifest.dim
+        queries_QD = unit_rows(queries_QD)
+        if queries_QD.shape[1] != dim:
+            raise InvalidVectorError(
+                f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
+            )
+        parts = self._parts[_MODALITY[target]]
+        total = sum(self._indexes[part].live for part in parts)
+        keep = min(offset + k, total)
+        if keep <= offset or not len(queries_QD):
+            return [[] for _ in queries_QD]
+        found = candidates(
+            [self._indexes[part] for part in parts],
+            [self._open.segments[part].vectors_ND for part in parts],
+            queries_QD,
+            keep,
+        )
+        segments = [self._open.segments[part] for part in parts]
+        return [_hits(segments, one, offset, keep) for one in found]
+
+    def item(self, item_id: str) -> Item:
+        """The live item of an id; where a picture and a text share it, the picture.
+
+        Raises:
+            NotFoundError: no live item has it.
+        """
+        segment, row = self._find(item_id)
+        return segment.items.items([row])[row]
+
+    def vector(self, item_id: str) -> Vectors:
+        """The stored embedding, float32 [D], unit length.
+
+        Raises:
+            NotFoundError: no live item has this id.
+        """
+        segment, row = self._find(item_id)
+        vector_D: Vectors = unit_rows(segment.vectors_ND[row][None])[0]
+        return vector_D
+
+    def thumbnail(self, item_id: str) -> bytes:
+        """The picture's thumbnail as JPEG.
+
+        Raises:
+            NotFoundError: no live item has this id, or none was stored for it.
+        """
+        segment, row = self._find(item_id)
+        thumbnail = segment.items.thumbnail(row)
+        if thumbnail is None:
+            raise NotFoundError(f"item {item_id!r} has no thumbnail")
+        return thumbnail
+
+    def _find(self, item_id: str) -> tuple[Segment, int]:
+        for modality in ("image", "text"):
+            for part in reversed(self._parts[modality]):  # newest first
+                row = self._open.segments[part].items.find(item_id)
+                if row is not None and self._live[part][row]:
+                    return self._open.segments[part], row
+        raise NotFoundError(f"no item {item_id!r} in this index")
+
+
+def open_snapshot(path: Path, *, fingerprint: Fingerprint | None) -> Snapshot:
+    """Verify and open the current version of an index.
+
+    Every file's size and sha256 is checked before it is used. `fingerprint` is that of the encoder
+    whose queries will be searched; None opens without binding, for describing the index only.
+
+    Raises:
+        IndexNotFoundError: no index at `path`.
+        IndexCorruptError: any file of the version is missing or damaged.
+        EncoderMismatchError: the index was built with another encoder pair.
+    """
+    manifest = read_manifest(path)
+    if fingerprint is not None:
+        check_encoder(manifest.fingerprint, fingerprint)
+    version = open_version(path, manifest)
+    try:
+        return Snapshot(version)
+    except BaseException:
+        version.close()
+        raise
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """The encoder pair an index was built with, from `CURRENT` and the manifest alone.
+
+    Raises:
+        IndexNotFoundError, IndexCorruptError: as `open_snapshot`.
+    """
+    return read_manifest(path).fingerprint
+
+
+def _hits(segments: Sequence[Segment], found: Candidates, offset: int, keep: int) -> list[Hit]:
+    """Sort one query's candidates by score, then id, and load the items of the page."""
+    names = np.empty(len(found.rows), dtype=object)
+    for position, segment in enumerate(segments):
+        (where,) = np.nonzero(found.segments == position)
+        if len(where):
+            ids = segment.items.ids(found.rows[where].tolist())
+            names[where] = [ids[int(row)] for row in found.rows[where]]
+    order = sorted(range(len(names)), key=lambda i: (-float(found.scores[i]), names[i]))
+    page = order[offset:keep]
+    items: dict[tuple[int, int], Item] = {}
+    for position, segment in enumerate(segments):
+        rows = [int(found.rows[i]) for i in page if found.segments[i] == position]
+        if rows:
+            loaded = segment.items.items(rows)
+            items.update({(position, row): item for row, item in loaded.items()})
+    return [
+        Hit(
+            items[int(found.segments[i]), int(found.rows[i])],
+            # a rounded row may be a hair longer than 1
+            score=max(-1.0, min(1.0, float(found.scores[i]))),
+        )
+        for i in page
+    ]

@@ -1,0 +1,324 @@
+"""The writer: the only code that changes an index.
+
+The order of a commit is what makes a crash harmless, whenever it comes:
+
+    1. segments and the tombstone file, written under `scratch/`, fsynced
+    2. renamed into place; nothing refers to them yet; their directories fsynced
+    3. the manifest, likewise
+    4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
+
+Before step 4 the old version stands and what was added is litter, which the next writer sweeps;
+after it the new one does. Readers need no lock: nothing that any manifest up to the current one
+names is ever changed here. The writer knows nothing of encoders or sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from indexer.fs import FileDigest, Fs
+from indexer.lock import WriterLock
+from indexer.manifest import (
+    CURRENT,
+    FORMAT,
+    LOCK,
+    MANIFESTS,
+    SCRATCH,
+    SEGMENTS,
+    TOMBSTONES,
+    Head,
+    Live,
+    Manifest,
+    Modality,
+    SegmentEntry,
+    SourceEntry,
+    TombstoneEntry,
+    check_encoder,
+    manifest_path,
+    only_unborn,
+    parse_manifest,
+    read_head,
+    read_manifest,
+)
+from indexer.segment import SegmentWriter
+from indexer.version import encode_tombstones, read_tombstones
+from models.encoder import Fingerprint
+from models.errors import IndexNotFoundError, StoreError
+
+_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH})
+_SEGMENT_NAME: Final = re.compile(r"[0-9]{8}-(image|text)-[0-9a-f]{8}")
+
+
+class IndexWriter:
+    """Exclusive write access to an index directory, which is created if need be.
+
+    Use as a context manager; leaving it drops what was not committed and releases the lock.
+
+    Attributes:
+        manifest: the current version.
+    """
+
+    manifest: Manifest
+
+    def __init__(self, root: Path, fingerprint: Fingerprint, *, fs: Fs | None = None) -> None:
+        """Lock the index, sweep what a crashed writer left, and read the current version.
+
+        Raises:
+            IndexLockedError: another writer holds it.
+            EncoderMismatchError: it was built with another encoder pair.
+            IndexCorruptError: `CURRENT` or the manifest is damaged.
+            NoSpaceError, StoreError: the directory cannot be made, is something else, or the file
+                system has no locks.
+        """
+        self.root = root
+        self._fs = fs or Fs()
+        self._open: list[SegmentWriter] = []
+        _refuse_foreign(root)
+        self._fs.make_dir(root, exist_ok=True)
+        self._lock = WriterLock(root / LOCK)
+        try:
+            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH):
+                self._fs.make_dir(root / name, exist_ok=True)
+            try:
+                self.manifest = read_manifest(root)
+            except IndexNotFoundError:
+                self._sweep(None)
+                self._create(fingerprint)
+            else:
+                check_encoder(self.manifest.fingerprint, fingerprint)
+                self._sweep(self.manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop whatever was not committed and release the lock."""
+        for writer in self._open:
+            writer.abort()
+        self._open.clear()
+        with suppress(StoreError):  # after a failed fsync the next writer sweeps
+            self._empty_scratch()
+        self._lock.release()
+
+    def new_segment(self, modality: Modality) -> SegmentWriter:
+        """Start a segment of the next version."""
+        name = f"{self.manifest.version + 1:08d}-{modality}-{uuid.uuid4().hex[:8]}"
+        writer = SegmentWriter(self._fs, self.root / SCRATCH, name, modality, self.manifest.dim)
+        self._open.append(writer)
+        return writer
+
+    def commit(
+        self,
+        segments: Sequence[SegmentWriter],
+        dead: Iterable[tuple[int, int]] = (),
+        *,
+        sources: Sequence[SourceEntry] = (),
+    ) -> Manifest:
+        """Commit the next version: the current one plus segments, minus rows.
+
+        Args:
+            segments: filled writers from `new_segment`; empty ones are dropped.
+            dead: rows to bury, as (position of the segment in the current manifest, row).
+            sources: where the rows came from; added to the manifest's list once.
+
+        Returns:
+            The new manifest, once it is durable.
+
+        Raises:
+            NoSpaceError, StoreError: nothing was committed; the current version is untouched.
+                (Only if the very last fsync fails may the new version stand nevertheless.)
+        """
+        placed: list[Path] = []
+        published = False
+        old = self.manifest
+        try:
+            entries = [*old.segments]
+            for writer in segments:
+                if not writer.rows:
+                    continue
+                entries.append(writer.finish())
+                self._place(writer.directory, self.root / SEGMENTS / writer.id, placed)
+            tombstones = self._bury(entries, dead, placed)
+            known = {(source.name, source.kind) for source in old.sources}
+            new = old.model_copy(
+                update={
+                    "version": old.version + 1,
+                    "parent": old.version,
+                    "created": _now(),
+                    "writer": _writer(),
+                    "segments": entries,
+                    "tombstones": tombstones,
+                    "live": self._count(entries, tombstones),
+                    "sources": [
+                        *old.sources,
+                        *(s for s in sources if (s.name, s.kind) not in known),
+                    ],
+                }
+            )
+            head = self._write_manifest(new, placed)
+            published = True
+            self._point_to(head)
+        except BaseException:
+            if not published:
+                for path in placed:
+                    with suppress(StoreError):
+                        self._fs.remove(path)
+            raise
+        self.manifest = new
+        for writer in segments:
+            self._open.remove(writer)
+            if not writer.rows:
+                writer.abort()
+        with suppress(StoreError):  # committed: litter is no reason to report failure
+            self._empty_scratch()
+        return new
+
+    def _create(self, fingerprint: Fingerprint) -> None:
+        """Commit the empty version 0, so that any later manifest implies a `CURRENT`."""
+        manifest = Manifest(
+            format=FORMAT,
+            index=uuid.uuid4().hex,
+            version=0,
+            parent=None,
+            created=_now(),
+            writer=_writer(),
+            encoder=fingerprint.to_dict(),
+            metric="inner-product",
+            segments=[],
+            tombstones=None,
+            live=Live(images=0, texts=0),
+            ann=None,
+            sources=[],
+        )
+        self._fs.sync_dir(self.root)
+        self._fs.sync_dir(self.root.absolute().parent)
+        self._point_to(self._write_manifest(manifest, []))
+        self.manifest = manifest
+
+    def _place(self, source: Path, target: Path, placed: list[Path]) -> None:
+        placed.append(target)
+        self._fs.rename(source, target)
+        self._fs.sync_dir(target.parent)
+
+    def _write(self, name: str, data: bytes) -> tuple[Path, FileDigest]:
+        path = self.root / SCRATCH / f"{name}.{uuid.uuid4().hex[:8]}"
+        return path, self._fs.write_file(path, [data])
+
+    def _bury(
+        self, entries: list[SegmentEntry], dead: Iterable[tuple[int, int]], placed: list[Path]
+    ) -> TombstoneEntry | None:
+        fresh = np.array(sorted(set(dead)), dtype=np.int64).reshape(-1, 2)
+        if not len(fresh):
+            return self.manifest.tombstones  # the file of an earlier version serves unchanged
+        old = read_tombstones(self.root, self.manifest)
+        pairs = np.unique(np.concatenate([old, fresh]), axis=0)
+        rows = np.array([entry.rows for entry in entries], dtype=np.int64)
+        assert (pairs >= 0).all()
+        assert (pairs[:, 1] < rows[pairs[:, 0]]).all()
+        name = f"{self.manifest.version + 1:08d}.npy"
+        scratch, digest = self._write(name, encode_tombstones(pairs))
+        self._place(scratch, self.root / TOMBSTONES / name, placed)
+        return TombstoneEntry(file=name, size=digest.size, sha256=digest.sha256, count=len(pairs))
+
+    def _count(self, entries: list[SegmentEntry], tombstones: TombstoneEntry | None) -> Live:
+        totals = {"image": 0, "text": 0}
+        for entry in entries:
+            totals[entry.modality] += entry.rows
+        manifest = self.manifest.model_copy(update={"segments": entries, "tombstones": tombstones})
+        for position, _ in read_tombstones(self.root, manifest):
+            totals[entries[position].modality] -= 1
+        return Live(images=totals["image"], texts=totals["text"])
+
+    def _write_manifest(self, manifest: Manifest, placed: list[Path]) -> Head:
+        data = manifest.encode()
+        parse_manifest("the new manifest", data)  # what we write, every reader must accept
+        scratch, digest = self._write("manifest", data)
+        self._place(scratch, self.root / manifest_path(manifest.version), placed)
+        assert digest.sha256 == hashlib.sha256(data).hexdigest()
+        return Head(manifest.version, digest.sha256)
+
+    def _point_to(self, head: Head) -> None:
+        scratch, _ = self._write(CURRENT, head.encode())
+        self._fs.rename(scratch, self.root / CURRENT)
+        self._fs.sync_dir(self.root)
+
+    def _empty_scratch(self) -> None:
+        for path in sorted((self.root / SCRATCH).iterdir()):
+            self._fs.remove(path)
+
+    def _sweep(self, manifest: Manifest | None) -> None:
+        """Remove what writers that died before their commit left behind."""
+        self._empty_scratch()
+        newest = -1 if manifest is None else manifest.version
+        kept: set[str] = set()
+        buried: set[str] = set()
+        for path in sorted((self.root / MANIFESTS).iterdir()):
+            if not re.fullmatch(r"[0-9]{8}\.json", path.name):
+                continue
+            if int(path.stem) > newest:
+                self._fs.remove(path)
+                continue
+            try:
+                older = parse_manifest(path.name, path.read_bytes())
+            except (StoreError, OSError):
+                return  # an older version cannot be read: remove nothing it may still need
+            kept.update(entry.id for entry in older.segments)
+            if older.tombstones is not None:
+                buried.add(older.tombstones.file)
+        for path in sorted((self.root / SEGMENTS).iterdir()):
+            if path.name not in kept and _SEGMENT_NAME.fullmatch(path.name):
+                self._fs.remove(path)
+        for path in sorted((self.root / TOMBSTONES).iterdir()):
+            if path.name not in buried and re.fullmatch(r"[0-9]{8}\.npy", path.name):
+                self._fs.remove(path)
+
+
+def _refuse_foreign(root: Path) -> None:
+    if not root.exists() and not root.is_symlink():
+        return
+    if not root.is_dir():
+        raise StoreError(f"{root} exists and is not a directory", code="not-an-index")
+    names = {path.name for path in root.iterdir()}
+    if CURRENT in names or (names <= _OURS and only_unborn(root)):
+        return
+    if names <= _OURS:
+        read_head(root)  # says what is missing
+    raise StoreError(
+        f"{root} exists and is not an index",
+        code="not-an-index",
+        hint="name a new or empty directory with --out",
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _writer() -> str:
+    try:
+        return f"diptych {package_version('diptych')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "diptych"

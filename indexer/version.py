@@ -1,0 +1,143 @@
+"""Open one committed version of an index: manifest, segments and tombstones, all verified.
+
+Shared by readers (`indexer.snapshot`) and the writer (`indexer.store`). It holds no search
+structure and writes nothing. No lock is needed: what a manifest names is never changed or removed
+while the version can be opened.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.manifest import HINT, TOMBSTONES, Manifest, TombstoneEntry, read_manifest
+from indexer.segment import Segment, verify_file
+from models.errors import IndexCorruptError
+
+# hashing releases the interpreter lock; more readers than this only fight over one disk
+_THREADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVersion:
+    """A verified version.
+
+    Attributes:
+        root: the index directory.
+        manifest: what it holds.
+        segments: in the manifest's order.
+        dead: per segment, bool [N]: rows deleted or superseded.
+    """
+
+    root: Path
+    manifest: Manifest
+    segments: list[Segment]
+    dead: list[npt.NDArray[np.bool_]]
+
+    def close(self) -> None:
+        for segment in self.segments:
+            segment.close()
+
+
+def open_version(root: Path, manifest: Manifest | None = None) -> OpenVersion:
+    """Verify and open the current version, or the one `manifest` describes.
+
+    Raises:
+        IndexNotFoundError: no index there.
+        IndexCorruptError: any file of the version is missing or damaged.
+        StoreError: the operating system refused to read.
+    """
+    manifest = manifest or read_manifest(root)
+    pairs = read_tombstones(root, manifest)
+    opened: list[Segment] = []
+    try:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+            waiting = [
+                pool.submit(Segment, root, entry, manifest.dim) for entry in manifest.segments
+            ]
+            errors = []
+            for future in waiting:
+                if error := future.exception():
+                    errors.append(error)
+                else:
+                    opened.append(future.result())
+            if errors:
+                raise errors[0]
+        dead = dead_rows([segment.entry.rows for segment in opened], pairs)
+        _check_counts(manifest, dead)
+    except BaseException:
+        for segment in opened:
+            segment.close()
+        raise
+    return OpenVersion(root, manifest, opened, dead)
+
+
+def read_tombstones(root: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Tombstones of a version: int64 [T, 2] of (position of the segment, row), verified.
+
+    Raises:
+        IndexCorruptError: damaged, unsorted, repeated or out of range.
+    """
+    entry = manifest.tombstones
+    if entry is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    name = f"{TOMBSTONES}/{entry.file}"
+    with verify_file(root, name, entry) as file:
+        pairs = _parse_tombstones(name, file.read(), entry)
+    rows = np.array([segment.rows for segment in manifest.segments], dtype=np.int64)
+    segment_T, row_T = pairs[:, 0], pairs[:, 1]
+    if (segment_T < 0).any() or (segment_T >= len(rows)).any():
+        raise IndexCorruptError(name, "it names a segment out of range", hint=HINT)
+    if (row_T < 0).any() or (row_T >= rows[segment_T]).any():
+        raise IndexCorruptError(name, "it names a row out of range", hint=HINT)
+    if not np.array_equal(pairs, np.unique(pairs, axis=0)):
+        raise IndexCorruptError(name, "it is not sorted, or repeats a row", hint=HINT)
+    return pairs
+
+
+def encode_tombstones(pairs: npt.NDArray[np.int64]) -> bytes:
+    """The file form of int64 [T, 2] pairs."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(pairs, dtype="<i8"), allow_pickle=False)
+    return stream.getvalue()
+
+
+def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDArray[np.bool_]]:
+    """Tombstone pairs as one bool [N] mask per segment."""
+    masks = [np.zeros(count, dtype=np.bool_) for count in rows]
+    for position, mask in enumerate(masks):
+        mask[pairs[pairs[:, 0] == position, 1]] = True
+    return masks
+
+
+def _parse_tombstones(name: str, data: bytes, entry: TombstoneEntry) -> npt.NDArray[np.int64]:
+    try:
+        pairs = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise IndexCorruptError(name, f"not an npy file: {error}", hint=HINT) from error
+    if not isinstance(pairs, np.ndarray) or pairs.dtype != np.dtype("<i8"):
+        raise IndexCorruptError(name, "it does not hold int64", hint=HINT)
+    if pairs.shape != (entry.count, 2):
+        raise IndexCorruptError(
+            name, f"its shape is {list(pairs.shape)}, not [{entry.count}, 2]", hint=HINT
+        )
+    return pairs
+
+
+def _check_counts(manifest: Manifest, dead: list[npt.NDArray[np.bool_]]) -> None:
+    live = {"image": 0, "text": 0}
+    for entry, mask in zip(manifest.segments, dead, strict=True):
+        live[entry.modality] += entry.rows - int(mask.sum())
+    if (live["image"], live["text"]) != (manifest.live.images, manifest.live.texts):
+        raise IndexCorruptError(
+            f"manifests/{manifest.version:08d}.json",
+            "its counts do not match its segments and tombstones",
+            hint=HINT,
+        )

@@ -85,7 +85,7 @@ class IndexWriter:
         self.root = root
         self._fs = fs or Fs()
         self._open: list[SegmentWriter] = []
-        _refuse_foreign(root)
+        require_index_or_empty(root)
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
         try:
@@ -296,7 +296,13 @@ class IndexWriter:
                 self._fs.remove(path)
 
 
-def _refuse_foreign(root: Path) -> None:
+def require_index_or_empty(root: Path) -> None:
+    """Refuse to write into a directory that is something else.
+
+    Raises:
+        StoreError: a file, or a directory with content that is not an index's.
+        IndexCorruptError: it was an index, and its `CURRENT` is gone.
+    """
     if not root.exists() and not root.is_symlink():
         return
     if not root.is_dir():

@@ -13,20 +13,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from models.encoder import Encoder, PreparedImage
 from models.errors import DiptychError, InvalidLabelsError
-from models.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, build_prompts
+from models.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
 from models.vectors import Vectors
-from models.zeroshot import class_matrix, probabilities
-from service.queries import ClassifyAnswer, ImageResult, Prediction, storable
+from models.zeroshot import background, class_matrix, probabilities
+from service.queries import ClassifyAnswer, ImageResult, Prediction
 from service.stopwatch import Stopwatch
 
-MAX_LABELS = 1000
-MAX_LABEL_CHARS = 1000
-MAX_TEMPLATES = 100
-# a 1000-label set with the longest published template list (80); more is a mistake or an attack
-MAX_PROMPTS = 100_000
+# a thousand labels in the eighty templates of ImageNet; more is a mistake or an attack
+MAX_PROMPTS = 80_000
 _CACHE_BYTES = 64 << 20
 
 
@@ -83,7 +81,7 @@ class Classifier:
         top_k: int | None = None,
     ) -> ClassifyAnswer:
         """See `Engine.classify`."""
-        chosen = check_classes(labels, templates, template_set, multi_label=multi_label)
+        names, chosen = check_classes(labels, templates, template_set, multi_label=multi_label)
         watch = Stopwatch()
         prepared: list[PreparedImage] = []
         errors: dict[int, DiptychError] = {}
@@ -94,8 +92,14 @@ class Classifier:
                 errors[index] = error
         watch.lap("prepare")
         class_CD = self._cache.get_or_make(
-            labels, chosen, lambda: class_matrix(self._encoder, labels, chosen)
+            names, chosen, lambda: class_matrix(self._encoder, names, chosen)
         )
+        background_D = None
+        if multi_label and self._encoder.logit_bias is None:
+            # a softmax-trained pair judges labels one by one only against something neutral
+            background_D = self._cache.get_or_make(
+                (), chosen, lambda: background(self._encoder, chosen)
+            )
         watch.lap("classes")
         image_BD = self._encoder.embed_images(prepared)
         watch.lap("embed")
@@ -105,12 +109,13 @@ class Classifier:
             logit_scale=self._encoder.logit_scale,
             logit_bias=self._encoder.logit_bias,
             multi_label=multi_label,
+            background_D=background_D,
         )
         rows = iter(chance_BC)
         results = tuple(
             ImageResult(error=errors[index])
             if index in errors
-            else ImageResult(_ranked(next(rows), labels, top_k))
+            else ImageResult(_ranked(next(rows), names, top_k))
             for index in range(len(images))
         )
         return ClassifyAnswer(
@@ -122,28 +127,10 @@ class Classifier:
 
 
 def _ranked(
-    chance_C: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    labels: Sequence[str],
-    top_k: int | None,
+    chance_C: npt.NDArray[np.float64], labels: Sequence[str], top_k: int | None
 ) -> tuple[Prediction, ...]:
     order = np.argsort(-chance_C, kind="stable")[:top_k]
     return tuple(Prediction(labels[i], float(chance_C[i])) for i in order)
-
-
-def _templates(templates: Sequence[str] | None, template_set: str | None) -> tuple[str, ...]:
-    if templates is not None and template_set is not None:
-        raise InvalidLabelsError("give templates or a template set, not both")
-    if template_set is not None:
-        if template_set not in TEMPLATE_SETS:
-            raise InvalidLabelsError(
-                f"unknown template set; the sets are {', '.join(sorted(TEMPLATE_SETS))}"
-            )
-        return tuple(TEMPLATE_SETS[template_set])
-    if templates is None:
-        return tuple(DEFAULT_TEMPLATES)
-    if not 1 <= len(templates) <= MAX_TEMPLATES:
-        raise InvalidLabelsError(f"give between 1 and {MAX_TEMPLATES} templates")
-    return tuple(templates)
 
 
 def check_classes(
@@ -152,32 +139,21 @@ def check_classes(
     template_set: str | None,
     *,
     multi_label: bool,
-) -> tuple[str, ...]:
-    """The templates to use, once labels and templates are known to be usable.
+) -> tuple[list[str], tuple[str, ...]]:
+    """The labels and the templates to use, once both are known to be usable.
 
     Raises:
-        InvalidLabelsError: too few, too many, too long, empty or repeated; bad templates.
+        InvalidLabelsError: see `models.prompts`; both kinds of templates; an unknown set.
     """
-    chosen = _templates(templates, template_set)
-    _check_sizes(labels, chosen, multi_label=multi_label)
-    build_prompts(labels, chosen)
-    return chosen
-
-
-def _check_sizes(labels: Sequence[str], templates: Sequence[str], *, multi_label: bool) -> None:
-    # sigmoid scores one label on its own; a softmax over one label is 1.0 whatever the picture
-    fewest = 1 if multi_label else 2
-    if not fewest <= len(labels) <= MAX_LABELS:
-        raise InvalidLabelsError(
-            f"give between {fewest} and {MAX_LABELS} labels, got {len(labels)}"
-        )
-    for kind, texts in (("label", labels), ("template", templates)):
-        for number, text in enumerate(texts, start=1):
-            if len(text) > MAX_LABEL_CHARS:
-                raise InvalidLabelsError(
-                    f"{kind} {number} has {len(text)} characters; the limit is {MAX_LABEL_CHARS}"
-                )
-            if not storable(text):
-                raise InvalidLabelsError(f"{kind} {number} holds NUL or a lone surrogate")
-    if len(labels) * len(templates) > MAX_PROMPTS:
-        raise InvalidLabelsError(f"labels x templates may be at most {MAX_PROMPTS} prompts")
+    if templates is not None and template_set is not None:
+        raise InvalidLabelsError("give templates or a template set, not both")
+    if template_set is not None and template_set not in TEMPLATE_SETS:
+        raise InvalidLabelsError(f"unknown template set; there are {', '.join(TEMPLATE_SETS)}")
+    if template_set is not None:
+        chosen = TEMPLATE_SETS[template_set]
+    else:
+        chosen = DEFAULT_TEMPLATES if templates is None else tuple(check_templates(templates))
+    names = check_labels(labels, multi_label=multi_label)
+    if len(names) * len(chosen) > MAX_PROMPTS:
+        raise InvalidLabelsError(f"labels x templates may be at most {MAX_PROMPTS:,} prompts")
+    return names, chosen

@@ -24,6 +24,8 @@ PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+# the page writes text, never markup; browsers that can will refuse anything else
+STRICT_PAGE_POLICY = PAGE_POLICY + "; require-trusted-types-for 'script'; trusted-types 'none'"
 # Swagger UI sets inline styles on its own elements; scripts stay files
 DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"
 _HEADERS = {

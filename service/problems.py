@@ -55,6 +55,9 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "not-ready": (503, "Not ready"),
 }
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+_RULES = {
+    "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label.",
+}
 _MAX_ERRORS = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
@@ -124,6 +127,9 @@ def of_domain(error: DiptychError) -> Problem:
             code, detail = ImageError.code, "It is damaged, or not a picture."
     elif isinstance(error, InputError):
         code = code if code in CATALOGUE else InputError.code
+        if "'" in detail or '"' in detail:
+            # the message quotes what was sent (labels, templates): name the rule instead
+            detail = _RULES.get(code, "The value cannot be used.")
     elif isinstance(error, StoreError):
         # the message names files; the operator finds it in the log
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None

@@ -19,7 +19,7 @@ MAX_HEAD_BYTES = 96 << 10
 class ProblemH11Protocol(H11Protocol):
     """`H11Protocol` with `send_400_response` in our shape."""
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
         request_id = uuid.uuid4().hex
         response = Problem("bad-request", "This is not HTTP/1.1.").response(request_id)
         headers = [

@@ -97,7 +97,6 @@ class ClassifyAnswer:
     results: tuple[ImageResult, ...]
     multi_label: bool
     model: str
-    truncated: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.errors import InputError
@@ -138,7 +138,7 @@ class Hit(BaseModel):
     embedding: list[float] | None = None
 
 
-_EXAMPLE_HIT = {
+_EXAMPLE_HIT: dict[str, JsonValue] = {
     "id": EXAMPLE_ID,
     "score": 0.3127,
     "modality": "image",

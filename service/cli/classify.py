@@ -36,9 +36,9 @@ _BAR = 24
     "--template",
     "templates",
     multiple=True,
-    help="A prompt in which {c} or {} stands for the label; repeat for an ensemble.",
+    help="A prompt in which {c} or {} stands for the label, or the name of a set; repeatable.",
 )
-@click.option("--template-set", help="A named list of prompts, e.g. imagenet.")
+@click.option("--template-set", help="A named list of prompts: default, imagenet, plain or zh.")
 @click.option("--multi-label", is_flag=True, help="Score each label on its own.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Show only the most likely labels.")
 @model_options
@@ -63,11 +63,13 @@ def classify(
     """
     names = _labels(labels, labels_file)
     from models.environment import default_model
+    from models.prompts import resolve_templates
     from service.classifier import check_classes
     from service.engine import Engine
 
     # a wrong label is said before a model is loaded for it
-    prompts = check_classes(names, templates or None, template_set, multi_label=multi_label)
+    prompts = resolve_templates(templates) if templates else None
+    check_classes(names, prompts, template_set, multi_label=multi_label)
     from models.registry import load_encoder
 
     encoder = load_encoder(
@@ -81,6 +83,7 @@ def classify(
             [data for _, data in batch if isinstance(data, bytes)],
             names,
             templates=prompts,
+            template_set=template_set,
             multi_label=multi_label,
             top_k=top_k,
         )

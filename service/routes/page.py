@@ -9,7 +9,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 
-from service.frame import DOCS_POLICY, PAGE_POLICY
+from service.frame import DOCS_POLICY, PAGE_POLICY, STRICT_PAGE_POLICY
 from service.problems import refuse
 
 _PAGE = Path(__file__).resolve().parents[1] / "page"
@@ -55,7 +55,7 @@ def page_router() -> APIRouter:
 
     @router.get("/")
     async def page(request: Request) -> Response:
-        return _serve(index, request, PAGE_POLICY)
+        return _serve(index, request, STRICT_PAGE_POLICY)
 
     @router.get("/docs")
     async def documentation(request: Request) -> Response:

@@ -192,6 +192,16 @@ class Snapshot:
             raise NotFoundError(f"item {item_id!r} has no thumbnail")
         return thumbnail
 
+    def captions(self, image_id: str) -> list[Item]:
+        """The live texts that belong to a picture, in source order; none is not an error."""
+        found = []
+        for part in self._parts["text"]:
+            items = self._open.segments[part].items
+            rows = [row for row in items.rows_of(image_id) if self._live[part][row]]
+            loaded = items.items(rows)
+            found += [loaded[row] for row in sorted(rows)]
+        return [item for item in found if item.image_id == image_id]
+
     def _find(self, item_id: str) -> tuple[Segment, int]:
         for modality in ("image", "text"):
             for part in reversed(self._parts[modality]):  # newest first

@@ -156,6 +156,11 @@ class Engine:
         """One indexed item. Raises NotFoundError."""
         return self.snapshot.item(_check_id(item_id))
 
+    def captions(self, item: Item) -> list[Item]:
+        """The texts that belong to an image item; of a text item, those of its picture."""
+        image_id = item.id if item.modality == "image" else item.image_id
+        return [] if image_id is None else self.snapshot.captions(image_id)
+
     def thumbnail(self, item_id: str) -> bytes:
         """An image item's thumbnail as JPEG. Raises NotFoundError."""
         return self.snapshot.thumbnail(_check_id(item_id))

@@ -36,9 +36,17 @@ def _common(item: Item) -> dict[str, Any]:
     }
 
 
-def item(found: Item) -> schemas.Item:
+def item(engine: Engine, item_id: str) -> schemas.Item:
+    found = engine.item(item_id)
+    captions = [
+        schemas.Caption(id=text.id, text=text.text or "", language=text.language)
+        for text in engine.captions(found)
+    ]
     return schemas.Item(
-        **_common(found), attributes=dict(found.attributes), content_hash=found.content_hash
+        **_common(found),
+        attributes=dict(found.attributes),
+        content_hash=found.content_hash,
+        captions=captions,
     )
 
 

@@ -181,12 +181,23 @@ class SearchResponse(BaseModel):
     timings: Annotated[dict[str, float], Field(description="Milliseconds per stage.")]
 
 
+class Caption(BaseModel):
+    id: str
+    text: str
+    language: str | None = None
+
+
 class Item(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {key: value for key, value in _EXAMPLE_HIT.items() if key != "score"}
-                | {"content_hash": "5f" * 32}
+                | {
+                    "content_hash": "5f" * 32,
+                    "captions": [
+                        {"id": EXAMPLE_ID + "#en.0", "text": "a red apple", "language": "en"}
+                    ],
+                }
             ]
         }
     )
@@ -200,6 +211,9 @@ class Item(BaseModel):
     attributes: dict[str, Any]
     content_hash: str
     thumbnail_url: str | None = None
+    captions: Annotated[
+        list[Caption], Field(description="The texts of this picture, or of the text's picture.")
+    ]
 
 
 class IndexResponse(BaseModel):

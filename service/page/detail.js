@@ -1,6 +1,6 @@
 // One hit, large: picture, captions, facts, and the way on to more like it.
 
-import { $, element, nameOf, pathOf, postJson } from "./dom.js";
+import { $, call, element, nameOf, pathOf } from "./dom.js";
 import { t } from "./i18n.js";
 import { currentHits, searchLike } from "./search.js";
 
@@ -19,6 +19,7 @@ function draw() {
   $("detail-title").textContent = hit.text || nameOf(hit.uri) || t(hit.modality === "text" ? "untitledText" : "untitled");
   $("detail-image").hidden = !hit.thumbnail_url;
   if (hit.thumbnail_url) $("detail-image").src = hit.thumbnail_url;
+  else $("detail-image").removeAttribute("src");
   facts(hit);
   $("detail-captions").replaceChildren();
   captions(hit);
@@ -43,14 +44,12 @@ function facts(hit) {
   );
 }
 
-/** The picture's other captions: among the texts nearest to it, those that name it. */
+/** The picture's other captions, fetched because a hit carries one text only. */
 async function captions(hit) {
-  const image = hit.modality === "image" ? hit.id : hit.image_id;
-  if (!image) return;
   try {
-    const answer = await postJson("/v1/search", { query: { id: image }, target: "texts", k: 100 });
+    const item = await call(`/v1/items/${encodeURIComponent(hit.id)}`);
     if (currentHits()[at] !== hit) return;
-    const own = answer.hits.filter((text) => text.image_id === image && text.text !== hit.text);
+    const own = item.captions.filter((text) => text.text !== hit.text);
     $("detail-captions").replaceChildren(...own.map((text) => element("li", { text: text.text, lang: text.language === "und" ? null : text.language })));
   } catch {
     // captions are an extra; without them the rest still stands
@@ -70,6 +69,10 @@ function step(by) {
 }
 
 export function startDetail() {
+  // a preview is small: twice its size is as far as it can be shown without turning to mist
+  $("detail-image").addEventListener("load", () => {
+    $("detail-image").style.setProperty("max-width", `min(100%, ${$("detail-image").naturalWidth * 2}px)`);
+  });
   $("detail-close").addEventListener("click", () => $("detail").close());
   $("detail-previous").addEventListener("click", () => step(-1));
   $("detail-next").addEventListener("click", () => step(1));

@@ -41,7 +41,7 @@ def thumbnail(id: str, request: Request, engine: EngineOf) -> Response:
     """A small JPEG without metadata, re-encoded when the picture was indexed."""
     if not request.scope.get("raw_path", b"/thumbnail").endswith(_THUMBNAIL.encode()):
         # `a%2Fthumbnail` is one segment, an item's id, that decoding made look like this route
-        found = presenting.item(engine.item(id + _THUMBNAIL))
+        found = presenting.item(engine, id + _THUMBNAIL)
         return Response(found.model_dump_json(), media_type="application/json")
     jpeg = engine.thumbnail(id)
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
@@ -56,4 +56,4 @@ def thumbnail(id: str, request: Request, engine: EngineOf) -> Response:
 def item(id: str, engine: EngineOf, response: Response) -> schemas.Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
     response.headers["Index-Version"] = str(engine.snapshot.version)
-    return presenting.item(engine.item(id))
+    return presenting.item(engine, id)

@@ -1,0 +1,77 @@
+"""Where and in which arithmetic a model runs: `auto` resolved to something definite.
+
+It knows torch's view of the machine, nothing of models.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from models.errors import ModelError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; a named device must exist.
+
+    Raises:
+        ModelError: an unknown device, or one this machine does not have.
+    """
+    kind, _, ordinal = name.partition(":")
+    if kind == "auto" and not ordinal:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if kind not in ("cpu", "cuda", "mps") or (ordinal and not ordinal.isdecimal()):
+        raise ModelError(f"unknown device {name!r}", hint="use auto, cpu, cuda, cuda:N or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("this machine has no usable MPS device", hint="use --device auto")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(ordinal or 0) >= count:
+            raise ModelError(
+                f"device {name!r} is not usable; CUDA devices here: {count}",
+                hint="use --device auto",
+            )
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` takes the fastest arithmetic that keeps the ranking -> `fp32`, `bf16` or `fp16`.
+
+    bf16 where the hardware multiplies it natively, because its range is that of fp32 and no
+    activation can overflow; fp16 on older GPUs; fp32 elsewhere: on a CPU without bf16 units the
+    conversions make it slower, and MPS is not measured.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name not in PRECISIONS:
+        raise ModelError(f"unknown precision {name!r}", hint=f"use one of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit torch's CPU threads, for the whole process; None leaves its default, all cores.
+
+    Raises:
+        ModelError: fewer than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ModelError(f"{threads} threads; at least 1 is needed")
+    torch.set_num_threads(threads)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -161,6 +161,8 @@ class IndexWriter:
                     continue
                 entries.append(writer.finish())
                 self._place(writer.directory, self.root / SEGMENTS / writer.id, placed)
+            if len(entries) > len(old.segments):
+                self._fs.sync_dir(self.root / SEGMENTS)
             tombstones = self._bury(entries, dead, placed)
             known = {(source.name, source.kind) for source in old.sources}
             new = old.model_copy(
@@ -221,7 +223,6 @@ class IndexWriter:
     def _place(self, source: Path, target: Path, placed: list[Path]) -> None:
         placed.append(target)
         self._fs.rename(source, target)
-        self._fs.sync_dir(target.parent)
 
     def _write(self, name: str, data: bytes) -> tuple[Path, FileDigest]:
         path = self.root / SCRATCH / f"{name}.{uuid.uuid4().hex[:8]}"
@@ -241,6 +242,7 @@ class IndexWriter:
         name = f"{self.manifest.version + 1:08d}.npy"
         scratch, digest = self._write(name, encode_tombstones(pairs))
         self._place(scratch, self.root / TOMBSTONES / name, placed)
+        self._fs.sync_dir(self.root / TOMBSTONES)
         return TombstoneEntry(file=name, size=digest.size, sha256=digest.sha256, count=len(pairs))
 
     def _count(self, entries: list[SegmentEntry], tombstones: TombstoneEntry | None) -> Live:
@@ -257,6 +259,7 @@ class IndexWriter:
         parse_manifest("the new manifest", data)  # what we write, every reader must accept
         scratch, digest = self._write("manifest", data)
         self._place(scratch, self.root / manifest_path(manifest.version), placed)
+        self._fs.sync_dir(self.root / MANIFESTS)
         assert digest.sha256 == hashlib.sha256(data).hexdigest()
         return Head(manifest.version, digest.sha256)
 

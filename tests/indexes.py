@@ -1,0 +1,86 @@
+"""Small sources, and indexes built from them with the colour encoder, for tests of `indexer/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from fakes import COLOURS, ColourEncoder, solid
+
+from indexer.builder import BuildOptions, BuildReport, build_index
+from indexer.snapshot import Snapshot, open_snapshot
+from models.data.records import Record, Reject, Row
+
+NAMES = list(COLOURS)
+PICTURES = {name: solid(name, size=(8, 8)) for name in NAMES}
+
+
+class ListSource:
+    """A source that yields the rows it was given; an exception among them is raised."""
+
+    kind = "list"
+
+    def __init__(self, rows: Iterable[Row | Exception], name: str = "list") -> None:
+        self.name = name
+        self.rows = list(rows)
+
+    def count(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.rows:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+
+def record(
+    key: str, colour: str | None, *captions: str, language: str = "en", **attributes: object
+) -> Record:
+    """A record whose picture is a solid colour, or that has no picture."""
+    return Record(
+        key=key,
+        uri=f"file:///pictures/{key}.png",
+        image=None if colour is None else PICTURES[colour],
+        texts={language: captions} if captions else {},
+        attributes=attributes,
+    )
+
+
+def reject(key: str) -> Reject:
+    return Reject("list", key, "test-reject", "refused by the source")
+
+
+def build(
+    rows: Iterable[Row | Exception],
+    out: Path,
+    encoder: ColourEncoder | None = None,
+    **options: object,
+) -> BuildReport:
+    settings = BuildOptions(**{"batch_size": 4, **options})  # type: ignore[arg-type]
+    return build_index([ListSource(rows)], out, encoder or ColourEncoder(), options=settings)
+
+
+def opened(path: Path) -> Snapshot:
+    return open_snapshot(path, fingerprint=ColourEncoder().fingerprint)
+
+
+def ids(snapshot: Snapshot, query: str, k: int = 1000, target: str = "images") -> list[str]:
+    """Ids of the hits of a text query, best first."""
+    encoder = ColourEncoder()
+    vectors = encoder.embed_texts([encoder.prepare_text(query)])
+    return [hit.item.id for hit in snapshot.search(vectors, k, target=target)[0]]  # type: ignore[arg-type]
+
+
+def rejects_of(path: Path) -> list[dict[str, str]]:
+    import json
+
+    file = path.with_name(path.name + ".rejects.jsonl")
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+
+
+def scratch(path: Path) -> Sequence[str]:
+    """What is left in an index's scratch directory."""
+    return sorted(entry.name for entry in (path / "scratch").iterdir())

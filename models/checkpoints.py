@@ -64,12 +64,14 @@ def refuse_pickle(what: str) -> ModelError:
 
 
 def _check_is_safetensors(path: Path, head: bytes, size: int) -> None:
-    # torch.save writes a zip, or a bare pickle in the old format
+    header = int.from_bytes(head[:8], "little")
+    if len(head) == 9 and head[8:] == b"{" and header <= min(_MAX_HEADER, size - 8):
+        return
+    # torch.save writes a zip, or a bare pickle in the old format; asked second, because the
+    # length of an honest header may begin with the same bytes
     if head.startswith((b"PK", b"\x80")):
         raise refuse_pickle(str(path))
-    header = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{" or header > min(_MAX_HEADER, size - 8):
-        raise ModelError(f"{path} is not a safetensors file, or it is cut short")
+    raise ModelError(f"{path} is not a safetensors file, or it is cut short")
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

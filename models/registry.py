@@ -89,10 +89,9 @@ def parse_model_id(text: str) -> ModelId:
         if rest and _WORD.fullmatch(scheme):
             return ModelId("checkpoint", given, name=scheme, path=Path(rest).expanduser())
         return ModelId("checkpoint", given, path=Path(given).expanduser())
-    name, slash, tag = given.rpartition("/")
-    name = name.replace("/", "-")  # OpenAI wrote ViT-B/32
-    if slash and _WORD.fullmatch(name) and _WORD.fullmatch(tag):
-        return ModelId("tag", given, name=name, tag=tag)
+    words = given.split("/")  # three where the name is OpenAI's ViT-B/32
+    if len(words) in (2, 3) and all(_WORD.fullmatch(word) for word in words):
+        return ModelId("tag", given, name="-".join(words[:-1]), tag=words[-1])
     hint = _FORMS
     if given and Path(given).expanduser().is_dir():
         hint = f"for a directory write local-dir:{given}"

@@ -1,0 +1,103 @@
+"""`diptych models`: which encoder pairs there are, and what one of them is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from service.cli.output import emit_json, json_option
+
+
+@click.group(invoke_without_command=True)
+@click.option("--filter", "needle", default="", help="Only ids that contain this, in any case.")
+@json_option
+@click.pass_context
+def models(context: click.Context, needle: str, as_json: bool) -> None:
+    """List encoder pairs: the starter pair, then open_clip's.
+
+    Every line is an id for --model. The starter pair needs no network; the others are fetched
+    from the Hugging Face hub on first use, and from its cache when HF_HUB_OFFLINE is set.
+
+    \b
+    diptych models --filter siglip
+    diptych models show starter
+    diptych models show local-dir:my-pair --json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from models.registry import known_models
+
+    found = [model for model in known_models() if needle.lower() in model.id.lower()]
+    if as_json:
+        emit_json([asdict(model) for model in found])
+        return
+    width = max((len(model.id) for model in found), default=0)
+    for model in found:
+        extra = f"  (needs diptych[{model.needs}])" if model.needs else ""
+        click.echo(f"{model.id:<{width}}  {model.source}{extra}")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the towers.",
+)
+@json_option
+def show(model: str, device: str, precision: str, as_json: bool) -> None:
+    """Load MODEL and describe it: size, preprocessing and the fingerprint that binds an index.
+
+    \b
+    diptych models show starter
+    diptych models show ViT-B-32/laion2b_s34b_b79k --json
+    diptych models show local-dir:my-pair
+    """
+    from models.registry import load_encoder
+
+    encoder = load_encoder(model, device=device, precision=precision)
+    fingerprint = encoder.fingerprint
+    described: dict[str, Any] = {
+        "model": fingerprint.model,
+        "dim": encoder.dim,
+        "parameters": getattr(encoder, "parameters", None),
+        "logit_scale": encoder.logit_scale,
+        "logit_bias": encoder.logit_bias,
+        "device": str(getattr(encoder, "device", "cpu")),
+        "precision": getattr(encoder, "precision", None),
+        "preprocessing": _unpacked(fingerprint.preprocessing),
+        "tokenizer": _unpacked(fingerprint.tokenizer),
+        "architecture": fingerprint.architecture,
+        "activation": fingerprint.activation,
+        "weights_sha256": fingerprint.weights_sha256,
+        "fingerprint": fingerprint.digest,
+    }
+    if as_json:
+        emit_json(described)
+        return
+    for name, value in described.items():
+        if value is not None:
+            text = f"{value:,}" if name == "parameters" else _compact(value)
+            click.echo(f"{name:<14}  {text}")
+
+
+def _unpacked(text: str) -> Any:
+    """Fields of a fingerprint that are JSON, as values; the others as they are."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_compact(part)}" for key, part in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(_compact(part) for part in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,195 @@
+"""Model ids, the hub cache, and the devices and precisions that `auto` may choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import pytest
+import torch
+from open_clip import factory as open_clip_factory
+from open_clip import pretrained as open_clip_pretrained
+from safetensors.torch import save_file
+
+from models.devices import resolve_device, resolve_precision, set_threads
+from models.errors import ModelError
+from models.openclip import OpenClipEncoder
+from models.registry import known_models, load_encoder, parse_model_id
+
+TINY = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no permission to use the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def publish(cache: Path, repository: str, **config: Any) -> Path:
+    """Put a tiny pair into the cache as the hub's client lays it out."""
+    base = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = base / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("0" * 40)
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**TINY, **config}}))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**TINY).state_dict(), snapshot / "open_clip_model.safetensors")
+    return snapshot
+
+
+def load(model: str) -> OpenClipEncoder:
+    encoder = load_encoder(model, device="cpu", precision="fp32")
+    assert isinstance(encoder, OpenClipEncoder)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "name", "tag", "path"),
+    [
+        ("starter", "starter", "", "", None),
+        (" starter ", "starter", "", "", None),
+        ("ViT-B-32/laion2b_s34b_b79k", "tag", "ViT-B-32", "laion2b_s34b_b79k", None),
+        ("ViT-B/32/openai", "tag", "ViT-B-32", "openai", None),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "hub", "timm/ViT-B-16-SigLIP", "", None),
+        ("local-dir:/a b/c", "directory", "", "", "/a b/c"),
+        ("local-dir:x", "directory", "", "", "x"),
+        ("a/b.safetensors", "checkpoint", "", "", "a/b.safetensors"),
+        ("ViT-B-32:a/b.safetensors", "checkpoint", "ViT-B-32", "", "a/b.safetensors"),
+        ("./a:b.safetensors", "checkpoint", "", "", "a:b.safetensors"),
+    ],
+)
+def test_id_forms(text: str, kind: str, name: str, tag: str, path: str | None) -> None:
+    parsed = parse_model_id(text)
+    assert (parsed.kind, parsed.name, parsed.tag) == (kind, name, tag)
+    assert parsed.path == (None if path is None else Path(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "Starter!", "ViT-B-32", "hf-hub:", "hf-hub:timm", "hf-hub:../x/y", "local-dir:",
+     "a//b", "/etc/passwd", "model.pt", "ViT-B-32:model.bin", "https://x.org/m.pth", "a\nb/c"],
+)  # fmt: skip
+def test_other_ids_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        parse_model_id(text)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_bare_directory_is_pointed_to_its_form(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        parse_model_id(str(tmp_path))
+    assert f"local-dir:{tmp_path}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("model", "suggestion"),
+    [
+        ("ViT-B-23/openai", "ViT-B-32"),
+        ("vit-b-32/openai", "ViT-B-32"),
+        ("ViT-B-32/laion2b_s34b", "laion2b_s34b_b79k"),
+        ("ViT-B-23:x.safetensors", "ViT-B-32"),
+    ],
+)
+def test_unknown_names_suggest_close_ones(model: str, suggestion: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(model)
+    assert suggestion in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:some/pair"])
+def test_offline_and_not_cached_says_what_to_do(cache: Path, model: str) -> None:
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set") as caught:
+        load(model)
+    assert "hf download" in str(caught.value.hint)
+    assert not cache.exists() or not list(cache.rglob("*.safetensors"))
+
+
+def test_hub_and_directory_are_the_same_pair(cache: Path) -> None:
+    snapshot = publish(cache, "some/pair")
+    hub, directory = load("hf-hub:some/pair"), load(f"local-dir:{snapshot}")
+    assert hub.fingerprint.digest == directory.fingerprint.digest
+    assert hub.fingerprint.model == "hf-hub:some/pair"
+
+
+def test_a_tag_brings_its_activation_and_pixels(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-B-32/openai in small: the architecture's name says GELU, the tag knows better."""
+    snapshot = publish(cache, "some/pair", quick_gelu=True)
+    tags = {
+        "quick": open_clip_pretrained._pcfg(hf_hub="some/pair/", quick_gelu=True),
+        "plain": open_clip_pretrained._slpcfg(hf_hub="some/pair/"),
+        "pickled": open_clip_pretrained._pcfg(url="https://x.org/tiny.pt"),
+    }
+    monkeypatch.setitem(open_clip_factory._MODEL_CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(open_clip_pretrained._PRETRAINED, "tiny", tags)
+    quick, plain = load("tiny/quick"), load("tiny/plain")
+    assert quick.fingerprint.digest == load(f"local-dir:{snapshot}").fingerprint.digest
+    assert quick.fingerprint.activation == "quick_gelu"
+    assert plain.fingerprint.activation == "gelu"
+    assert json.loads(plain.fingerprint.preprocessing)["resize_mode"] == "squash"
+    with pytest.raises(ModelError, match="pickled"):
+        load("tiny/pickled")
+    with pytest.raises(ModelError, match="different preprocessings"):
+        load(f"tiny:{snapshot / 'open_clip_model.safetensors'}")
+    monkeypatch.setitem(open_clip_pretrained._PRETRAINED, "tiny", {"plain": tags["plain"]})
+    named = load(f"tiny:{snapshot / 'open_clip_model.safetensors'}")
+    assert named.fingerprint.digest == plain.fingerprint.digest
+
+
+def test_every_built_in_tag_is_listed_and_parses() -> None:
+    listed = known_models()
+    assert listed[0].id == "starter"
+    assert len(listed) == 1 + len(open_clip.list_pretrained())
+    for model in listed[1:]:
+        parsed = parse_model_id(model.id)
+        assert (parsed.kind, parsed.name, parsed.tag) == ("tag", model.architecture, model.tag)
+        assert model.source
+    assert next(m for m in listed if m.id == "ViT-B-16-SigLIP/webli").needs == "hf"
+
+
+def test_devices_and_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_device("cpu") == cpu
+    assert resolve_device("auto").type in {"cpu", "cuda", "mps"}
+    for wrong in ("gpu", "cuda:x", "auto:1", "", "cuda:99"):
+        with pytest.raises(ModelError):
+            resolve_device(wrong)
+    assert resolve_precision("fp16", cpu) == "fp16"
+    with pytest.raises(ModelError, match="int4"):
+        resolve_precision("int4", cpu)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")],
+)
+def test_auto_on_a_cpu_is_bf16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+def test_threads() -> None:
+    before = torch.get_num_threads()
+    set_threads(None)
+    assert torch.get_num_threads() == before
+    with pytest.raises(ModelError):
+        set_threads(0)
+    try:
+        set_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

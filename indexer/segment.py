@@ -33,6 +33,7 @@ from indexer.manifest import (
     SegmentEntry,
     unreadable,
 )
+from indexer.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
 from models.vectors import Vectors
 
@@ -82,11 +83,8 @@ class SegmentWriter:
         """
         assert self.rows, "an empty segment has no place in a manifest"
         self._items.close()
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": "<f2", "fortran_order": False, "shape": (self.rows, self._dim)}
-        )
-        chunks = [header.getvalue(), *(part.tobytes() for part in self._parts)]
+        header = npy_header("<f2", (self.rows, self._dim))
+        chunks = [header, *(part.tobytes() for part in self._parts)]
         vectors = self._fs.write_file(self.directory / VECTORS_FILE, chunks)
         items = self._fs.seal_file(self.directory / ITEMS_FILE)
         self._fs.sync_dir(self.directory)
@@ -184,21 +182,9 @@ def verify_file(root: Path, name: str, entry: FileEntry) -> io.FileIO:
 
 
 def _map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
-    try:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, EOFError) as error:
-        raise IndexCorruptError(name, f"not a float16 npy file: {error}", hint=HINT) from error
-    offset = file.tell()
-    if dtype != np.dtype("<f2") or fortran or shape != (rows, dim):
-        raise IndexCorruptError(
-            name, f"it holds {dtype} {list(shape)}, not float16 [{rows}, {dim}]", hint=HINT
-        )
     size = os.fstat(file.fileno()).st_size
-    if size != offset + rows * dim * 2:
-        raise IndexCorruptError(name, "its length does not fit its shape", hint=HINT)
+    start = os.pread(file.fileno(), 4096, 0)
+    offset = check_npy(name, start, size, "<f2", (rows, dim))
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
 

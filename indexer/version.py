@@ -7,7 +7,6 @@ while the version can be opened.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from indexer.manifest import HINT, TOMBSTONES, Manifest, TombstoneEntry, read_manifest
+from indexer.manifest import HINT, TOMBSTONES, Manifest, read_manifest
+from indexer.npy import check_npy, npy_header
 from indexer.segment import Segment, verify_file
 from models.errors import IndexCorruptError
 
@@ -90,7 +90,9 @@ def read_tombstones(root: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
         return np.zeros((0, 2), dtype=np.int64)
     name = f"{TOMBSTONES}/{entry.file}"
     with verify_file(root, name, entry) as file:
-        pairs = _parse_tombstones(name, file.read(), entry)
+        data = file.read()
+    offset = check_npy(name, data[:4096], len(data), "<i8", (entry.count, 2))
+    pairs = np.frombuffer(data, dtype="<i8", offset=offset).reshape(-1, 2)
     rows = np.array([segment.rows for segment in manifest.segments], dtype=np.int64)
     segment_T, row_T = pairs[:, 0], pairs[:, 1]
     if (segment_T < 0).any() or (segment_T >= len(rows)).any():
@@ -104,9 +106,7 @@ def read_tombstones(root: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
 
 def encode_tombstones(pairs: npt.NDArray[np.int64]) -> bytes:
     """The file form of int64 [T, 2] pairs."""
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(pairs, dtype="<i8"), allow_pickle=False)
-    return stream.getvalue()
+    return npy_header("<i8", (len(pairs), 2)) + pairs.astype("<i8").tobytes()
 
 
 def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDArray[np.bool_]]:
@@ -115,20 +115,6 @@ def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDA
     for position, mask in enumerate(masks):
         mask[pairs[pairs[:, 0] == position, 1]] = True
     return masks
-
-
-def _parse_tombstones(name: str, data: bytes, entry: TombstoneEntry) -> npt.NDArray[np.int64]:
-    try:
-        pairs = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise IndexCorruptError(name, f"not an npy file: {error}", hint=HINT) from error
-    if not isinstance(pairs, np.ndarray) or pairs.dtype != np.dtype("<i8"):
-        raise IndexCorruptError(name, "it does not hold int64", hint=HINT)
-    if pairs.shape != (entry.count, 2):
-        raise IndexCorruptError(
-            name, f"its shape is {list(pairs.shape)}, not [{entry.count}, 2]", hint=HINT
-        )
-    return pairs
 
 
 def _check_counts(manifest: Manifest, dead: list[npt.NDArray[np.bool_]]) -> None:

@@ -100,8 +100,7 @@ class TextPreparer:
             return len(ids["input_ids"]) > self.context_length - (3 if clips else 0)
         return len(self._tokenizer.encode(text)) + 2 > self.context_length
 
-    @staticmethod
-    def _hugging_face(name: str, folder: Path | None, options: dict[str, Any]) -> Any:
+    def _hugging_face(self, name: str, folder: Path | None, options: dict[str, Any]) -> Any:
         require_transformers(name)
         from open_clip.tokenizer import HFTokenizer
 
@@ -116,7 +115,13 @@ class TextPreparer:
             source = str(folder)
         try:
             # without trust_remote_code=False transformers would ask on the terminal
-            return HFTokenizer(source, trust_remote_code=False, **options)
+            return HFTokenizer(
+                source,
+                context_length=self.context_length,
+                tokenizer_mode=self._mode,
+                trust_remote_code=False,
+                **options,
+            )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"the tokenizer {name} cannot be loaded: {reason}") from error

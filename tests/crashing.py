@@ -35,6 +35,7 @@ def generation(number: int, size: int = 24) -> list[Record]:
 
 def victim(out: str, number: int, acknowledged: str, embedded: str) -> None:
     """Build one generation, logging every acknowledged version and every embedded picture."""
+    append(embedded, b"")  # tells that the process is under way
     commit = IndexWriter.commit
 
     def logged_commit(self: IndexWriter, *args: object, **named: object) -> object:

@@ -10,13 +10,13 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -149,25 +149,50 @@ class Form:
         return values
 
 
+class _WholeFormParser(MultiPartParser):
+    """Refuses a form that ends without its closing boundary: part of it did not arrive."""
+
+    spool_max_size = 1 << 62  # never spill a caller's picture to disk
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(
+            Headers(scope=request.scope),
+            self._stream(request),
+            max_files=_MAX_FILES,
+            max_fields=_MAX_FIELDS,
+            max_part_size=_MAX_FIELD_BYTES,
+        )
+        self.whole = False
+
+    def on_end(self) -> None:
+        self.whole = True
+
+    async def _stream(self, request: Request) -> AsyncGenerator[bytes, None]:
+        async for chunk in request.stream():
+            yield chunk
+        if not self.whole:
+            # raised while the base class reads, which then closes the parts it has begun
+            raise MultiPartException("The form ends without its closing boundary.")
+
+
 async def read_form(request: Request) -> Form:
     """Parse multipart/form-data in memory; the body's size is already bounded.
 
     File names and declared types are ignored: a picture is what its bytes say.
     """
-    parser = MultiPartParser(
-        Headers(scope=request.scope),
-        request.stream(),
-        max_files=_MAX_FILES,
-        max_fields=_MAX_FIELDS,
-        max_part_size=_MAX_FIELD_BYTES,
-    )
-    parser.spool_max_size = 1 << 62  # never spill a caller's picture to disk
     try:
-        form = await parser.parse()
+        form = await _WholeFormParser(request).parse()
     except MultiPartException:
         raise refuse(
             "malformed-multipart", "The form cannot be read, or has too many parts."
         ) from None
+    try:
+        return await _gather(form)
+    finally:
+        await form.close()
+
+
+async def _gather(form: FormData) -> Form:
     files: list[tuple[str, bytes]] = []
     fields: list[tuple[str, str]] = []
     for name, value in form.multi_items():
@@ -177,7 +202,6 @@ async def read_form(request: Request) -> Form:
             raise refuse("invalid-text", "A form field holds NUL or a lone surrogate.")
         else:
             fields.append((name, value))
-    await form.close()
     return Form(tuple(files), tuple(fields))
 
 

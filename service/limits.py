@@ -60,6 +60,9 @@ class Limits:
 
     def _refusal(self, scope: Scope) -> Problem | None:
         limits = self._limits
+        if scope["method"] in ("CONNECT", "TRACE"):  # on any path: a proxy's and a debugger's
+            detail = "This service takes no such method."
+            return Problem("method-not-allowed", detail, headers={"Allow": "GET, POST"})
         uri = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
         if uri > limits.uri_bytes:
             return Problem("uri-too-long", f"The limit is {limits.uri_bytes} bytes.")

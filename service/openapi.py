@@ -62,22 +62,6 @@ def body_classify() -> dict[str, Any]:
     }
 
 
-def item_id_example() -> dict[str, Any]:
-    # `{id:path}` is FastAPI's notation; in the document the parameter is named `id`
-    return {
-        "parameters": [
-            {
-                "name": "id",
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string"},
-                "description": "The item's id, percent-encoded as one segment.",
-                "example": schemas.EXAMPLE_ID,
-            }
-        ]
-    }
-
-
 def install(app: FastAPI) -> None:
     """Make `/openapi.json` complete; built once, on first use."""
 

@@ -1,1 +1,1 @@
-"""One file per command; `main` is the entry point. Commands import what they run inside the command."""
+"""One file per command; `main` is the entry point. A command imports what it runs when it runs."""

@@ -20,6 +20,7 @@ export class ServiceError extends Error {
     super(problem.detail || problem.title || "");
     this.title = problem.title;
     this.offline = Boolean(problem.offline);
+    this.refused = problem.status >= 400 && problem.status < 500;
   }
 }
 

@@ -168,7 +168,8 @@ function showError(error) {
   $("status").textContent = "";
   const retry = element("button", { type: "button", className: "soft", text: t("retry") });
   retry.addEventListener("click", () => run());
-  notice($("notice"), error, retry);
+  // what was refused once is refused again
+  notice($("notice"), error, ...(error.refused ? [] : [retry]));
 }
 
 export function notice(box, error, ...more) {
@@ -207,6 +208,7 @@ function chip() {
   if ($("chip-image").src.startsWith("blob:")) URL.revokeObjectURL($("chip-image").src);
   $("chip-image").removeAttribute("src");
   if (!shown) return;
+  $("chip-image").hidden = false;
   $("chip-text").textContent = asked.file ? t("yourPicture") : t("likeThis");
   $("chip-image").src = asked.file
     ? URL.createObjectURL(asked.file)
@@ -269,6 +271,7 @@ export function startSearch() {
     remember();
     run();
   });
+  $("chip-image").addEventListener("error", () => ($("chip-image").hidden = true));
   $("query").addEventListener("input", () => {
     Object.assign(asked, { text: $("query").value, file: null, id: null });
     chip();

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from service import presenting, schemas
-from service.openapi import item_id_example
 from service.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 
 _THUMBNAIL = "/thumbnail"
+ItemId = Annotated[
+    str,
+    Path(
+        description="The item's id, percent-encoded as one segment.",
+        examples=[schemas.EXAMPLE_ID],
+    ),
+]
 
 
 @router.get("/index", summary="What is loaded")
@@ -28,7 +35,6 @@ def index(engine: EngineOf, response: Response) -> schemas.IndexResponse:
     "/items/{id:path}/thumbnail",
     summary="An item's thumbnail",
     response_class=Response,
-    openapi_extra=item_id_example(),
     responses={
         200: {
             "description": "JPEG",
@@ -37,7 +43,7 @@ def index(engine: EngineOf, response: Response) -> schemas.IndexResponse:
         304: {"description": "The copy named by If-None-Match is current."},
     },
 )
-def thumbnail(id: str, request: Request, engine: EngineOf) -> Response:
+def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
     """A small JPEG without metadata, re-encoded when the picture was indexed."""
     if not request.scope.get("raw_path", b"/thumbnail").endswith(_THUMBNAIL.encode()):
         # `a%2Fthumbnail` is one segment, an item's id, that decoding made look like this route
@@ -52,8 +58,8 @@ def thumbnail(id: str, request: Request, engine: EngineOf) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
-@router.get("/items/{id:path}", summary="One item", openapi_extra=item_id_example())
-def item(id: str, engine: EngineOf, response: Response) -> schemas.Item:
+@router.get("/items/{id:path}", summary="One item")
+def item(id: ItemId, engine: EngineOf, response: Response) -> schemas.Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
     response.headers["Index-Version"] = str(engine.snapshot.version)
     return presenting.item(engine, id)

@@ -1,0 +1,146 @@
+"""The OpenAPI document: complete, true to the service, and its examples run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import solid
+from pydantic import BaseModel
+from services import build_colours, colour_client
+from starlette.testclient import TestClient
+
+from service import problems, schemas
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    index: Path = build_colours(tmp_path_factory.mktemp("openapi") / "colours.index")
+    with colour_client(index) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(client: TestClient) -> dict[str, Any]:
+    loaded: dict[str, Any] = client.get("/openapi.json").json()
+    return loaded
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in schema:
+        return schema
+    target: Any = document
+    for part in schema["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return dict(target)
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for reference in references(document):
+        assert resolve(document, {"$ref": reference})
+
+
+def test_every_operation_has_words_and_documents_its_errors(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        assert operation["summary"], path
+        for status in ("4XX", "5XX"):
+            content = operation["responses"][status]["content"]["application/problem+json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ProblemDocument"}
+        assert "422" not in operation["responses"]
+        names = [(p["in"], p["name"]) for p in operation.get("parameters", [])]
+        assert len(names) == len(set(names)), f"{path}: a parameter is listed twice"
+
+
+def test_every_answer_in_json_has_an_example(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        for kind, content in operation["responses"]["200"]["content"].items():
+            if kind == "application/json":
+                assert resolve(document, content["schema"])["examples"], path
+
+
+def test_every_post_has_a_body_and_the_json_ones_examples(document: dict[str, Any]) -> None:
+    for path, method, operation in operations(document):
+        if method != "post":
+            continue
+        for kind, content in operation["requestBody"]["content"].items():
+            if kind == "application/json":
+                assert resolve(document, content["schema"])["examples"], path
+
+
+MODELS = [
+    model
+    for model in vars(schemas).values()
+    if isinstance(model, type)
+    and issubclass(model, BaseModel)
+    and "examples" in (model.model_config.get("json_schema_extra") or {})
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_examples_fit_their_own_schema(model: type[BaseModel]) -> None:
+    examples = model.model_config["json_schema_extra"]["examples"]  # type: ignore[index]
+    for example in examples:
+        read = model.model_validate(example)
+        assert set(example) <= set(read.model_dump()), "no field of an example is unknown"
+
+
+def test_examples_are_executed(client: TestClient, document: dict[str, Any]) -> None:
+    executed = 0
+    for path, method, operation in operations(document):
+        if method != "post" or "application/json" not in operation["requestBody"]["content"]:
+            continue
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        for example in resolve(document, schema)["examples"]:
+            response = client.post(path, json=example)
+            assert response.status_code == 200, (path, example, response.text)
+            first = response.json().get("hits") or response.json()["results"]
+            assert first
+            executed += 1
+    assert executed >= 8
+
+
+def test_example_parameters_are_executed(client: TestClient, document: dict[str, Any]) -> None:
+    for path in ("/v1/items/{id}", "/v1/items/{id}/thumbnail"):
+        (parameter,) = document["paths"][path]["get"]["parameters"]
+        assert (
+            client.get(path.replace("{id}", parameter["schema"]["examples"][0])).status_code == 200
+        )
+
+
+def test_uploads_are_described_as_they_are_read(
+    client: TestClient, document: dict[str, Any]
+) -> None:
+    operation = document["paths"]["/v1/search/image-to-text"]["post"]
+    assert {p["name"] for p in operation["parameters"]} == set(
+        schemas.ImageSearchOptions.model_fields
+    )
+    assert {"multipart/form-data", "image/*"} == set(operation["requestBody"]["content"])
+    form = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"][
+        "multipart/form-data"
+    ]
+    assert "image" in resolve(document, form["schema"])["required"]
+    sent = client.post("/v1/classify", files={"image": ("x", solid("red"))}, data={"labels": "a,b"})
+    assert sent.status_code == 200
+
+
+def test_every_problem_code_is_documented(document: dict[str, Any]) -> None:
+    assert set(document["components"]["x-problem-codes"]) == set(problems.CATALOGUE)

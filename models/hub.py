@@ -5,7 +5,11 @@ One function and its error messages. It never asks for pickled weights.
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from models.environment import hub_offline
 from models.errors import ModelError
@@ -16,10 +20,11 @@ class HubFileMissingError(ModelError):
 
 
 def hub_file(repository: str, name: str) -> Path:
-    """The local copy of a repository's file, downloaded if need be.
+    """The local copy of a repository's file, downloaded if there is none.
 
-    With HF_HUB_OFFLINE set nothing is asked of the network. HF_HOME and HF_HUB_CACHE say where
-    copies are kept.
+    A copy is used as it is, without asking the hub for a newer one: an index is bound to the
+    weights it was built with. With HF_HUB_OFFLINE set nothing is ever asked of the network.
+    HF_HOME and HF_HUB_CACHE say where copies are kept.
 
     Raises:
         HubFileMissingError: the repository has no such file.
@@ -28,8 +33,12 @@ def hub_file(repository: str, name: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     offline = hub_offline()
+    with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return Path(hf_hub_download(repository, name, local_files_only=True))
     try:
-        return Path(hf_hub_download(repository, name, local_files_only=offline))
+        # the client would retry for half a minute where there is no network at all
+        reachable = not offline and _hub_resolves()
+        return Path(hf_hub_download(repository, name, local_files_only=not reachable))
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{repository} asks for its terms to be accepted",
@@ -49,3 +58,15 @@ def hub_file(repository: str, name: str) -> Path:
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"cannot fetch {name} of {repository}: {reason}") from error
+
+
+def _hub_resolves() -> bool:
+    from huggingface_hub import constants
+
+    if getproxies():
+        return True  # the proxy resolves names, this machine need not
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True

@@ -108,12 +108,15 @@ def _from_hub(repository: str) -> PairSource:
 
 
 def _hub_weights(repository: str, names: tuple[str, ...]) -> Path:
+    unreachable: ModelError | None = None
     for name in names:
         try:
             return hub_file(repository, name)
         except HubFileMissingError:
             continue
-    raise refuse_pickle(repository)
+        except ModelError as error:  # offline: another name may still be in the cache
+            unreachable = unreachable or error
+    raise unreachable or refuse_pickle(repository)
 
 
 def _from_directory(folder: Path) -> PairSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_hub_and_directory_are_the_same_pair(cache: Path) -> None:
     hub, directory = load("hf-hub:some/pair"), load(f"local-dir:{snapshot}")
     assert hub.fingerprint.digest == directory.fingerprint.digest
     assert hub.fingerprint.model == "hf-hub:some/pair"
+
+
+def test_a_cached_pair_needs_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = publish(cache, "some/pair")
+    weights = snapshot / "open_clip_model.safetensors"
+    weights.rename(snapshot / "open_clip_pytorch_model.safetensors")  # the older name
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.invalid")
+    assert load("hf-hub:some/pair").dim == 8
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        load("hf-hub:some/other")
+    assert time.monotonic() - began < 10  # no half minute of retries
 
 
 def test_a_tag_brings_its_activation_and_pixels(

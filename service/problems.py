@@ -8,6 +8,7 @@ a domain message may name such things, a fixed sentence replaces it.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from models.errors import DiptychError, ImageError, InputError, NotFoundError, StoreError
+
+_LOG = logging.getLogger("diptych.service")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:diptych:problem:"
@@ -221,7 +224,11 @@ def install(app: FastAPI) -> None:
 
     async def domain(request: Request, error: Exception) -> Response:
         assert isinstance(error, DiptychError)
-        return of_domain(error).response(request_id_of(request))
+        problem, request_id = of_domain(error), request_id_of(request)
+        if problem.status >= 500:
+            # of the store or the model, whose messages name files but never what was asked
+            _LOG.error("request=%s %s: %s", request_id, error.code, error.message)
+        return problem.response(request_id)
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -358,8 +358,9 @@ def test_wrong_methods(client: TestClient, path: str, method: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/" + CANARY, "/v1", "/v1/", "/v2/search", "/v1/search/", "//v1/index", "/v1//index",
-     "/static/", "/static/" + CANARY, "/static/../app.py", "/static/..%2f..%2fapp.py", "/static/%2e%2e/app.py",
-     "/static/index.html", "/redoc", "/docs/", "/V1/INDEX", "/v1/index%00", "/.git/config"],
+     "/static/", "/static/" + CANARY, "/static/../app.py", "/static/..%2f..%2fapp.py",
+     "/static/%2e%2e/app.py", "/static/index.html", "/redoc", "/docs/", "/V1/INDEX",
+     "/v1/index%00", "/.git/config"],
 )  # fmt: skip
 def test_unknown_routes(client: TestClient, path: str) -> None:
     check(client.get(path), 404, code="not-found")

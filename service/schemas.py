@@ -1,14 +1,14 @@
-"""The shapes of HTTP requests and answers. Strict: no coercion, no unknown fields.
+"""The shapes of HTTP requests. Strict: no coercion, no unknown fields.
 
 Only shapes and their examples; what a value means is the engine's business. The examples are shown
-in the documentation, and the tests run them.
+in the documentation, and the tests run them. Answers are in `service.answers`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.errors import InputError
@@ -119,136 +119,6 @@ class ImageSearchOptions(BaseModel):
     target: Annotated[Literal["images", "texts"], Field(description="What to look for.")] = "texts"
 
 
-class Hit(BaseModel):
-    id: str
-    score: Annotated[float, Field(description="Cosine of query and item, -1 to 1.")]
-    modality: Literal["image", "text"]
-    uri: Annotated[str | None, Field(description="Where the source keeps it.")] = None
-    text: Annotated[
-        str | None, Field(description="A caption: the text itself, or a picture's first.")
-    ] = None
-    language: str | None = None
-    image_id: Annotated[str | None, Field(description="The picture a text belongs to.")] = None
-    label: str | None = None
-    attributes: dict[str, Any] | None = None
-    thumbnail_url: Annotated[
-        str | None, Field(description="The picture, or the picture a text belongs to.")
-    ] = None
-    thumbnail: Annotated[str | None, Field(description="JPEG as a data URI.")] = None
-    embedding: list[float] | None = None
-
-
-_EXAMPLE_HIT: dict[str, JsonValue] = {
-    "id": EXAMPLE_ID,
-    "score": 0.3127,
-    "modality": "image",
-    "uri": "file:///pictures/fruit/red%20apple.png",
-    "text": "a red apple",
-    "language": "en",
-    "image_id": None,
-    "label": None,
-    "attributes": {"year": 2024},
-    "thumbnail_url": "/v1/items/fruit%2Fred%20apple.png/thumbnail",
-}
-
-
-class SearchResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "hits": [_EXAMPLE_HIT],
-                    "k": 1,
-                    "offset": 0,
-                    "target": "images",
-                    "truncated": False,
-                    "index_version": 1,
-                    "model": "starter",
-                    "took_ms": 12.4,
-                    "timings": {"prepare": 0.2, "embed": 11.0, "search": 1.1, "total": 12.4},
-                }
-            ]
-        }
-    )
-    hits: list[Hit]
-    k: int
-    offset: int
-    target: Literal["images", "texts"]
-    truncated: Annotated[bool, Field(description="The query text was cut to the context.")]
-    index_version: int
-    model: str
-    took_ms: float
-    timings: Annotated[dict[str, float], Field(description="Milliseconds per stage.")]
-
-
-class Caption(BaseModel):
-    id: str
-    text: str
-    language: str | None = None
-
-
-class Item(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {key: value for key, value in _EXAMPLE_HIT.items() if key != "score"}
-                | {
-                    "content_hash": "5f" * 32,
-                    "captions": [
-                        {"id": EXAMPLE_ID + "#en.0", "text": "a red apple", "language": "en"}
-                    ],
-                }
-            ]
-        }
-    )
-    id: str
-    modality: Literal["image", "text"]
-    uri: str | None = None
-    text: str | None = None
-    language: str | None = None
-    image_id: str | None = None
-    label: str | None = None
-    attributes: dict[str, Any]
-    content_hash: str
-    thumbnail_url: str | None = None
-    captions: Annotated[
-        list[Caption], Field(description="The texts of this picture, or of the text's picture.")
-    ]
-
-
-class IndexResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "version": 3,
-                    "uuid": "6f1c2a52-7f0e-4a7e-9a55-0b1d3f0f8f5e",
-                    "created": "2026-01-31T12:00:00Z",
-                    "model": "starter",
-                    "fingerprint": "9c" * 32,
-                    "dim": 512,
-                    "images": 550,
-                    "texts": 2200,
-                    "bytes": 31457280,
-                    "segments": 2,
-                    "tombstones": 0,
-                }
-            ]
-        }
-    )
-    version: Annotated[int, Field(description="Grows with every commit; also `Index-Version`.")]
-    uuid: str
-    created: Annotated[str, Field(description="When this version was committed, ISO 8601.")]
-    model: str
-    fingerprint: Annotated[str, Field(description="Digest of all that changes an embedding.")]
-    dim: int
-    images: int
-    texts: int
-    bytes: int
-    segments: int
-    tombstones: int
-
-
 class ClassifyOptions(BaseModel):
     """What both forms of a classification share; values of a multipart form arrive as text."""
 
@@ -295,96 +165,3 @@ class ClassifyForm(ClassifyOptions):
         list[Annotated[bytes, Field(json_schema_extra={"format": "binary"})]],
         Field(min_length=1, max_length=MAX_IMAGES),
     ]
-
-
-class Prediction(BaseModel):
-    label: str
-    probability: float
-
-
-class PictureError(BaseModel):
-    code: str
-    title: str
-    detail: str
-
-
-class ClassifyResult(BaseModel):
-    index: Annotated[int, Field(description="Position of the picture in the request.")]
-    predictions: list[Prediction]
-    error: Annotated[PictureError | None, Field(description="Why this picture was refused.")] = None
-
-
-class ClassifyResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "results": [
-                        {
-                            "index": 0,
-                            "predictions": [
-                                {"label": "red", "probability": 0.97},
-                                {"label": "blue", "probability": 0.03},
-                            ],
-                            "error": None,
-                        }
-                    ],
-                    "multi_label": False,
-                    "model": "starter",
-                    "took_ms": 31.0,
-                    "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
-                }
-            ]
-        }
-    )
-    results: list[ClassifyResult]
-    multi_label: bool
-    model: str
-    took_ms: float
-    timings: dict[str, float]
-
-
-class Health(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
-    status: Literal["ok", "ready"]
-
-
-class PointerError(BaseModel):
-    pointer: Annotated[str | None, Field(description="JSON pointer into the body.")] = None
-    parameter: Annotated[str | None, Field(description="A query parameter or form field.")] = None
-    code: str
-    detail: str
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457. `type` and `code` are stable; `instance` is the request's id."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:diptych:problem:invalid-request",
-                    "title": "The request does not fit its schema",
-                    "status": 422,
-                    "detail": "Input should be less than or equal to 1000",
-                    "instance": "urn:request:0f8fad5bd9cb469fa16570867728950e",
-                    "code": "invalid-request",
-                    "errors": [
-                        {
-                            "pointer": "#/k",
-                            "code": "less_than_equal",
-                            "detail": "Input should be less than or equal to 1000",
-                        }
-                    ],
-                }
-            ]
-        }
-    )
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
-    hint: str | None = None
-    errors: list[PointerError] | None = None

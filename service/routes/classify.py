@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from service import presenting, problems, schemas
+from service import answers, presenting, problems
 from service.openapi import body_classify
 from service.state import EngineOf
 from service.uploads import PictureClasses, picture_classes
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/classify", tags=["classify"])
 @router.post("", summary="Sort pictures into labels you name", openapi_extra=body_classify())
 def classify(
     upload: Annotated[PictureClasses, Depends(picture_classes)], engine: EngineOf
-) -> schemas.ClassifyResponse:
+) -> answers.ClassifyResponse:
     """Probabilities of every label for every picture, most likely first.
 
     A picture that cannot be read carries its own `error` and the others answer; only when none can

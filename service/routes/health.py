@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service import schemas
+from service import answers
 from service.problems import refuse
 from service.state import StateOf
 
@@ -12,13 +12,13 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Alive")
-async def healthz() -> schemas.Health:
-    return schemas.Health(status="ok")
+async def healthz() -> answers.Health:
+    return answers.Health(status="ok")
 
 
 @router.get("/readyz", summary="Ready to answer")
-async def readyz(state: StateOf) -> schemas.Health:
+async def readyz(state: StateOf) -> answers.Health:
     """503 until a warm-up query has run, and again while the service drains."""
     if not state.ready:
         raise refuse("not-ready", "Warming up or shutting down.", headers={"Retry-After": "1"})
-    return schemas.Health(status="ready")
+    return answers.Health(status="ready")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from service import presenting, schemas
+from service import answers, presenting, schemas
 from service.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
@@ -23,7 +23,7 @@ ItemId = Annotated[
 
 
 @router.get("/index", summary="What is loaded")
-def index(engine: EngineOf, response: Response) -> schemas.IndexResponse:
+def index(engine: EngineOf, response: Response) -> answers.IndexResponse:
     """Version, counts and model of the index that answers now."""
     info = presenting.index_info(engine)
     response.headers["Index-Version"] = str(info.version)
@@ -59,7 +59,7 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
 
 
 @router.get("/items/{id:path}", summary="One item")
-def item(id: ItemId, engine: EngineOf, response: Response) -> schemas.Item:
+def item(id: ItemId, engine: EngineOf, response: Response) -> answers.Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
     response.headers["Index-Version"] = str(engine.snapshot.version)
     return presenting.item(engine, id)

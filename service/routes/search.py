@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from service import bodies, presenting, schemas
+from service import answers, bodies, presenting, schemas
 from service.engine import Engine
 from service.openapi import body_json, body_picture
 from service.problems import refuse
@@ -37,7 +37,7 @@ def _query(query: schemas.Query) -> SearchQuery:
 
 def _answer(
     engine: Engine, response: Response, query: SearchQuery, target: Target, page: schemas.Page
-) -> schemas.SearchResponse:
+) -> answers.SearchResponse:
     answer = engine.search(
         query,
         target=target,
@@ -60,7 +60,7 @@ def search(
     body: Annotated[schemas.SearchRequest, Depends(bodies.json_body(schemas.SearchRequest))],
     engine: EngineOf,
     response: Response,
-) -> schemas.SearchResponse:
+) -> answers.SearchResponse:
     """The `k` pictures or texts closest to the query, best first; `score` is the cosine."""
     return _answer(engine, response, _query(body.query), body.target, body)
 
@@ -77,7 +77,7 @@ def text_to_image(
     ],
     engine: EngineOf,
     response: Response,
-) -> schemas.SearchResponse:
+) -> answers.SearchResponse:
     """The pictures that fit a description best."""
     return _answer(engine, response, TextQuery(body.text), "images", body)
 
@@ -92,7 +92,7 @@ def image_to_text(
     upload: Annotated[PictureSearch, Depends(picture_search)],
     engine: EngineOf,
     response: Response,
-) -> schemas.SearchResponse:
+) -> answers.SearchResponse:
     """The texts that fit a picture best, or with `target=images` the pictures most like it.
 
     Send the picture as the field `image` of a multipart form, or as the body itself. Options are

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from services import build_colours, colour_client
 from starlette.testclient import TestClient
 
-from service import problems, schemas
+from service import answers, problems, schemas
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_every_post_has_a_body_and_the_json_ones_examples(document: dict[str, An
 
 MODELS = [
     model
-    for model in vars(schemas).values()
+    for model in [*vars(schemas).values(), *vars(answers).values()]
     if isinstance(model, type)
     and issubclass(model, BaseModel)
     and "examples" in (model.model_config.get("json_schema_extra") or {})

@@ -2,9 +2,9 @@
 
 import { classifyPicture, startClassify } from "./classify.js";
 import { startDetail } from "./detail.js";
-import { $, call, firstPicture } from "./dom.js";
+import { $, ServiceError, call, firstPicture } from "./dom.js";
 import { number, preferredLanguage, remember, setLanguage, t } from "./i18n.js";
-import { fromAddress, relabel, searchPicture, startSearch } from "./search.js";
+import { fromAddress, notice, relabel, searchPicture, startSearch } from "./search.js";
 
 const VIEWS = ["search", "classify"];
 let view = "search";
@@ -31,7 +31,11 @@ function route() {
 }
 
 function takePicture(file) {
-  if (!file) return;
+  if (!file) {
+    const box = $(view === "classify" ? "classify-notice" : "notice");
+    notice(box, new ServiceError({ title: t("notPicture"), detail: t("notPictureText") }));
+    return;
+  }
   if (view === "classify") classifyPicture(file);
   else searchPicture(file);
 }

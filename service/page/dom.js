@@ -19,6 +19,7 @@ export class ServiceError extends Error {
   constructor(problem) {
     super(problem.detail || problem.title || "");
     this.title = problem.title;
+    this.code = problem.code;
     this.offline = Boolean(problem.offline);
     this.refused = problem.status >= 400 && problem.status < 500;
   }

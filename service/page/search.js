@@ -174,8 +174,11 @@ function showError(error) {
 
 export function notice(box, error, ...more) {
   const known = error instanceof ServiceError;
-  const title = known && error.offline ? t("offline") : (known && error.title) || t("refused");
-  const text = known && error.offline ? t("offlineText") : error.message;
+  const own = known ? t("problems")[error.code] : undefined;
+  let title = (known && error.title) || t("refused");
+  let text = error.message;
+  if (own) [title, text] = [t("refused"), own];
+  if (known && error.offline) [title, text] = [t("offline"), t("offlineText")];
   box.hidden = false;
   box.replaceChildren(element("strong", { text: title }), element("span", { text }), ...more);
 }

@@ -243,3 +243,17 @@ def test_a_refused_picture_says_why(browser: Any, address: str, tmp_path: Path) 
     page.until(lambda: "cannot be decoded" in page.one("#notice").text)
     page.open("#id=nobody")
     page.until(lambda: "Not found" in page.one("#notice").text)
+
+
+def test_what_is_no_picture_is_said_to_be_none(page: Page) -> None:
+    page.driver.execute_script(
+        """
+        const transfer = new DataTransfer();
+        transfer.items.add(new File(["hello"], "notes.txt", { type: "text/plain" }));
+        window.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, cancelable: true }));
+        """
+    )
+    page.until(lambda: "not a picture" in page.one("#notice").text)
+    page.one("#query").send_keys("red")
+    page.first_is(APPLE)
+    assert not page.one("#notice").is_displayed()

@@ -301,7 +301,7 @@ class _Run:
         _add(pending.images, images)
         _add(pending.texts, texts)
         for record in {new.record for _, new in [*images, *texts]}:
-            self._count(record, pending)
+            self._count_and_bury(record, pending)
         limit = self._options.segment_rows
         if pending.images.rows >= limit or pending.texts.rows >= limit * _TEXTS_PER_IMAGE:
             self._commit()
@@ -323,7 +323,7 @@ class _Run:
                     rows.append((vector_D, NewRow(one.record, item)))
         return rows
 
-    def _count(self, record: str, pending: _Pending) -> None:
+    def _count_and_bury(self, record: str, pending: _Pending) -> None:
         if record not in self._known:
             self.report.added += 1
             return

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 
 from indexer.items import Item
-from indexer.manifest import MANIFESTS, Modality, check_encoder, read_manifest
+from indexer.manifest import Modality, check_encoder, read_manifest
 from indexer.ranking import Candidates, candidates
 from indexer.segment import Segment
 from indexer.vector_index import ExactIndex
@@ -100,7 +100,6 @@ class Snapshot:
 
     def info(self) -> IndexInfo:
         manifest = self._open.manifest
-        root = self._open.root
         return IndexInfo(
             version=manifest.version,
             uuid=manifest.index,
@@ -113,8 +112,8 @@ class Snapshot:
             texts=manifest.live.texts,
             segments=len(manifest.segments),
             tombstones=manifest.tombstones.count if manifest.tombstones else 0,
-            bytes=sum(entry.size for entry in manifest.files().values())
-            + (root / MANIFESTS / f"{manifest.version:08d}.json").stat().st_size,
+            # no system call: the directory may be gone while the snapshot is still served
+            bytes=len(manifest.encode()) + sum(e.size for e in manifest.files().values()),
             sources=[source.model_dump() for source in manifest.sources],
         )
 

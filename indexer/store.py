@@ -180,9 +180,9 @@ class IndexWriter:
                     ],
                 }
             )
-            head = self._write_manifest(new, placed)
-            published = True
-            self._point_to(head)
+            current = self._write_head(self._write_manifest(new, placed))
+            published = True  # from here on the new version may stand, so nothing is taken back
+            self._publish(current)
         except BaseException:
             if not published:
                 for path in placed:
@@ -217,7 +217,7 @@ class IndexWriter:
         )
         self._fs.sync_dir(self.root)
         self._fs.sync_dir(self.root.absolute().parent)
-        self._point_to(self._write_manifest(manifest, []))
+        self._publish(self._write_head(self._write_manifest(manifest, [])))
         self.manifest = manifest
 
     def _place(self, source: Path, target: Path, placed: list[Path]) -> None:
@@ -250,8 +250,11 @@ class IndexWriter:
         for entry in entries:
             totals[entry.modality] += entry.rows
         manifest = self.manifest.model_copy(update={"segments": entries, "tombstones": tombstones})
-        for position, _ in read_tombstones(self.root, manifest):
-            totals[entries[position].modality] -= 1
+        pairs = read_tombstones(self.root, manifest)
+        for entry, dead in zip(
+            entries, np.bincount(pairs[:, 0], minlength=len(entries)), strict=True
+        ):
+            totals[entry.modality] -= int(dead)
         return Live(images=totals["image"], texts=totals["text"])
 
     def _write_manifest(self, manifest: Manifest, placed: list[Path]) -> Head:
@@ -263,9 +266,12 @@ class IndexWriter:
         assert digest.sha256 == hashlib.sha256(data).hexdigest()
         return Head(manifest.version, digest.sha256)
 
-    def _point_to(self, head: Head) -> None:
-        scratch, _ = self._write(CURRENT, head.encode())
-        self._fs.rename(scratch, self.root / CURRENT)
+    def _write_head(self, head: Head) -> Path:
+        path, _ = self._write(CURRENT, head.encode())
+        return path
+
+    def _publish(self, current: Path) -> None:
+        self._fs.rename(current, self.root / CURRENT)
         self._fs.sync_dir(self.root)
 
     def _empty_scratch(self) -> None:
@@ -304,17 +310,19 @@ def require_index_or_empty(root: Path) -> None:
 
     Raises:
         StoreError: a file, or a directory with content that is not an index's.
-        IndexCorruptError: it was an index, and its `CURRENT` is gone.
+        IndexCorruptError: its `CURRENT` is gone, or is not one of ours.
     """
     if not root.exists() and not root.is_symlink():
         return
     if not root.is_dir():
         raise StoreError(f"{root} exists and is not a directory", code="not-an-index")
     names = {path.name for path in root.iterdir()}
-    if CURRENT in names or (names <= _OURS and only_unborn(root)):
+    if names <= _OURS and CURRENT not in names and only_unborn(root):
         return
-    if names <= _OURS:
-        read_head(root)  # says what is missing
+    if CURRENT in names or names <= _OURS:
+        # other software has files of this name too (LevelDB): look before touching anything
+        read_head(root)
+        return
     raise StoreError(
         f"{root} exists and is not an index",
         code="not-an-index",

@@ -388,8 +388,15 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
     (tmp_path / "file").write_bytes(b"precious")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "leveldb").mkdir()
+    for name, content in {
+        "CURRENT": "MANIFEST-000001\n",
+        "LOCK": "",
+        "MANIFEST-000001": "x",
+    }.items():
+        (tmp_path / "leveldb" / name).write_text(content)
     before = sorted(tmp_path.rglob("*"))
-    for name in ("photos", "file", "dangling"):
+    for name in ("photos", "file", "dangling", "leveldb"):
         with pytest.raises(StoreError):
             build(colours(), tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before

@@ -249,6 +249,7 @@ def test_an_open_snapshot_survives_the_deletion_of_its_directory(index: Path) ->
         shutil.rmtree(index)
         assert snapshot.item("p1").text == NAMES[1]
         assert snapshot.thumbnail("p1")
+        assert snapshot.info().images == 12
         assert snapshot.vector("p1") is not None
         assert len(snapshot.search(snapshot.vector("p1")[None], 12)[0]) == 12
 

@@ -51,6 +51,10 @@ def expected(number: int) -> dict[str, tuple[str, object]]:
     }
 
 
+def files(path: Path) -> set[str]:
+    return {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+
+
 def live_current(path: Path, number: int) -> int:
     """How many records of a generation are committed."""
     if not (path / "CURRENT").exists():
@@ -136,6 +140,11 @@ def test_every_single_system_call_may_fail(tmp_path: Path, code: int, step: int)
             assert str(out) in problem.message
         state = contents(out)
         failures.add(fs.failed)
+        # what was not committed is taken back, unless fsync failed (the writer touches nothing
+        # any more) or the rename of CURRENT did (an interrupt there would look the same)
+        if problem is not None and fs.failed != "_fsync" and "/CURRENT:" not in problem.message:
+            assert state == old
+            assert files(out) == files(base)
         retry = build_index([source], out, ColourEncoder())
         new = contents(out)
         assert new == {key: expected(2)[key] for key in new}
@@ -246,7 +255,7 @@ def strace_works() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "unlink", "openat"])
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "unlinkat", "openat"])
 def test_kill_9_at_every_system_call_of_a_commit(tmp_path: Path, call: str) -> None:
     if not strace_works():
         pytest.skip("NOT TESTED: strace is missing, or ptrace is forbidden here")
@@ -294,3 +303,6 @@ def test_kill_9_at_every_system_call_of_a_commit(tmp_path: Path, call: str) -> N
         shutil.rmtree(out)
     assert run.returncode == 0
     assert outcomes <= {1, 2}
+    # a name this system does not use would make this test empty
+    least = {"fsync": 10, "rename": 4, "mkdir": 1, "unlinkat": 1, "openat": 20}
+    assert when - first >= least[call]

@@ -19,7 +19,7 @@ from io import BytesIO
 from PIL import Image, UnidentifiedImageError
 
 from models.errors import ImageError
-from models.magic import foreign_format, too_many_pieces
+from models.magic import ends_early, foreign_format, too_many_pieces
 from models.pixels import over_white, to_srgb, upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -72,6 +72,8 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.I
     _hush_pillow()
     with _open(data) as image:
         _check_size(*image.size, limits)
+        if ends_early(data):
+            raise ImageError("the picture is damaged: the file ends early")
         _load(image)
         return _finish(image)
 

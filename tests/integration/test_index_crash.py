@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ class Victims:
         self._server.stdin.flush()
         pid = int(self._server.stdout.readline())
         if seconds is not None and not select.select([self._server.stdout], [], [], seconds)[0]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it finished this very moment
+                os.kill(pid, signal.SIGKILL)
         return int(self._server.stdout.readline())
 
     def close(self) -> None:

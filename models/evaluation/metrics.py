@@ -1,0 +1,124 @@
+"""Retrieval and classification metrics on score matrices. Numpy only, pure functions.
+
+Definitions are those of CLIP_benchmark. Ties count what a random order among the equal scores
+would give on average, so that a collapsed model that scores everything alike gets k / N, neither
+1 nor 0.
+
+Legend: Q queries, N candidates, B pictures, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.floating]
+_CHUNK = 1024
+
+
+def hits_at_k(score_QN: Scores, relevant_QN: npt.NDArray[np.bool_], k: int) -> Scores:
+    """The chance that at least one relevant candidate is among the k best, per query.
+
+    Without ties it is 0 or 1. With A candidates above the best relevant score, T at it, R of
+    those relevant, a random order of the tied ones hits with probability
+    1 - C(T - R, k - A) / C(T, k - A).
+
+    Returns:
+        float64 [Q]; 0 for a query without any relevant candidate.
+
+    Example:
+        >>> hits_at_k(np.array([[0.9, 0.5, 0.1]]), np.array([[False, True, False]]), 1)
+        array([0.])
+        >>> hits_at_k(np.array([[0.9, 0.5, 0.1]]), np.array([[False, True, False]]), 2)
+        array([1.])
+        >>> hits_at_k(np.array([[0.5, 0.5, 0.1]]), np.array([[False, True, False]]), 1)
+        array([0.5])
+    """
+    best_Q1 = np.where(relevant_QN, score_QN, -np.inf).max(axis=1, keepdims=True)
+    tied_QN = score_QN == best_Q1
+    above_Q = (score_QN > best_Q1).sum(axis=1)
+    tied_Q = tied_QN.sum(axis=1)
+    relevant_Q = (tied_QN & relevant_QN).sum(axis=1)
+    slots_Q = np.clip(k - above_Q, 0, tied_Q)
+    miss_Q = np.ones(len(score_QN))
+    for drawn in range(int(slots_Q.max(initial=0))):
+        # the chance that the next of the tied candidates is not relevant either
+        left_Q = np.maximum(tied_Q - drawn, 1)
+        chance_Q = np.maximum(tied_Q - relevant_Q - drawn, 0) / left_Q
+        miss_Q = np.where(drawn < slots_Q, miss_Q * chance_Q, miss_Q)
+    return np.where(relevant_QN.any(axis=1), 1.0 - miss_Q, 0.0)
+
+
+def retrieval_recall(
+    image_ND: Scores, text_MD: Scores, owner_M: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Recall@k both ways of a captioned set; text m describes picture owner[m].
+
+    `image_retrieval_recall@k`: the share of texts whose picture is among the k nearest pictures.
+    `text_retrieval_recall@k`: the share of pictures with at least one of their own texts among
+    the k nearest texts. Pictures without a text take part as candidates only.
+
+    Example: two pictures, the first with two captions, all vectors right but the last caption's:
+
+        >>> images = np.eye(2)
+        >>> texts = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]])
+        >>> found = retrieval_recall(images, texts, [0, 0, 1], ks=(1,))
+        >>> round(found["image_retrieval_recall@1"], 3), found["text_retrieval_recall@1"]
+        (0.667, 0.5)
+    """
+    owner = np.asarray(owner_M)
+    described = np.unique(owner)
+    by_text = _mean_hits(text_MD, image_ND, owner, np.arange(len(image_ND)), ks)
+    by_image = _mean_hits(image_ND[described], text_MD, described, owner, ks)
+    return {
+        **{f"image_retrieval_recall@{k}": by_text[k] for k in ks},
+        **{f"text_retrieval_recall@{k}": by_image[k] for k in ks},
+    }
+
+
+def _mean_hits(
+    query_QD: Scores,
+    candidate_ND: Scores,
+    query_owner_Q: npt.NDArray[np.int_],
+    candidate_owner_N: npt.NDArray[np.int_],
+    ks: Sequence[int],
+) -> dict[int, float]:
+    """Mean of `hits_at_k`, in chunks of queries so that memory does not grow with Q x N."""
+    totals = dict.fromkeys(ks, 0.0)
+    for at in range(0, len(query_QD), _CHUNK):
+        score_QN = query_QD[at : at + _CHUNK] @ candidate_ND.T
+        relevant_QN = query_owner_Q[at : at + _CHUNK, None] == candidate_owner_N[None, :]
+        for k in ks:
+            totals[k] += float(hits_at_k(score_QN, relevant_QN, k).sum())
+    return {k: total / len(query_QD) for k, total in totals.items()}
+
+
+def top_k_accuracy(score_BC: Scores, target_B: Sequence[int], k: int) -> float:
+    """The share of pictures whose class is among the k best scored.
+
+    Example:
+        >>> top_k_accuracy(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], 1)
+        0.5
+    """
+    return float(_class_hits(score_BC, target_B, k).mean())
+
+
+def mean_per_class_recall(score_BC: Scores, target_B: Sequence[int]) -> float:
+    """Top-1 accuracy averaged over the classes that occur, each counting the same.
+
+    Example: three cats, all found, and one dog, missed:
+
+        >>> scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+        >>> mean_per_class_recall(scores, [0, 0, 0, 1])
+        0.5
+    """
+    hits_B = _class_hits(score_BC, target_B, 1)
+    target = np.asarray(target_B)
+    return float(np.mean([hits_B[target == label].mean() for label in np.unique(target)]))
+
+
+def _class_hits(score_BC: Scores, target_B: Sequence[int], k: int) -> Scores:
+    relevant_BC = np.asarray(target_B)[:, None] == np.arange(score_BC.shape[1])[None, :]
+    return hits_at_k(score_BC, relevant_BC, k)

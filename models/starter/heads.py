@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import ModelError
+from models.files import replace_file
 from models.losses import LogitScale
 from models.starter.towers import (
     IMAGE_FEATURES,
@@ -144,10 +145,10 @@ def save_heads(heads: StarterHeads, directory: Path) -> None:
     # the one number that fp16 would visibly round
     state["scale.log_scale"] = heads.scale.log_scale.detach().float()
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / WEIGHTS_NAME, save(state))
+    replace_file(directory / WEIGHTS_NAME, save(state))
     description = {"format": FORMAT, "heads": asdict(heads.config)}
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-    _replace(directory / CONFIG_NAME, text.encode())
+    replace_file(directory / CONFIG_NAME, text.encode())
 
 
 def load_heads(directory: Path) -> tuple[StarterHeads, str]:
@@ -206,10 +207,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
-    scratch = path.with_name(path.name + ".partial")
-    scratch.write_bytes(data)
-    scratch.replace(path)

@@ -1,0 +1,44 @@
+"""What decides a training run, saved beside its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.starter.heads import HeadsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Same config, same data, same number of threads, same machine: the same heads, bit for bit.
+
+    Attributes:
+        epochs: passes over the pictures.
+        batch_size: pairs a step, rehearsed concepts included; also how many negatives a pair has.
+        lr: peak learning rate of AdamW (Loshchilov & Hutter 2019), after warm-up, before cosine
+            decay to zero.
+        warmup: share of the steps with a rising rate.
+        weight_decay: on matrices only; biases, norms and the logit scale are exempt, as in CLIP.
+        label_smoothing: see `models.losses.info_nce`.
+        concept_share: share of each batch that rehearses the 1,000 ImageNet names (see
+            `models.training.rehearsal`); without it, training on captions of people and dogs
+            forgets the strawberries.
+        init: `starter` continues from the heads that come with Diptych, `fresh` starts over.
+        keep: `last` epoch, or the `best` on the validation set (by mean recall@10).
+        seed: of shuffling, caption choice, dropout and initial weights.
+        holdout: leave one record in N out of every class source.
+        heads: the shape of fresh heads.
+    """
+
+    epochs: int = 30
+    batch_size: int = 2048
+    lr: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    label_smoothing: float = 0.0
+    concept_share: float = 0.2
+    init: Literal["starter", "fresh"] = "starter"
+    keep: Literal["last", "best"] = "last"
+    seed: int = 0
+    holdout: int | None = None
+    heads: HeadsConfig = field(default_factory=HeadsConfig)

@@ -1,0 +1,153 @@
+"""Tower features of pictures and captions, computed once and, if wanted, kept in a directory.
+
+A cached file is named by a hash of everything that decides its content (the towers, the
+preprocessing, the pictures or texts in order), so a stale one can never be taken for a fresh one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.decoding import prepare_rows
+from models.data.records import Record, Reject, Row, Source
+from models.encoder import PreparedImage
+from models.starter.towers import (
+    IMAGE_FEATURES,
+    PREPROCESSING,
+    TOKENIZER,
+    TOWERS_SHA256,
+    ImageTower,
+    TextTower,
+    as_tensor,
+)
+
+IMAGE_BATCH = 32
+TEXT_BATCH = 256
+
+OnFeatures = Callable[[str, int, int], None]
+"""(`pictures` or `captions`, done, total)"""
+
+
+class FeatureMaker:
+    """Both towers, with a memory.
+
+    Args:
+        image_tower: computes picture features.
+        text_tower: computes caption features.
+        cache: a directory to keep features in between runs; None keeps nothing.
+        on_progress: called after every batch.
+    """
+
+    def __init__(
+        self,
+        image_tower: ImageTower,
+        text_tower: TextTower,
+        *,
+        cache: Path | None = None,
+        on_progress: OnFeatures | None = None,
+    ) -> None:
+        self.text_tower = text_tower
+        self._image_tower = image_tower
+        self._cache = cache
+        self._on_progress = on_progress or (lambda *_: None)
+
+    def images(
+        self, source: Source, sha256s: Sequence[str], rejects: list[Reject]
+    ) -> tuple[Tensor, list[bool]]:
+        """Features of the source's captioned pictures, in order.
+
+        Args:
+            source: read again; only pictures whose hash is the next of `sha256s` are used.
+            sha256s: of the encoded pictures that are wanted.
+            rejects: pictures that do not decode are added here.
+
+        Returns:
+            float32 [n, F] of the n usable pictures, and for each hash whether it is usable.
+        """
+        name = _digest([TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
+        cached = self._load(f"images-{name}.npz")
+        if cached is not None:
+            usable = cached["usable"].tolist()
+            return as_tensor(cached["features"]), usable
+        features: list[Tensor] = [torch.zeros(0, IMAGE_FEATURES)]
+        usable = []
+        batch: list[PreparedImage] = []
+        wanted = _only(source, sha256s)
+        for ready in prepare_rows(wanted, self._image_tower.prepare, source=source.name):
+            if isinstance(ready, Reject):
+                rejects.append(ready)
+                usable.append(False)
+                continue
+            usable.append(True)
+            assert ready[1] is not None
+            batch.append(ready[1])
+            if len(batch) == IMAGE_BATCH:
+                features.append(self._image_tower.features(batch).cpu())
+                batch = []
+                self._on_progress("pictures", len(usable), len(sha256s))
+        features.append(self._image_tower.features(batch).cpu())
+        self._on_progress("pictures", len(usable), len(sha256s))
+        # a source that changed between the two readings yields fewer pictures than it announced
+        usable += [False] * (len(sha256s) - len(usable))
+        image_NF = torch.cat(features)
+        self._save(f"images-{name}.npz", features=image_NF.numpy(), usable=np.array(usable))
+        return image_NF, usable
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Sentence features, float32 [m, S], unit rows."""
+        name = _digest([TOWERS_SHA256, TOKENIZER, *texts])
+        cached = self._load(f"texts-{name}.npz")
+        if cached is not None:
+            return as_tensor(cached["features"])
+        rows = []
+        for at in range(0, len(texts), TEXT_BATCH):
+            prepared = [self.text_tower.prepare(text) for text in texts[at : at + TEXT_BATCH]]
+            rows.append(as_tensor(self.text_tower.features(prepared)))
+            self._on_progress("captions", min(at + TEXT_BATCH, len(texts)), len(texts))
+        text_MS = torch.cat(rows)
+        self._save(f"texts-{name}.npz", features=text_MS.numpy())
+        return text_MS
+
+    def _load(self, name: str) -> dict[str, np.ndarray] | None:
+        if self._cache is None or not (self._cache / name).exists():
+            return None
+        with np.load(self._cache / name, allow_pickle=False) as stored:
+            return dict(stored)
+
+    def _save(self, name: str, **arrays: np.ndarray) -> None:
+        if self._cache is None:
+            return
+        self._cache.mkdir(parents=True, exist_ok=True)
+        scratch = self._cache / f".{name}.partial"
+        with scratch.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        scratch.replace(self._cache / name)
+
+
+def _only(source: Source, sha256s: Sequence[str]) -> Iterator[Row]:
+    """The records whose picture is the next wanted one; rejects were counted in the first pass."""
+    wanted = iter(sha256s)
+    following = next(wanted, None)
+    for row in source:
+        if following is None:
+            return
+        if not isinstance(row, Record) or row.image is None or not row.texts:
+            continue
+        if hashlib.sha256(row.image).hexdigest() == following:
+            yield row
+            following = next(wanted, None)
+
+
+def _digest(parts: Sequence[str]) -> str:
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        # the length in front keeps ["ab", "c"] apart from ["a", "bc"]
+        hasher.update(len(data).to_bytes(8) + data)
+    return hasher.hexdigest()[:32]

@@ -1,0 +1,191 @@
+"""The training loop: AdamW, warm-up and cosine decay, symmetric InfoNCE over frozen features.
+
+Runs on the CPU, where a run takes minutes and gives the same bits every time. Knows no files and
+no console; progress goes to a callback. Legend: B pairs, D embedding, F and S features.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from models.evaluation.metrics import retrieval_recall
+from models.losses import info_nce
+from models.starter.heads import StarterHeads
+from models.training.config import TrainConfig
+from models.training.pairs import Pairs
+from models.training.rehearsal import Rehearsal
+
+Recall = dict[str, dict[str, float]]
+"""{language: {`image_retrieval_recall@1`: ..., ...}}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step, as reported to the callback and the metrics file."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    scale: float
+    lr: float
+    pairs_per_second: float
+
+
+@dataclass(slots=True)
+class TrainResult:
+    """Heads in evaluation mode, and how they came about."""
+
+    heads: StarterHeads
+    steps: list[Step] = field(default_factory=list)
+    validation: list[tuple[int, Recall]] = field(default_factory=list)
+    """(epochs done, recall); the first entry is before training."""
+    kept_epoch: int = 0
+
+
+def train(
+    heads: StarterHeads,
+    pairs: Pairs,
+    config: TrainConfig,
+    *,
+    validation: Pairs | None = None,
+    rehearsal: Rehearsal | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    loss: Callable[..., Tensor] = info_nce,
+) -> TrainResult:
+    """Train `heads` in place.
+
+    Args:
+        heads: fresh or trained before.
+        pairs: what to learn.
+        config: see `TrainConfig`.
+        validation: measured before, and after every epoch.
+        rehearsal: source of pseudo-pairs; None rehearses nothing, whatever the config says.
+        on_step: called after each optimiser step.
+        loss: the contrastive loss; called as `info_nce` is.
+    """
+    torch.manual_seed(config.seed)  # dropout draws from the global generator
+    generator = torch.Generator().manual_seed(config.seed)
+    rehearsed = round(config.batch_size * config.concept_share) if rehearsal is not None else 0
+    size = min(max(2, config.batch_size - rehearsed), len(pairs))
+    per_epoch = max(1, len(pairs) // size)
+    steps = config.epochs * per_epoch
+    optimiser = _optimiser(heads, config)
+    result = TrainResult(heads)
+    if validation is not None:
+        result.validation.append((0, measure(heads, validation)))
+    best: tuple[float, dict[str, Tensor]] | None = None
+    step = 0
+    for epoch in range(1, config.epochs + 1):
+        heads.train()
+        order_N = torch.randperm(len(pairs), generator=generator)
+        for at in range(per_epoch):
+            started = time.perf_counter()
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps, config)
+            picture_B = order_N[at * size : (at + 1) * size]
+            image_BF = pairs.image_NF[picture_B]
+            caption_BS = pairs.draw_captions(picture_B, generator)
+            group_B = pairs.group_N[picture_B]
+            if rehearsal is not None and rehearsed:
+                pseudo_BF, name_BS, class_B = rehearsal.draw(rehearsed, generator)
+                image_BF = torch.cat([image_BF, pseudo_BF])
+                caption_BS = torch.cat([caption_BS, name_BS])
+                group_B = torch.cat([group_B, class_B + int(pairs.group_N.max()) + 1])
+            value = loss(
+                heads.embed_images(image_BF),
+                heads.embed_texts(caption_BS),
+                heads.scale(),
+                group_B=group_B,
+                label_smoothing=config.label_smoothing,
+            )
+            optimiser.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            step += 1
+            done = Step(
+                step=step,
+                steps=steps,
+                epoch=epoch,
+                loss=float(value.detach()),
+                scale=float(heads.scale().detach()),
+                lr=optimiser.param_groups[0]["lr"],
+                pairs_per_second=len(image_BF) / (time.perf_counter() - started),
+            )
+            result.steps.append(done)
+            if on_step is not None:
+                on_step(done)
+        if validation is not None:
+            recall = measure(heads, validation)
+            result.validation.append((epoch, recall))
+            score = mean_recall(recall)
+            if config.keep == "best" and (best is None or score > best[0]):
+                best = (score, copy.deepcopy(heads.state_dict()))
+                result.kept_epoch = epoch
+    if best is not None:
+        heads.load_state_dict(best[1])
+    else:
+        result.kept_epoch = config.epochs
+    heads.eval()
+    return result
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up over the first share of the steps, then half a cosine to zero.
+
+    Example:
+        >>> config = TrainConfig(lr=1.0, warmup=0.5)
+        >>> [round(learning_rate(step, 4, config), 2) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.inference_mode()
+def measure(heads: StarterHeads, pairs: Pairs) -> Recall:
+    """Recall@1/5/10 both ways, for each language of the captions."""
+    heads.eval()
+    image_ND = heads.embed_images(pairs.image_NF).numpy()
+    result = {}
+    for language in sorted(pairs.languages):
+        caption_MS, owners = pairs.of_language(language)
+        kept = sorted(set(owners))
+        position = {owner: at for at, owner in enumerate(kept)}
+        text_MD = heads.embed_texts(caption_MS).numpy()
+        result[language] = retrieval_recall(
+            image_ND[kept], text_MD, [position[owner] for owner in owners]
+        )
+    return result
+
+
+def mean_recall(recall: Recall) -> float:
+    """Mean recall@10 over both ways and all languages: one number to select epochs by."""
+    values = [
+        value for metrics in recall.values() for name, value in metrics.items() if "@10" in name
+    ]
+    return sum(values) / len(values)
+
+
+def _optimiser(heads: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    matrices = [p for p in heads.parameters() if p.ndim > 1]
+    others = [p for p in heads.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        # CLIP's second moment: at 0.999 it lags behind the fast growth of the logit scale
+        betas=(0.9, 0.98),
+    )

@@ -44,5 +44,5 @@ def unit_rows(vectors_ND: npt.ArrayLike) -> Vectors:
     if (peak_N1 == 0.0).any():
         raise InvalidVectorError("a vector is zero and has no direction")
     wide_ND = wide_ND / peak_N1
-    unit_ND = wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)
-    return unit_ND.astype(np.float32)
+    unit_ND: Vectors = (wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)).astype(np.float32)
+    return unit_ND

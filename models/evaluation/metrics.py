@@ -60,10 +60,10 @@ def retrieval_recall(
     `text_retrieval_recall@k`: the share of pictures with at least one of their own texts among
     the k nearest texts. Pictures without a text take part as candidates only.
 
-    Example: two pictures, the first with two captions, all vectors right but the last caption's:
+    Example: two pictures, the first with two captions; the second one's caption points away:
 
         >>> images = np.eye(2)
-        >>> texts = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]])
+        >>> texts = np.array([[1.0, 0.0], [0.8, 0.6], [0.9, 0.44]])
         >>> found = retrieval_recall(images, texts, [0, 0, 1], ks=(1,))
         >>> round(found["image_retrieval_recall@1"], 3), found["text_retrieval_recall@1"]
         (0.667, 0.5)

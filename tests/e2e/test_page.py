@@ -186,7 +186,7 @@ def test_keys(page: Page) -> None:
         return page.driver.switch_to.active_element
 
     press("/")
-    assert focused().get_attribute("id") == "query"
+    page.until(lambda: focused().get_attribute("id") == "query")
     press("red")
     page.first_is(APPLE)
     press(Keys.ARROW_DOWN)
@@ -198,7 +198,7 @@ def test_keys(page: Page) -> None:
     press(Keys.ESCAPE)
     page.until(lambda: not page.one("#detail").is_displayed())
     press(Keys.ESCAPE)
-    assert focused().get_attribute("id") == "query"
+    page.until(lambda: focused().get_attribute("id") == "query")
 
 
 def test_classify(page: Page, tmp_path: Path) -> None:

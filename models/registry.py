@@ -3,7 +3,8 @@
     starter                      the pair that comes with Diptych; needs no network
     ViT-B-32/laion2b_s34b_b79k   NAME/TAG: an open_clip architecture and one of its training runs
     hf-hub:ORG/NAME              a Hugging Face repository in open_clip's layout
-    local-dir:PATH               a directory with open_clip_config.json and its .safetensors
+    local-dir:PATH               a directory with open_clip_config.json and its .safetensors, or
+                                 a starter pair that `diptych train` left there
     PATH.safetensors             a checkpoint with open_clip_config.json beside it
     NAME:PATH.safetensors        a checkpoint of a built-in open_clip architecture
 
@@ -20,6 +21,7 @@ from typing import Literal, TypeAlias
 from models.checkpoints import is_pickle_name, refuse_pickle
 from models.encoder import Encoder
 from models.errors import ModelError
+from models.starter import DESCRIPTION_NAME
 
 Kind: TypeAlias = Literal["starter", "tag", "hub", "directory", "checkpoint"]
 
@@ -121,6 +123,10 @@ def load_encoder(
         from models.starter.encoder import load_starter
 
         return load_starter(device=device, precision=precision, threads=threads)
+    if parsed.path is not None and (parsed.path / DESCRIPTION_NAME).is_file():
+        from models.starter.encoder import load_starter_from
+
+        return load_starter_from(parsed.path, device=device, precision=precision, threads=threads)
     from models.openclip import load_openclip
 
     return load_openclip(parsed, device=device, precision=precision, threads=threads)

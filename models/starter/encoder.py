@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from models.devices import DTYPES, resolve_device, resolve_precision, set_threads
+from models.devices import resolve_device, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.starter.heads import StarterHeads, load_heads
+from models.starter.precision import starter_dtype
 from models.starter.towers import (
     PREPROCESSING,
     TOKENIZER,
@@ -63,9 +64,9 @@ def _load(
 ) -> StarterEncoder:
     set_threads(threads)
     target = resolve_device(device)
-    resolved = resolve_precision(precision, target)
+    dtype = starter_dtype(precision, target)
     heads, digest = load_heads(directory)
-    tower = ImageTower(device=target, dtype=DTYPES[resolved])
+    tower = ImageTower(device=target, dtype=dtype)
     weights = f"{TOWERS_SHA256}+{digest}"
     return StarterEncoder(name, tower, TextTower(), heads, weights_sha256=weights)
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 from models.errors import ModelError
 from models.files import replace_file
 from models.losses import LogitScale
+from models.starter import DESCRIPTION_NAME
 from models.starter.towers import (
     IMAGE_FEATURES,
     IMAGENET_CLASSES,
@@ -34,7 +35,6 @@ from models.starter.towers import (
 )
 
 FORMAT = 1
-CONFIG_NAME = "diptych_starter.json"
 WEIGHTS_NAME = "heads.safetensors"
 
 
@@ -148,7 +148,7 @@ def save_heads(heads: StarterHeads, directory: Path) -> None:
     replace_file(directory / WEIGHTS_NAME, save(state))
     description = {"format": FORMAT, "heads": asdict(heads.config)}
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-    replace_file(directory / CONFIG_NAME, text.encode())
+    replace_file(directory / DESCRIPTION_NAME, text.encode())
 
 
 def load_heads(directory: Path) -> tuple[StarterHeads, str]:
@@ -160,7 +160,7 @@ def load_heads(directory: Path) -> tuple[StarterHeads, str]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    config = _read_config(directory / CONFIG_NAME)
+    config = _read_config(directory / DESCRIPTION_NAME)
     path = directory / WEIGHTS_NAME
     data = _read(path)
     heads = StarterHeads(config)

@@ -80,8 +80,7 @@ class ImageTower:
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
         # the permuted view of BHWC memory is exactly channels_last
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        # autocast keeps the weights in fp32: casting them too costs ten times the accuracy and
-        # saves nothing here
+        # autocast, because casting the weights as well rounds the norms and saves little
         lower = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
             features_BF = self._network(pixels_BCHW)

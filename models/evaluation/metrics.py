@@ -36,19 +36,31 @@ def hits_at_k(score_QN: Scores, relevant_QN: npt.NDArray[np.bool_], k: int) -> S
         >>> hits_at_k(np.array([[0.5, 0.5, 0.1]]), np.array([[False, True, False]]), 1)
         array([0.5])
     """
+    return _hit_chance(_count_ties(score_QN, relevant_QN), k)
+
+
+def _count_ties(
+    score_QN: Scores, relevant_QN: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]]:
+    """(A, T, R) of `hits_at_k` per query; R = 0 where nothing is relevant."""
     best_Q1 = np.where(relevant_QN, score_QN, -np.inf).max(axis=1, keepdims=True)
     tied_QN = score_QN == best_Q1
     above_Q = (score_QN > best_Q1).sum(axis=1)
-    tied_Q = tied_QN.sum(axis=1)
-    relevant_Q = (tied_QN & relevant_QN).sum(axis=1)
+    return above_Q, tied_QN.sum(axis=1), (tied_QN & relevant_QN).sum(axis=1)
+
+
+def _hit_chance(
+    counts: tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]], k: int
+) -> Scores:
+    above_Q, tied_Q, relevant_Q = counts
     slots_Q = np.clip(k - above_Q, 0, tied_Q)
-    miss_Q = np.ones(len(score_QN))
+    miss_Q = np.ones(len(above_Q))
     for drawn in range(int(slots_Q.max(initial=0))):
         # the chance that the next of the tied candidates is not relevant either
         left_Q = np.maximum(tied_Q - drawn, 1)
         chance_Q = np.maximum(tied_Q - relevant_Q - drawn, 0) / left_Q
         miss_Q = np.where(drawn < slots_Q, miss_Q * chance_Q, miss_Q)
-    return np.where(relevant_QN.any(axis=1), 1.0 - miss_Q, 0.0)
+    return np.where(relevant_Q > 0, 1.0 - miss_Q, 0.0)
 
 
 def retrieval_recall(
@@ -90,8 +102,9 @@ def _mean_hits(
     for at in range(0, len(query_QD), _CHUNK):
         score_QN = query_QD[at : at + _CHUNK] @ candidate_ND.T
         relevant_QN = query_owner_Q[at : at + _CHUNK, None] == candidate_owner_N[None, :]
+        counts = _count_ties(score_QN, relevant_QN)
         for k in ks:
-            totals[k] += float(hits_at_k(score_QN, relevant_QN, k).sum())
+            totals[k] += float(_hit_chance(counts, k).sum())
     return {k: total / len(query_QD) for k, total in totals.items()}
 
 

@@ -48,7 +48,7 @@ class HeadsConfig:
 
     image_hidden: int = 1024
     text_hidden: int = 1024
-    image_dropout: float = 0.3
+    image_dropout: float = 0.4
     text_dropout: float = 0.1
     concept_temperature: float = 0.5
 

@@ -13,13 +13,15 @@ class TrainConfig:
     """Same config, same data, same number of threads, same machine: the same heads, bit for bit.
 
     Attributes:
-        epochs: passes over the pictures.
-        batch_size: pairs a step, rehearsed concepts included; also how many negatives a pair has.
+        epochs: passes over the captioned pictures.
+        batch_size: pairs a step, of all three kinds; also how many negatives a pair has.
         lr: peak learning rate of AdamW (Loshchilov & Hutter 2019), after warm-up, before cosine
             decay to zero.
         warmup: share of the steps with a rising rate.
         weight_decay: on matrices only; biases, norms and the logit scale are exempt, as in CLIP.
         label_smoothing: see `models.losses.info_nce`.
+        class_share: share of each batch that are pictures of the class sources, drawn at random;
+            none where there are no class sources, all the rest where there is nothing else.
         concept_share: share of each batch that rehearses the 1,000 ImageNet names (see
             `models.training.rehearsal`); without it, training on captions of people and dogs
             forgets the strawberries.
@@ -36,6 +38,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.1
     label_smoothing: float = 0.0
+    class_share: float = 0.1
     concept_share: float = 0.2
     init: Literal["starter", "fresh"] = "starter"
     keep: Literal["last", "best"] = "last"

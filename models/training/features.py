@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class FeatureMaker:
             float32 [n, F] of the n usable pictures, and for each hash whether it is usable.
         """
         name = _digest([TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
-        cached = self._load(f"images-{name}.npz")
+        cached = self._load(f"images-{name}.npz", "features", "usable", "rejects")
         if cached is not None:
             rejects += [Reject(**entry) for entry in json.loads(str(cached["rejects"]))]
             return as_tensor(cached["features"]), cached["usable"].tolist()
@@ -111,7 +112,7 @@ class FeatureMaker:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Sentence features, float32 [m, S], unit rows."""
         name = _digest([TOWERS_SHA256, TOKENIZER, *texts])
-        cached = self._load(f"texts-{name}.npz")
+        cached = self._load(f"texts-{name}.npz", "features")
         if cached is not None:
             return as_tensor(cached["features"])
         rows = []
@@ -123,11 +124,15 @@ class FeatureMaker:
         self._save(f"texts-{name}.npz", features=text_MS.numpy())
         return text_MS
 
-    def _load(self, name: str) -> dict[str, np.ndarray] | None:
-        if self._cache is None or not (self._cache / name).exists():
+    def _load(self, name: str, *keys: str) -> dict[str, np.ndarray] | None:
+        """What is remembered under a name; None when there is nothing, or it is damaged."""
+        if self._cache is None:
             return None
-        with np.load(self._cache / name, allow_pickle=False) as stored:
-            return dict(stored)
+        try:
+            with np.load(self._cache / name, allow_pickle=False) as stored:
+                return {key: stored[key] for key in keys}
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile):
+            return None
 
     def _save(self, name: str, **arrays: np.ndarray) -> None:
         if self._cache is None:

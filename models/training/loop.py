@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -73,9 +73,8 @@ def train(
     """
     torch.manual_seed(config.seed)  # dropout draws from the global generator
     generator = torch.Generator().manual_seed(config.seed)
-    rehearsed = round(config.batch_size * config.concept_share) if rehearsal is not None else 0
-    size = min(max(2, config.batch_size - rehearsed), len(pairs))
-    per_epoch = max(1, len(pairs) // size)
+    batches = _Batches(pairs, config, rehearsal, generator)
+    per_epoch = batches.per_epoch
     steps = config.epochs * per_epoch
     optimiser = _optimiser(heads, config)
     result = TrainResult(heads)
@@ -85,20 +84,10 @@ def train(
     step = 0
     for epoch in range(1, config.epochs + 1):
         heads.train()
-        order_N = torch.randperm(len(pairs), generator=generator)
-        for at in range(per_epoch):
+        for image_BF, caption_BS, group_B in batches:
             started = time.perf_counter()
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, config)
-            picture_B = order_N[at * size : (at + 1) * size]
-            image_BF = pairs.image_NF[picture_B]
-            caption_BS = pairs.draw_captions(picture_B, generator)
-            group_B = pairs.group_N[picture_B]
-            if rehearsal is not None and rehearsed:
-                pseudo_BF, name_BS, class_B = rehearsal.draw(rehearsed, generator)
-                image_BF = torch.cat([image_BF, pseudo_BF])
-                caption_BS = torch.cat([caption_BS, name_BS])
-                group_B = torch.cat([group_B, class_B + int(pairs.group_N.max()) + 1])
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = learning_rate(step, steps, config)
             value = loss(
                 heads.embed_images(image_BF),
                 heads.embed_texts(caption_BS),
@@ -135,6 +124,50 @@ def train(
         result.kept_epoch = config.epochs
     heads.eval()
     return result
+
+
+class _Batches:
+    """One epoch of batches at a time: captioned pictures, class pictures, rehearsed concepts."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        config: TrainConfig,
+        rehearsal: Rehearsal | None,
+        generator: torch.Generator,
+    ) -> None:
+        self._pairs = pairs
+        self._rehearsal = rehearsal
+        self._generator = generator
+        main_N = (~pairs.is_class_N).nonzero()[:, 0]
+        class_N = pairs.is_class_N.nonzero()[:, 0]
+        if not len(main_N):
+            main_N, class_N = class_N, main_N
+        self._main_N, self._class_N = main_N, class_N
+        self._rehearsed = round(config.batch_size * config.concept_share) if rehearsal else 0
+        self._classes = round(config.batch_size * config.class_share) if len(class_N) else 0
+        rest = max(2, config.batch_size - self._rehearsed - self._classes)
+        self._size = min(rest, len(main_N))
+        self.per_epoch = len(main_N) // self._size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(image features [B, F], caption features [B, S], group [B])"""
+        pairs, generator = self._pairs, self._generator
+        order_N = self._main_N[torch.randperm(len(self._main_N), generator=generator)]
+        for at in range(self.per_epoch):
+            picture_B = order_N[at * self._size : (at + 1) * self._size]
+            if self._classes:
+                drawn = torch.randint(len(self._class_N), (self._classes,), generator=generator)
+                picture_B = torch.cat([picture_B, self._class_N[drawn]])
+            image_BF = pairs.image_NF[picture_B]
+            caption_BS = pairs.draw_captions(picture_B, generator)
+            group_B = pairs.group_N[picture_B]
+            if self._rehearsal is not None and self._rehearsed:
+                pseudo_BF, name_BS, concept_B = self._rehearsal.draw(self._rehearsed, generator)
+                image_BF = torch.cat([image_BF, pseudo_BF])
+                caption_BS = torch.cat([caption_BS, name_BS])
+                group_B = torch.cat([group_B, concept_B + int(pairs.group_N.max()) + 1])
+            yield image_BF, caption_BS, group_B
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

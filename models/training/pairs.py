@@ -49,6 +49,7 @@ class _Picture:
     """(language, captions)"""
     sha256: str
     group: str
+    is_class: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Pairs:
     caption_MS: Tensor
     group_N: Tensor
     """Pictures with equal numbers (the same bytes, the same class) are not negatives."""
+    is_class_N: Tensor
+    """Whether a picture's captions are prompts around a class name, not sentences of its own."""
     choice_start_N: Tensor
     choice_count_N: Tensor
     caption_start: Tensor
@@ -151,13 +154,13 @@ def _read(source: Source, report: DataReport, *, is_class: bool) -> Iterator[_Pi
         if is_class:
             yield _class_picture(row, digest)
         else:
-            yield _Picture(sorted(row.texts.items()), digest, digest)
+            yield _Picture(sorted(row.texts.items()), digest, digest, is_class=False)
 
 
 def _class_picture(row: Record, digest: str) -> _Picture:
     names = [name for texts in row.texts.values() for name in texts]
     prompts = tuple(prompt for line in build_prompts(names, TEMPLATES) for prompt in line)
-    return _Picture([("class names", prompts)], digest, "class " + names[0])
+    return _Picture([("class names", prompts)], digest, "class " + names[0], is_class=True)
 
 
 def _assemble(
@@ -191,6 +194,7 @@ def _assemble(
         image_NF=image_NF,
         caption_MS=maker.texts(texts),
         group_N=torch.tensor(group),
+        is_class_N=torch.tensor([picture.is_class for picture in pictures]),
         choice_start_N=torch.tensor(choice_start),
         choice_count_N=torch.tensor(choice_count),
         caption_start=torch.tensor(caption_start),

@@ -49,6 +49,13 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", type=click.FloatRange(min=0), default=0.1, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
+    "--class-share",
+    type=click.FloatRange(min=0, max=0.9),
+    default=0.1,
+    show_default=True,
+    help="Share of each batch that comes from --class-data.",
+)
+@click.option(
     "--concept-share",
     type=click.FloatRange(min=0, max=0.9),
     default=0.2,
@@ -93,6 +100,7 @@ def train(
     lr: float,
     weight_decay: float,
     seed: int,
+    class_share: float,
     concept_share: float,
     init: str,
     keep: str,
@@ -143,6 +151,7 @@ def train(
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
+        class_share=class_share,
         concept_share=concept_share,
         init="fresh" if init == "fresh" else "starter",
         keep="best" if keep == "best" else "last",

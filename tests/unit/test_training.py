@@ -205,6 +205,16 @@ def test_cached_features_equal_computed_ones(
     assert torch.equal(computed.caption_MS, cached.caption_MS)
 
 
+def test_a_damaged_cache_is_computed_anew(tmp_path: Path, sixteen: str, pairs: Pairs) -> None:
+    maker = FeatureMaker(ImageTower(), TextTower(), cache=tmp_path)
+    source = open_source(sixteen, text_field="captions.en")
+    gather([source], maker)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    again, _ = gather([source], maker)
+    assert torch.equal(again.image_NF, pairs.image_NF)
+
+
 def test_no_curve_without_matplotlib(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(epochs=1, batch_size=16, concept_share=0, heads=SMALL)
     result = train(heads(), pairs, config, validation=pairs)

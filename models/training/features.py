@@ -129,7 +129,11 @@ class FeatureMaker:
         if self._cache is None:
             return None
         try:
-            with np.load(self._cache / name, allow_pickle=False) as stored:
+            # opened here, because np.load leaves a damaged file open
+            with (
+                (self._cache / name).open("rb") as file,
+                np.load(file, allow_pickle=False) as stored,
+            ):
                 return {key: stored[key] for key in keys}
         except (OSError, EOFError, KeyError, ValueError, BadZipFile):
             return None

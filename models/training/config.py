@@ -38,6 +38,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.1
     label_smoothing: float = 0.0
+    extra_share: float = 0.15
     class_share: float = 0.1
     concept_share: float = 0.2
     init: Literal["starter", "fresh"] = "starter"

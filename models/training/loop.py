@@ -19,7 +19,7 @@ from models.evaluation.metrics import retrieval_recall
 from models.losses import info_nce
 from models.starter.heads import StarterHeads
 from models.training.config import TrainConfig
-from models.training.pairs import Pairs
+from models.training.pairs import Kind, Pairs
 from models.training.rehearsal import Rehearsal
 
 Recall = dict[str, dict[str, float]]
@@ -127,7 +127,7 @@ def train(
 
 
 class _Batches:
-    """One epoch of batches at a time: captioned pictures, class pictures, rehearsed concepts."""
+    """One epoch of batches at a time: main, extra and class pictures, rehearsed concepts."""
 
     def __init__(
         self,
@@ -139,16 +139,20 @@ class _Batches:
         self._pairs = pairs
         self._rehearsal = rehearsal
         self._generator = generator
-        main_N = (~pairs.is_class_N).nonzero()[:, 0]
-        class_N = pairs.is_class_N.nonzero()[:, 0]
-        if not len(main_N):
-            main_N, class_N = class_N, main_N
-        self._main_N, self._class_N = main_N, class_N
+        by_kind = {kind: (pairs.kind_N == kind).nonzero()[:, 0] for kind in Kind}
+        # the first kind that has pictures is what epochs go over; the others are drawn from
+        main = next(kind for kind in Kind if len(by_kind[kind]))
+        self._main_N = by_kind[main]
+        shares = {Kind.EXTRA: config.extra_share, Kind.CLASS: config.class_share}
+        self._drawn = [
+            (by_kind[kind], round(config.batch_size * share))
+            for kind, share in shares.items()
+            if kind is not main and len(by_kind[kind])
+        ]
         self._rehearsed = round(config.batch_size * config.concept_share) if rehearsal else 0
-        self._classes = round(config.batch_size * config.class_share) if len(class_N) else 0
-        rest = max(2, config.batch_size - self._rehearsed - self._classes)
-        self._size = min(rest, len(main_N))
-        self.per_epoch = len(main_N) // self._size
+        rest = config.batch_size - self._rehearsed - sum(count for _, count in self._drawn)
+        self._size = min(max(2, rest), len(self._main_N))
+        self.per_epoch = len(self._main_N) // self._size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(image features [B, F], caption features [B, S], group [B])"""
@@ -156,9 +160,9 @@ class _Batches:
         order_N = self._main_N[torch.randperm(len(self._main_N), generator=generator)]
         for at in range(self.per_epoch):
             picture_B = order_N[at * self._size : (at + 1) * self._size]
-            if self._classes:
-                drawn = torch.randint(len(self._class_N), (self._classes,), generator=generator)
-                picture_B = torch.cat([picture_B, self._class_N[drawn]])
+            for pool_N, count in self._drawn:
+                drawn = torch.randint(len(pool_N), (count,), generator=generator)
+                picture_B = torch.cat([picture_B, pool_N[drawn]])
             image_BF = pairs.image_NF[picture_B]
             caption_BS = pairs.draw_captions(picture_B, generator)
             group_B = pairs.group_N[picture_B]

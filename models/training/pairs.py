@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -43,13 +44,23 @@ class DataReport:
         }
 
 
+class Kind(IntEnum):
+    """What part a picture plays in a batch."""
+
+    MAIN = 0
+    EXTRA = 1
+    """Captioned, but of another kind than what is to be learned: drawn at random."""
+    CLASS = 2
+    """Its captions are prompts around a class name, not sentences of its own."""
+
+
 @dataclass(slots=True)
 class _Picture:
     texts: list[tuple[str, tuple[str, ...]]]
     """(language, captions)"""
     sha256: str
     group: str
-    is_class: bool
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +75,8 @@ class Pairs:
     caption_MS: Tensor
     group_N: Tensor
     """Pictures with equal numbers (the same bytes, the same class) are not negatives."""
-    is_class_N: Tensor
-    """Whether a picture's captions are prompts around a class name, not sentences of its own."""
+    kind_N: Tensor
+    """`Kind` of every picture."""
     choice_start_N: Tensor
     choice_count_N: Tensor
     caption_start: Tensor
@@ -109,6 +120,7 @@ def gather(
     captioned: Sequence[Source],
     maker: FeatureMaker,
     *,
+    extra: Sequence[Source] = (),
     classes: Sequence[Source] = (),
     holdout: int | None = None,
 ) -> tuple[Pairs, DataReport]:
@@ -116,6 +128,7 @@ def gather(
 
     Args:
         captioned: sources whose captions are sentences.
+        extra: more of these, for breadth.
         maker: computes, or remembers, tower features.
         classes: sources of single things whose captions are names, put into templates.
         holdout: leave one record in N of each class source out.
@@ -126,9 +139,11 @@ def gather(
     report = DataReport()
     pictures: list[_Picture] = []
     features: list[Tensor] = []
-    for source, is_class in [*((s, False) for s in captioned), *((s, True) for s in classes)]:
-        part = HoldOut(source, holdout, held_out=False) if is_class and holdout else source
-        found = list(_read(part, report, is_class=is_class))
+    kinds = [(Kind.MAIN, captioned), (Kind.EXTRA, extra), (Kind.CLASS, classes)]
+    for kind, source in [(kind, source) for kind, sources in kinds for source in sources]:
+        is_split = kind is Kind.CLASS and holdout is not None
+        part = HoldOut(source, holdout or 1, held_out=False) if is_split else source
+        found = list(_read(part, report, kind))
         image_NF, usable = maker.images(part, [picture.sha256 for picture in found], report.rejects)
         features.append(image_NF)
         pictures += [picture for picture, keep in zip(found, usable, strict=True) if keep]
@@ -142,7 +157,7 @@ def gather(
     return _assemble(pictures, torch.cat(features), maker, report), report
 
 
-def _read(source: Source, report: DataReport, *, is_class: bool) -> Iterator[_Picture]:
+def _read(source: Source, report: DataReport, kind: Kind) -> Iterator[_Picture]:
     for row in source:
         if isinstance(row, Reject):
             report.rejects.append(row)
@@ -151,16 +166,16 @@ def _read(source: Source, report: DataReport, *, is_class: bool) -> Iterator[_Pi
             report.without_caption += 1
             continue
         digest = hashlib.sha256(row.image).hexdigest()
-        if is_class:
+        if kind is Kind.CLASS:
             yield _class_picture(row, digest)
         else:
-            yield _Picture(sorted(row.texts.items()), digest, digest, is_class=False)
+            yield _Picture(sorted(row.texts.items()), digest, digest, kind)
 
 
 def _class_picture(row: Record, digest: str) -> _Picture:
     names = [name for texts in row.texts.values() for name in texts]
     prompts = tuple(prompt for line in build_prompts(names, TEMPLATES) for prompt in line)
-    return _Picture([("class names", prompts)], digest, "class " + names[0], is_class=True)
+    return _Picture([("class names", prompts)], digest, "class " + names[0], Kind.CLASS)
 
 
 def _assemble(
@@ -194,7 +209,7 @@ def _assemble(
         image_NF=image_NF,
         caption_MS=maker.texts(texts),
         group_N=torch.tensor(group),
-        is_class_N=torch.tensor([picture.is_class for picture in pictures]),
+        kind_N=torch.tensor([int(picture.kind) for picture in pictures]),
         choice_start_N=torch.tensor(choice_start),
         choice_count_N=torch.tensor(choice_count),
         caption_start=torch.tensor(caption_start),

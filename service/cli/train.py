@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     help="Captioned pictures: folder, webdataset shards or JSONL manifest; may be repeated.",
 )
 @click.option(
+    "--extra-data",
+    "extra_data",
+    multiple=True,
+    metavar="SOURCE",
+    help="Captioned pictures of another kind, mixed in for breadth; may be repeated.",
+)
+@click.option(
     "--class-data",
     "class_data",
     multiple=True,
@@ -49,15 +56,22 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", type=click.FloatRange(min=0), default=0.1, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
+    "--extra-share",
+    type=click.FloatRange(min=0, max=0.4),
+    default=0.15,
+    show_default=True,
+    help="Share of each batch that comes from --extra-data.",
+)
+@click.option(
     "--class-share",
-    type=click.FloatRange(min=0, max=0.9),
+    type=click.FloatRange(min=0, max=0.4),
     default=0.1,
     show_default=True,
     help="Share of each batch that comes from --class-data.",
 )
 @click.option(
     "--concept-share",
-    type=click.FloatRange(min=0, max=0.9),
+    type=click.FloatRange(min=0, max=0.4),
     default=0.2,
     show_default=True,
     help="Share of each batch that rehearses the names of ImageNet's 1,000 classes.",
@@ -91,6 +105,7 @@ if TYPE_CHECKING:
 @json_option
 def train(
     data: tuple[str, ...],
+    extra_data: tuple[str, ...],
     class_data: tuple[tuple[str, str], ...],
     val: tuple[str, ...],
     out: Path,
@@ -100,6 +115,7 @@ def train(
     lr: float,
     weight_decay: float,
     seed: int,
+    extra_share: float,
     class_share: float,
     concept_share: float,
     init: str,
@@ -142,7 +158,7 @@ def train(
             f"--model {model or default_model()}: this version trains heads over the starter's "
             "frozen towers only (--model starter); fine-tuning of open_clip models is planned"
         )
-    if not data and not class_data:
+    if not data and not extra_data and not class_data:
         raise click.UsageError("nothing to train on: name at least one --data or --class-data")
     if keep == "best" and not val:
         raise click.UsageError("--keep best needs --val to tell which epoch is best")
@@ -151,6 +167,7 @@ def train(
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
+        extra_share=extra_share,
         class_share=class_share,
         concept_share=concept_share,
         init="fresh" if init == "fresh" else "starter",
@@ -159,6 +176,7 @@ def train(
         holdout=holdout,
     )
     captioned = [open_source(spec, text_field=text_field) for spec in data]
+    extra = [open_source(spec, text_field=text_field) for spec in extra_data]
     classes = [open_source(spec, text_field=field) for spec, field in class_data]
     measured = [open_source(spec, text_field=text_field) for spec in val]
     set_threads(threads)
@@ -170,7 +188,7 @@ def train(
             cache=cache,
             on_progress=on_features,
         )
-        pairs, report = gather(captioned, maker, classes=classes, holdout=holdout)
+        pairs, report = gather(captioned, maker, extra=extra, classes=classes, holdout=holdout)
         validation, val_report = gather(measured, maker) if measured else (None, None)
         rehearsal = Rehearsal(pairs.image_NF, maker) if concept_share else None
         if config.init == "fresh":

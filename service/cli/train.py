@@ -133,7 +133,7 @@ def train(
     \b
     diptych train --data ~/Pictures/captioned --out my-pair
     diptych train --data 'train-{00000..00009}.tar' --val val.tar --out my-pair --epochs 10
-    diptych search --index photos.index ... after: diptych index build --model local-dir:my-pair
+    diptych index build ~/Pictures --out photos.index --model local-dir:my-pair
 
     Writes the pair, its config, metrics.jsonl and a curve into --out. Runs with the same seed,
     data and --threads on one machine give the same heads, bit for bit.

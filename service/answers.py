@@ -111,6 +111,7 @@ class IndexResponse(BaseModel):
         json_schema_extra={
             "examples": [
                 {
+                    "name": "photos",
                     "version": 3,
                     "uuid": "6f1c2a52-7f0e-4a7e-9a55-0b1d3f0f8f5e",
                     "created": "2026-01-31T12:00:00Z",
@@ -126,6 +127,7 @@ class IndexResponse(BaseModel):
             ]
         }
     )
+    name: Annotated[str, Field(description="What `index=` calls it.")]
     version: Annotated[int, Field(description="Grows with every commit; also `Index-Version`.")]
     uuid: str
     created: Annotated[str, Field(description="When this version was committed, ISO 8601.")]
@@ -137,6 +139,41 @@ class IndexResponse(BaseModel):
     bytes: int
     segments: int
     tombstones: int
+
+
+class IndexSummary(BaseModel):
+    name: Annotated[str, Field(description="What `index=` calls it.")]
+    model: str
+    fingerprint: str
+    dim: int
+    images: int
+    texts: int
+    version: int
+    default: Annotated[bool, Field(description="It answers where none is named.")]
+
+
+class IndexesResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "indexes": [
+                        {
+                            "name": "photos",
+                            "model": "starter",
+                            "fingerprint": "9c" * 32,
+                            "dim": 512,
+                            "images": 550,
+                            "texts": 2200,
+                            "version": 3,
+                            "default": True,
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+    indexes: list[IndexSummary]
 
 
 class Prediction(BaseModel):

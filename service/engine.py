@@ -41,21 +41,32 @@ if TYPE_CHECKING:
 
 # a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
 _DECODE_SLOTS = 4
+DEFAULT_NAME = "default"
 
 
 class Engine:
     """Use cases over one encoder pair and one snapshot (`None`: classification only).
 
+    Engines that share a pair share its `SerialEncoder`, so that the device still has one caller.
+
+    Attributes:
+        name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
+
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
     """
 
-    def __init__(self, encoder: Encoder, snapshot: Snapshot | None = None) -> None:
+    # of the process, not of an engine: it bounds the memory of pictures being decoded
+    _decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
+
+    def __init__(
+        self, encoder: Encoder, snapshot: Snapshot | None = None, *, name: str = DEFAULT_NAME
+    ) -> None:
         if snapshot is not None:
             check_encoder(snapshot.fingerprint, encoder.fingerprint)
-        self._encoder = SerialEncoder(encoder)
+        self.name = name
+        self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = snapshot
-        self._decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
         self._classifier = Classifier(self._encoder, self._prepare)
 
     @property

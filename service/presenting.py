@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from models.errors import NotFoundError
 from service import answers, problems
-from service.engine import Engine
+from service.engine import DEFAULT_NAME, Engine
 from service.queries import ClassifyAnswer, SearchAnswer
 
 if TYPE_CHECKING:
     from indexer.snapshot import Item
 
 
-def thumbnail_url(item: Item) -> str | None:
+def thumbnail_url(engine: Engine, item: Item) -> str | None:
     """The picture's thumbnail, or that of the picture a text belongs to."""
     image_id = item.id if item.modality == "image" else item.image_id
+    if image_id is None:
+        return None
     # an id may hold slashes, '#' and '?': all of it is one path segment
-    return None if image_id is None else f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    url = f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    return url if engine.name == DEFAULT_NAME else f"{url}?index={quote(engine.name, safe='')}"
 
 
-def _common(item: Item) -> dict[str, Any]:
+def _common(engine: Engine, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "modality": item.modality,
@@ -32,7 +35,7 @@ def _common(item: Item) -> dict[str, Any]:
         "language": item.language,
         "image_id": item.image_id,
         "label": item.label,
-        "thumbnail_url": thumbnail_url(item),
+        "thumbnail_url": thumbnail_url(engine, item),
     }
 
 
@@ -43,7 +46,7 @@ def item(engine: Engine, item_id: str) -> answers.Item:
         for text in engine.captions(found)
     ]
     return answers.Item(
-        **_common(found),
+        **_common(engine, found),
         attributes=dict(found.attributes),
         content_hash=found.content_hash,
         captions=captions,
@@ -54,8 +57,19 @@ def index_info(engine: Engine) -> answers.IndexResponse:
     # without the sources: they name the operator's folders
     info = engine.index_info().to_dict()
     return answers.IndexResponse(
-        **{name: info[name] for name in answers.IndexResponse.model_fields}
+        **{name: info[name] for name in answers.IndexResponse.model_fields if name in info},
+        name=engine.name,
     )
+
+
+def indexes(engines: Mapping[str, Engine]) -> answers.IndexesResponse:
+    first = next(iter(engines))
+    listed = []
+    for name, engine in engines.items():
+        info = engine.index_info().to_dict()
+        fields = {key: info[key] for key in answers.IndexSummary.model_fields if key in info}
+        listed.append(answers.IndexSummary(**fields, name=name, default=name == first))
+    return answers.IndexesResponse(indexes=listed)
 
 
 def search(
@@ -63,7 +77,7 @@ def search(
 ) -> answers.SearchResponse:
     hits = []
     for rank, hit in enumerate(answer.hits):
-        fields = _common(hit.item)
+        fields = _common(engine, hit.item)
         if "attributes" in include:
             fields["attributes"] = dict(hit.item.attributes)
         if "embedding" in include and answer.vectors_KD is not None:

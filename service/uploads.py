@@ -30,6 +30,8 @@ async def picture_search(request: Request) -> PictureSearch:
     """A FastAPI dependency: one picture and the options beside it."""
     parameters: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
+        if name == "index":  # which index answers is the route's affair, for every route
+            continue
         if name in parameters:
             raise refuse("invalid-request", "A query parameter is given twice.")
         parameters[name] = value

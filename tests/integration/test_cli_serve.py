@@ -168,6 +168,28 @@ def test_a_public_address_is_served_when_insisted_on(index: Path, tmp_path: Path
         assert b" 200 " in wire(f"http://127.0.0.1:{port}", host)
 
 
+def test_several_indexes_share_a_pair_and_choose_by_name(index: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    second = tmp_path / "zwei.index"
+    shutil.copytree(index, second)
+    with server(index, log, "--index", second, "--index", f"drei={index}") as (_, url):
+        with urlopen(url + "/v1/indexes", timeout=20) as response:
+            listed = json.load(response)["indexes"]
+        assert [entry["name"] for entry in listed] == ["colours", "zwei", "drei"]
+        assert [entry["default"] for entry in listed] == [True, False, False]
+        with urlopen(url + "/v1/index?index=drei", timeout=20) as response:
+            assert json.load(response)["name"] == "drei"
+    assert log.read_text().count("Loading") == 1, "one pair, loaded once"
+
+
+def test_serve_names_the_index_that_keeps_it_from_starting(index: Path, tmp_path: Path) -> None:
+    serve = ("serve", "--port", "0", "--index", index)
+    refused(*serve, "--index", tmp_path / "gone.index", code=2, says="index gone: no index at")
+    refused(*serve, "--index", f"b={tmp_path}", code=2, says="index b: no index at")
+    refused(*serve, "--index", index, code=2, says="--index NAME=PATH")
+    refused(*serve, "--model", "others", code=4, says="index colours: ")
+
+
 # -- search ---------------------------------------------------------------------------------------
 
 

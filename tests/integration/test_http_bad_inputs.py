@@ -332,7 +332,8 @@ def test_encoded_bodies_and_long_addresses(client: TestClient) -> None:
 
 PATHS = {
     "/v1/search": "POST", "/v1/search/text-to-image": "POST", "/v1/search/image-to-text": "POST",
-    "/v1/classify": "POST", "/v1/index": "GET", "/v1/items/x": "GET",
+    "/v1/classify": "POST", "/v1/index": "GET", "/v1/indexes": "GET",
+    "/v1/items/x": "GET",
     "/v1/items/x/thumbnail": "GET",
     "/healthz": "GET", "/readyz": "GET", "/": "GET", "/docs": "GET", "/openapi.json": "GET",
     "/static/app.js": "GET", "/favicon.ico": "GET",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.manifest import check_encoder
-from models.encoder import Encoder, Fingerprint, PreparedImage
+from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
-from models.vectors import Vectors
+from models.vectors import Vectors, weighted_sum
 from service.classifier import Classifier
 from service.queries import (
     MAX_TEXT_CHARS,
@@ -28,8 +28,10 @@ from service.queries import (
     SearchQuery,
     Target,
     TextQuery,
+    Weighted,
     check_embedding,
     check_page,
+    check_parts,
     check_text,
     storable,
 )
@@ -101,18 +103,20 @@ class Engine:
             include_vectors: also return the hits' embeddings.
 
         Raises:
-            InvalidTextError, InvalidVectorError, ImageError, NotFoundError (query by id),
-            InputError (k or offset out of range), IndexNotFoundError (no index loaded).
+            InvalidTextError, InvalidVectorError (also: parts that cancel out), ImageError,
+            NotFoundError (query by id), InputError (k, offset, number of parts or a weight out of
+            range), IndexNotFoundError (no index loaded).
         """
         check_page(k, offset)
         snapshot = self.snapshot
         watch = Stopwatch()
-        query_1D, truncated = self._query_vector(query, watch)
-        if isinstance(query, ItemQuery):
-            # the item is its own nearest neighbour wherever the page starts, so drop it first
-            own = snapshot.item(query.id)
-            found = snapshot.search(query_1D, offset + k + 1, target=target)[0]
-            found = [hit for hit in found if hit.item != own][offset : offset + k]
+        parts = check_parts(query)
+        query_1D, truncated = self._query_vector(parts, watch)
+        # an item is its own nearest neighbour wherever the page starts, so drop it first
+        own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
+        if own:
+            found = snapshot.search(query_1D, offset + k + len(own), target=target)[0]
+            found = [hit for hit in found if hit.item not in own][offset : offset + k]
         else:
             found = snapshot.search(query_1D, k, target=target, offset=offset)[0]
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
@@ -196,25 +200,31 @@ class Engine:
         with self._decoding:
             return self._encoder.prepare_image(decode_image(data))
 
-    def _query_vector(self, query: SearchQuery, watch: Stopwatch) -> tuple[Vectors, bool]:
-        """The query as a unit row [1, D], and whether its text was cut."""
-        truncated = False
-        match query:
-            case TextQuery(text):
-                prepared_text = self._encoder.prepare_text(check_text(text))
-                truncated = prepared_text.truncated
-                watch.lap("prepare")
-                query_1D = self._encoder.embed_texts([prepared_text])
-            case ImageQuery(data):
-                prepared_image = self._prepare(data)
-                watch.lap("prepare")
-                query_1D = self._encoder.embed_images([prepared_image])
-            case ItemQuery(item_id):
-                query_1D = self.snapshot.vector(_check_id(item_id))[None]
-            case EmbeddingQuery(values):
-                query_1D = check_embedding(values, self._encoder.dim)
+    def _query_vector(self, parts: Sequence[Weighted], watch: Stopwatch) -> tuple[Vectors, bool]:
+        """The query as a unit row [1, D], and whether a text of it was cut."""
+        texts: dict[int, PreparedText] = {}
+        images: dict[int, PreparedImage] = {}
+        vectors: dict[int, Vectors] = {}
+        for position, weighted in enumerate(parts):
+            match weighted.part:
+                case TextQuery(text):
+                    texts[position] = self._encoder.prepare_text(check_text(text))
+                case ImageQuery(data):
+                    images[position] = self._prepare(data)
+                case ItemQuery(item_id):
+                    vectors[position] = self.snapshot.vector(_check_id(item_id))
+                case EmbeddingQuery(values):
+                    vectors[position] = check_embedding(values, self._encoder.dim)[0]
+        watch.lap("prepare")
+        # one call a tower, however many parts
+        if texts:
+            vectors |= zip(texts, self._encoder.embed_texts(list(texts.values())), strict=True)
+        if images:
+            vectors |= zip(images, self._encoder.embed_images(list(images.values())), strict=True)
         watch.lap("embed")
-        return query_1D, truncated
+        vectors_PD = np.stack([vectors[position] for position in range(len(parts))])
+        query_1D = weighted_sum(vectors_PD, [weighted.weight for weighted in parts])
+        return query_1D, any(text.truncated for text in texts.values())
 
     def _vectors(self, hits: Sequence[Hit]) -> Vectors:
         if not hits:

@@ -23,6 +23,8 @@ Target: TypeAlias = Literal["images", "texts"]
 MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_TEXT_CHARS = 10_000
+MAX_PARTS = 16
+MAX_WEIGHT = 100.0
 
 # float32 squares overflow above this; an embedding this large was never meant as one
 _LARGEST_ENTRY = 1e19
@@ -52,7 +54,25 @@ class EmbeddingQuery:
     values: Sequence[float]
 
 
-SearchQuery: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+Part: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A part of a composed query; a negative weight asks for less of it."""
+
+    part: Part
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedQuery:
+    """Several parts at once: the weighted sum of their unit vectors, normalised once."""
+
+    parts: tuple[Weighted, ...]
+
+
+SearchQuery: TypeAlias = Part | ComposedQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +171,19 @@ def check_page(k: int, offset: int) -> None:
         raise InputError(f"k must be between 1 and {MAX_K}")
     if not 0 <= offset <= MAX_OFFSET:
         raise InputError(f"offset must be between 0 and {MAX_OFFSET}")
+
+
+def check_parts(query: SearchQuery) -> tuple[Weighted, ...]:
+    """The parts of a query, one for a query that is not composed.
+
+    Raises:
+        InputError: not 1 to `MAX_PARTS` parts, or a weight that is zero, not finite or larger than
+            `MAX_WEIGHT` either way.
+    """
+    parts = query.parts if isinstance(query, ComposedQuery) else (Weighted(query),)
+    if not 1 <= len(parts) <= MAX_PARTS:
+        raise InputError(f"a query has 1 to {MAX_PARTS} parts, not {len(parts)}")
+    for part in parts:
+        if not 0.0 < abs(part.weight) <= MAX_WEIGHT:  # false for NaN too
+            raise InputError(f"a weight lies between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, not zero")
+    return parts

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from models.errors import InputError
-from service.queries import MAX_K, MAX_OFFSET, MAX_TEXT_CHARS, check_text
+from service.queries import (
+    MAX_K,
+    MAX_OFFSET,
+    MAX_PARTS,
+    MAX_TEXT_CHARS,
+    MAX_WEIGHT,
+    check_text,
+)
 
 EXAMPLE_ID = "fruit/red apple.png"
 # an 8 x 8 red picture, as a caller would send it
@@ -29,6 +45,14 @@ def _searchable(text: str) -> str:
     except InputError as error:
         # the type is a code of the problem catalogue; see service.problems.of_validation
         raise PydanticCustomError("invalid-text", "{why}", {"why": error.message}) from None
+
+
+def _not_zero(weight: float) -> float:
+    if weight == 0:
+        raise PydanticCustomError(
+            "invalid-request", "A weight of zero has no effect; leave it out."
+        )
+    return weight
 
 
 SearchText = Annotated[
@@ -50,7 +74,7 @@ class Strict(BaseModel):
 
 
 class Query(Strict):
-    """Exactly one of the four."""
+    """Exactly one of text, image, id and embedding; the weight counts among several."""
 
     text: SearchText | None = None
     image: Base64Image | None = None
@@ -61,6 +85,11 @@ class Query(Strict):
         list[float] | None,
         Field(max_length=16_384, description="A vector of the index's dimension, any length."),
     ] = None
+    weight: Annotated[
+        float,
+        AfterValidator(_not_zero),
+        Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, description="Not zero; negative asks for less of it."),
+    ] = 1.0
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Query:
@@ -70,6 +99,22 @@ class Query(Strict):
                 "invalid-request", "Give exactly one of text, image, id and embedding."
             )
         return self
+
+
+_Parts = Annotated[list[Query], Field(min_length=1, max_length=MAX_PARTS)]
+_PARTS: TypeAdapter[list[Query]] = TypeAdapter(_Parts)
+
+
+def _one_or_several(value: object, _: ValidatorFunctionWrapHandler) -> Query | list[Query]:
+    # decided by hand: the complaints of a union name its branches in their pointers
+    return _PARTS.validate_python(value) if isinstance(value, list) else Query.model_validate(value)
+
+
+Queries = Annotated[
+    Query | _Parts,
+    WrapValidator(_one_or_several),
+    Field(description="One part, or several: the sum of weight times unit vector, normalised."),
+]
 
 
 class Page(Strict):
@@ -92,10 +137,17 @@ class SearchRequest(Page):
                 {"query": {"text": "一个红苹果"}, "target": "texts", "k": 3},
                 {"query": {"id": EXAMPLE_ID}, "k": 5},
                 {"query": {"image": EXAMPLE_PNG}, "k": 5, "include": ["embedding"]},
+                {
+                    "query": [
+                        {"text": "a red apple"},
+                        {"text": "a green leaf", "weight": -0.5},
+                        {"id": EXAMPLE_ID, "weight": 2.0},
+                    ]
+                },
             ]
         }
     )
-    query: Query
+    query: Queries
     target: Literal["images", "texts"] = "images"
 
 

@@ -10,14 +10,37 @@ from service import answers, bodies, presenting, schemas
 from service.engine import Engine
 from service.openapi import body_json, body_picture
 from service.problems import refuse
-from service.queries import EmbeddingQuery, ImageQuery, ItemQuery, SearchQuery, Target, TextQuery
+from service.queries import (
+    ComposedQuery,
+    EmbeddingQuery,
+    ImageQuery,
+    ItemQuery,
+    Part,
+    SearchQuery,
+    Target,
+    TextQuery,
+    Weighted,
+)
 from service.state import EngineOf
 from service.uploads import PictureSearch, picture_search
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
 
 
-def _query(query: schemas.Query) -> SearchQuery:
+def _query(given: schemas.Query | list[schemas.Query]) -> SearchQuery:
+    if not isinstance(given, list):
+        part = _part(given, "#/query")
+        # alone a weight only tells towards from away
+        return part if given.weight > 0 else ComposedQuery((Weighted(part, given.weight),))
+    return ComposedQuery(
+        tuple(
+            Weighted(_part(query, f"#/query/{number}"), query.weight)
+            for number, query in enumerate(given)
+        )
+    )
+
+
+def _part(query: schemas.Query, pointer: str) -> Part:
     if query.text is not None:
         return TextQuery(query.text)
     if query.id is not None:
@@ -30,7 +53,9 @@ def _query(query: schemas.Query) -> SearchQuery:
         raise refuse(
             "image-undecodable",
             "Not base64, and not a data: URI of base64.",
-            errors=[{"pointer": "#/query/image", "code": "image-undecodable", "detail": "base64"}],
+            errors=[
+                {"pointer": f"{pointer}/image", "code": "image-undecodable", "detail": "base64"}
+            ],
         )
     return ImageQuery(data)
 
@@ -61,7 +86,11 @@ def search(
     engine: EngineOf,
     response: Response,
 ) -> answers.SearchResponse:
-    """The `k` pictures or texts closest to the query, best first; `score` is the cosine."""
+    """The `k` pictures or texts closest to the query, best first; `score` is the cosine.
+
+    The query may have several parts, each with a weight: text, picture, item or embedding. Items
+    of the query are left out of the hits.
+    """
     return _answer(engine, response, _query(body.query), body.target, body)
 
 

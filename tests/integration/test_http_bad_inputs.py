@@ -302,6 +302,42 @@ def test_format_strings_are_only_text(client: TestClient) -> None:
     assert client.post("/v1/classify", json=body).status_code == 200
 
 
+# -- composed queries -----------------------------------------------------------------------------
+
+RED = {"text": "red"}
+WRONG_PARTS: list[tuple[Any, str, str]] = [
+    ([], "invalid-request", "#/query"),
+    ([RED] * 17, "invalid-request", "#/query"),
+    ([RED, {}], "invalid-request", "#/query/1"),
+    ([RED, {"text": " "}], "invalid-text", "#/query/1/text"),
+    ([RED, {"text": "x", "weight": 0}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": 100.5}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": "2"}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": True}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"image": "?"}], "image-undecodable", "#/query/1/image"),
+    ([[RED]], "invalid-request", "#/query/0"),
+    ("red", "invalid-request", "#/query"),
+    ({"text": "x", "weight": 0}, "invalid-request", "#/query/weight"),
+    ({"text": "x", "id": "y"}, "invalid-request", "#/query"),
+]
+
+
+@pytest.mark.parametrize(("query", "code", "pointer"), WRONG_PARTS, ids=range(len(WRONG_PARTS)))
+def test_parts_that_do_not_fit(client: TestClient, query: Any, code: str, pointer: str) -> None:
+    response = client.post("/v1/search", json={"query": query})
+    check(response, 422, code=code)
+    assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
+
+
+def test_parts_that_cancel_out_say_so(client: TestClient) -> None:
+    query = [RED, {"image": base64.b64encode(PNG).decode(), "weight": -1}]
+    response = client.post("/v1/search", json={"query": query})
+    check(response, 422, code="invalid-vector")
+    assert "cancel out" in response.json()["detail"]
+    missing = client.post("/v1/search", json={"query": [RED, {"id": "none"}]})
+    check(missing, 404, code="not-found")
+
+
 # -- protocol -------------------------------------------------------------------------------------
 
 

@@ -226,6 +226,18 @@ def test_the_index_describes_itself_without_the_operators_folders(client: TestCl
     assert response.headers["index-version"] == "1"
 
 
+def test_parts_are_weighed_and_their_items_left_out(client: TestClient) -> None:
+    red, blue = {"text": "red"}, {"text": "blue"}
+    assert hits(client, {"query": [red, blue], "k": 1}) == [FLAG]
+    assert hits(client, {"query": [red, {**blue, "weight": -0.5}], "k": 4})[0] == APPLE
+    assert hits(client, {"query": [red, {"id": APPLE}], "k": 1}) == [FLAG]
+    assert hits(client, {"query": [red], "k": 1}) == hits(client, {"query": red, "k": 1})
+    assert hits(client, {"query": {**red, "weight": 7}, "k": 1}) == [APPLE]
+    assert hits(client, {"query": {**red, "weight": -1}, "k": 4})[-1] == APPLE
+    picture = {"image": base64.b64encode(solid("blue")).decode(), "weight": 0.9}
+    assert hits(client, {"query": [red, picture], "k": 1}) == [FLAG]
+
+
 # -- life -----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from indexer.background_queries import list_id
 from indexer.embedding import embed_each
 from indexer.fs import Fs
 from indexer.items import Item
@@ -35,6 +36,7 @@ from indexer.preparing import (
 )
 from indexer.rejects import RejectsFile
 from indexer.segment import NewRow, SegmentWriter
+from indexer.relevance import embed_background
 from indexer.store import IndexWriter
 from indexer.version import OpenVersion, open_version
 from models.data.files import SeenKeys
@@ -68,6 +70,8 @@ class BuildOptions:
         decode_threads: None uses up to four, one per core.
     """
 
+        relevance: keep a background (`indexer.background`) so that hits carry a relevance; an
+            index that has one keeps it in any case.
     batch_size: int = 32
     segment_rows: int = 8192
     thumbnails: bool = True
@@ -80,6 +84,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
+    relevance: bool = True
 class BuildProgress:
     """Where a build stands; `total` is None where a source cannot tell cheaply."""
 
@@ -352,8 +357,18 @@ class _Run:
         self._rejects.add(reject)
         self._advance()
 
+        self._embed_background()
     def _stop(self) -> bool:
         limit = self._options.max_errors
+    def _embed_background(self) -> None:
+        """Once, and only if the index has none of this list: it stores what was embedded."""
+        stored = self._writer.manifest.relevance
+        if not self._options.relevance or (stored and stored.queries == list_id()):
+            return
+        queries_QD = embed_background(self._encoder)
+        if queries_QD is not None:
+            self._writer.use_background(queries_QD, list_id())
+
         self.report.stopped = limit is not None and self._rejects.count > limit
         return self.report.stopped
 

@@ -40,6 +40,7 @@ TOMBSTONES: Final = "tombstones"
 SCRATCH: Final = "scratch"
 VECTORS_FILE: Final = "vectors.npy"
 ITEMS_FILE: Final = "items.sqlite"
+RELEVANCE: Final = "relevance"
 
 HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
 Modality = Literal["image", "text"]
@@ -90,6 +91,52 @@ class TombstoneEntry(FileEntry):
 class Live(_Strict):
     images: Count
     texts: Count
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StandingEntry(_Strict):
+    """`indexer.background.Standing`, whose docstring explains the numbers."""
+
+    excess_mean: Finite
+    excess_std: Positive
+    nonsense_mean: Finite
+    nonsense_std: Positive
+    low: Finite
+    gate: Finite
+    width: Positive
+
+
+class NeighboursEntry(_Strict):
+    """`indexer.background.Neighbours`."""
+
+    gate: Finite
+    width: Positive
+
+
+class TargetEntry(_Strict):
+    """`indexer.background.TargetBackground`: how hits of one modality are judged."""
+
+    rows: Count
+    text: StandingEntry | None
+    mixed: StandingEntry | None
+    image: NeighboursEntry | None
+
+
+class RelevanceEntry(FileEntry):
+    """The background of this version; measured at this version or, unchanged, at an earlier one.
+
+    The file is a float32 [2 + Q, D] array: the mean image vector, the mean text vector, and the
+    embedded background queries, those of the list `queries` (sha256).
+    """
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
+    queries: Sha256
+    count: Annotated[int, Field(ge=1, le=2**20)]
+    images: TargetEntry
+    texts: TargetEntry
+
+
 
 
 class SourceEntry(_Strict):
@@ -123,12 +170,16 @@ class Manifest(_Strict):
         """D."""
         return int(self.encoder["dim"])
 
+    # absent from indexes built without one: their hits carry no relevance
+    relevance: RelevanceEntry | None = None
+
+
     def encode(self) -> bytes:
         """The bytes stored on disk; `CURRENT` holds their sha256."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     def files(self) -> dict[str, FileEntry]:
-        """Every file of this version by its path relative to the index, tombstones included."""
+        """Every file of this version by its path relative to the index."""
         found = {
             f"{SEGMENTS}/{segment.id}/{name}": entry
             for segment in self.segments
@@ -160,6 +211,8 @@ def read_head(root: Path) -> Head:
 
     Raises:
         IndexNotFoundError: no such directory, or one that is no index.
+        if self.relevance is not None:
+            found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
         IndexCorruptError: `CURRENT` is damaged, or gone from a directory that was an index.
         StoreError: the operating system refused to read.
     """

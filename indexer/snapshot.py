@@ -14,9 +14,11 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
+from indexer.background import Background, QueryKind
 from indexer.items import Item
-from indexer.manifest import Modality, check_encoder, read_manifest
+from indexer.manifest import Modality, RelevanceEntry, check_encoder, read_manifest
 from indexer.ranking import Candidates, candidates
+from indexer.relevance import read_background
 from indexer.segment import Segment
 from indexer.vector_index import ExactIndex
 from indexer.version import OpenVersion, open_version
@@ -55,6 +57,8 @@ class IndexInfo:
     tombstones: int
     bytes: int
     sources: list[dict[str, str]]
+    relevance: dict[str, Any] | None = None
+    """Per target what hits are judged against: rows measured, queries, kinds; None: nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,6 +69,7 @@ class Snapshot:
 
     def __init__(self, version: OpenVersion) -> None:
         self._open = version
+        self._background: Background | None = read_background(version.root, version.manifest)
         self._live = [~dead for dead in version.dead]
         self._parts: dict[Modality, list[int]] = {"image": [], "text": []}
         self._indexes = [
@@ -115,7 +120,28 @@ class Snapshot:
             # no system call: the directory may be gone while the snapshot is still served
             bytes=len(manifest.encode()) + sum(e.size for e in manifest.files().values()),
             sources=[source.model_dump() for source in manifest.sources],
+            relevance=None if manifest.relevance is None else _about(manifest.relevance),
         )
+
+    def relevance(
+        self, query_D: Vectors, scores_K: Sequence[float], *, kind: QueryKind, target: Target
+    ) -> list[float] | None:
+        """How far hits of these scores stand above this index's background, each in (0, 1).
+
+        One half is the gate below which nothing fits well; see `indexer.background`.
+
+        Args:
+            query_D: the query, a unit vector [D].
+            scores_K: cosines of hits of `target`.
+            kind: what the query was made of: `text`, `image`, or both (`mixed`).
+
+        Returns:
+            One number per score, never falling as the score rises; None where the index keeps no
+            background, or too few items to judge by.
+        """
+        if self._background is None:
+            return None
+        return self._background.relevance(query_D, scores_K, kind=kind, target=target)
 
     def search(
         self, queries_QD: Vectors, k: int, *, target: Target = "images", offset: int = 0
@@ -239,6 +265,17 @@ def read_fingerprint(path: Path) -> Fingerprint:
         IndexNotFoundError, IndexCorruptError: as `open_snapshot`.
     """
     return read_manifest(path).fingerprint
+
+
+def _about(entry: RelevanceEntry) -> dict[str, Any]:
+    return {
+        target: {
+            "rows": one.rows,
+            "queries": entry.count,
+            "kinds": [kind for kind in ("text", "image", "mixed") if getattr(one, kind)],
+        }
+        for target, one in (("images", entry.images), ("texts", entry.texts))
+    }
 
 
 def _hits(segments: Sequence[Segment], found: Candidates, offset: int, keep: int) -> list[Hit]:

@@ -2,7 +2,7 @@
 
 The order of a commit is what makes a crash harmless, whenever it comes:
 
-    1. segments and the tombstone file, written under `scratch/`, fsynced
+    1. segments, the tombstone file and the background, written under `scratch/`, fsynced
     2. renamed into place; nothing refers to them yet; their directories fsynced
     3. the manifest, likewise
     4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
@@ -36,6 +36,7 @@ from indexer.manifest import (
     LOCK,
     MANIFESTS,
     SCRATCH,
+    RELEVANCE,
     SEGMENTS,
     TOMBSTONES,
     Head,
@@ -44,6 +45,7 @@ from indexer.manifest import (
     Modality,
     SegmentEntry,
     SourceEntry,
+    RelevanceEntry,
     TombstoneEntry,
     check_encoder,
     manifest_path,
@@ -53,11 +55,19 @@ from indexer.manifest import (
     read_manifest,
 )
 from indexer.segment import SegmentWriter
-from indexer.version import encode_tombstones, read_tombstones
+from indexer.version import encode_tombstones, open_version, read_tombstones
+from indexer.relevance import (
+    describe,
+    encode_background,
+    measure_version,
+    read_background,
+    still_good,
+)
 from models.encoder import Fingerprint
-from models.errors import IndexNotFoundError, StoreError
+from models.errors import IndexNotFoundError, InputError, StoreError
+from models.vectors import Vectors
 
-_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH})
+_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH})
 _SEGMENT_NAME: Final = re.compile(r"[0-9]{8}-(image|text)-[0-9a-f]{8}")
 
 
@@ -89,7 +99,7 @@ class IndexWriter:
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
         try:
-            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH):
+            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH):
                 self._fs.make_dir(root / name, exist_ok=True)
             try:
                 self.manifest = read_manifest(root)
@@ -98,6 +108,7 @@ class IndexWriter:
                 self._create(fingerprint)
             else:
                 check_encoder(self.manifest.fingerprint, fingerprint)
+        self._background: tuple[Vectors, str] | None = None
                 self._sweep(self.manifest)
         except BaseException:
             self._lock.release()
@@ -138,6 +149,13 @@ class IndexWriter:
         sources: Sequence[SourceEntry] = (),
     ) -> Manifest:
         """Commit the next version: the current one plus segments, minus rows.
+
+    def use_background(self, queries_QD: Vectors, queries: str) -> None:
+        """Measure every version from the next on against these queries, the list of this sha256.
+
+        An index that has a background keeps measuring with the queries it stored.
+        """
+        self._background = queries_QD, queries
 
         Args:
             segments: filled writers from `new_segment`; empty ones are dropped.
@@ -197,6 +215,7 @@ class IndexWriter:
         with suppress(StoreError):  # committed: litter is no reason to report failure
             self._empty_scratch()
         return new
+            new = new.model_copy(update={"relevance": self._measure(new, placed)})
 
     def _create(self, fingerprint: Fingerprint) -> None:
         """Commit the empty version 0, so that any later manifest implies a `CURRENT`."""
@@ -287,6 +306,29 @@ class IndexWriter:
         for path in sorted((self.root / MANIFESTS).iterdir()):
             if not re.fullmatch(r"[0-9]{8}\.json", path.name):
                 continue
+    def _measure(self, new: Manifest, placed: list[Path]) -> RelevanceEntry | None:
+        """The background of a version whose segments and tombstones are in place."""
+        old = new.relevance
+        if old is not None and self._background is None:
+            stored = read_background(self.root, self.manifest)
+            assert stored is not None
+            self._background = stored.queries_QD, old.queries
+        if self._background is None:
+            return None
+        queries_QD, queries = self._background
+        if old is not None and old.queries == queries and still_good(old, new.live):
+            return old  # the file of an earlier version serves unchanged
+        version = open_version(self.root, new)
+        try:
+            background = measure_version(queries_QD, version)
+        finally:
+            version.close()
+        name = f"{new.version:08d}.npy"
+        scratch, digest = self._write(name, encode_background(background))
+        self._place(scratch, self.root / RELEVANCE / name, placed)
+        self._fs.sync_dir(self.root / RELEVANCE)
+        return describe(background, name, digest, queries=queries)
+
             if int(path.stem) > newest:
                 self._fs.remove(path)
                 continue
@@ -300,9 +342,10 @@ class IndexWriter:
         for path in sorted((self.root / SEGMENTS).iterdir()):
             if path.name not in kept and _SEGMENT_NAME.fullmatch(path.name):
                 self._fs.remove(path)
-        for path in sorted((self.root / TOMBSTONES).iterdir()):
-            if path.name not in buried and re.fullmatch(r"[0-9]{8}\.npy", path.name):
-                self._fs.remove(path)
+        for folder, named in ((TOMBSTONES, buried), (RELEVANCE, measured)):
+            for path in sorted((self.root / folder).iterdir()):
+                if path.name not in named and re.fullmatch(r"[0-9]{8}\.npy", path.name):
+                    self._fs.remove(path)
 
 
 def require_index_or_empty(root: Path) -> None:
@@ -314,6 +357,7 @@ def require_index_or_empty(root: Path) -> None:
     """
     if not root.exists() and not root.is_symlink():
         return
+        measured: set[str] = set()
     if not root.is_dir():
         raise StoreError(f"{root} exists and is not a directory", code="not-an-index")
     names = {path.name for path in root.iterdir()}
@@ -327,6 +371,8 @@ def require_index_or_empty(root: Path) -> None:
         f"{root} exists and is not an index",
         code="not-an-index",
         hint="name a new or empty directory with --out",
+            if older.relevance is not None:
+                measured.add(older.relevance.file)
     )
 
 

@@ -24,6 +24,7 @@ from indexer.manifest import (
     manifest_path,
     read_manifest,
 )
+from indexer.relevance import read_background
 from indexer.segment import HalfVectors, Segment, verify_file
 from indexer.version import dead_rows, read_tombstones
 from models.errors import IndexCorruptError
@@ -76,6 +77,7 @@ def verify_index(path: Path) -> VerifyReport:
     report.files = len(files) + 2  # CURRENT and the manifest
     report.bytes = sum(entry.size for entry in files.values())
     pairs = _attempt(report, lambda: read_tombstones(path, manifest))
+    _attempt(report, lambda: read_background(path, manifest))
     dead = None
     if pairs is not None:
         dead = dead_rows([entry.rows for entry in manifest.segments], pairs)

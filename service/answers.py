@@ -12,6 +12,13 @@ from service.schemas import EXAMPLE_ID
 class Hit(BaseModel):
     id: str
     score: Annotated[float, Field(description="Cosine of query and item, -1 to 1.")]
+    relevance: Annotated[
+        float | None,
+        Field(
+            description="How far the hit stands above this index's background, 0 to 1; one half "
+            "is the gate. Null where the index cannot tell."
+        ),
+    ] = None
     modality: Literal["image", "text"]
     uri: Annotated[str | None, Field(description="Where the source keeps it.")] = None
     text: Annotated[
@@ -31,6 +38,7 @@ class Hit(BaseModel):
 _EXAMPLE_HIT: dict[str, JsonValue] = {
     "id": EXAMPLE_ID,
     "score": 0.3127,
+    "relevance": 0.9741,
     "modality": "image",
     "uri": "file:///pictures/fruit/red%20apple.png",
     "text": "a red apple",
@@ -48,6 +56,7 @@ class SearchResponse(BaseModel):
             "examples": [
                 {
                     "hits": [_EXAMPLE_HIT],
+                    "no_good_match": False,
                     "k": 1,
                     "offset": 0,
                     "target": "images",
@@ -61,6 +70,13 @@ class SearchResponse(BaseModel):
         }
     )
     hits: list[Hit]
+    no_good_match: Annotated[
+        bool | None,
+        Field(
+            description="Not even the best hit of the query stands out. Null where the index "
+            "cannot tell."
+        ),
+    ]
     k: int
     offset: int
     target: Literal["images", "texts"]

@@ -18,6 +18,7 @@ from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
 from service.classifier import Classifier
+from service.judging import judge, query_kind
 from service.queries import (
     MAX_TEXT_CHARS,
     ClassifyAnswer,
@@ -114,11 +115,14 @@ class Engine:
         query_1D, truncated = self._query_vector(parts, watch)
         # an item is its own nearest neighbour wherever the page starts, so drop it first
         own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
-        if own:
+
+        def page(k: int, offset: int) -> list[Hit]:
+            if not own:
+                return snapshot.search(query_1D, k, target=target, offset=offset)[0]
             found = snapshot.search(query_1D, offset + k + len(own), target=target)[0]
-            found = [hit for hit in found if hit.item not in own][offset : offset + k]
-        else:
-            found = snapshot.search(query_1D, k, target=target, offset=offset)[0]
+            return [hit for hit in found if hit.item not in own][offset : offset + k]
+
+        found = page(k, offset)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
         watch.lap("search")
         return SearchAnswer(
@@ -128,6 +132,11 @@ class Engine:
             target=target,
             truncated=truncated,
             index_version=snapshot.version,
+        # a later page is judged by the query's best hit too
+        best = found[:1] if offset == 0 else page(1, 0)
+        judgement = judge(
+            snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
+        )
             model=self.fingerprint.model,
             vectors_KD=self._vectors(hits) if include_vectors else None,
             timings=watch.stop(),
@@ -137,6 +146,8 @@ class Engine:
         self,
         images: Sequence[bytes],
         labels: Sequence[str],
+            relevance_K=judgement.relevance_K,
+            no_good_match=judgement.no_good_match,
         *,
         templates: Sequence[str] | None = None,
         template_set: str | None = None,

@@ -84,9 +84,12 @@ def search(
             fields["embedding"] = answer.vectors_KD[rank].tolist()
         if "thumbnail" in include:
             fields["thumbnail"] = _inline(engine, hit.item)
-        hits.append(answers.Hit(**fields, score=float(hit.score)))
+        if answer.relevance_K is not None:
+            fields["relevance"] = round(answer.relevance_K[rank], 4)
+        hits.append(answers.Hit(**{"relevance": None} | fields, score=float(hit.score)))
     return answers.SearchResponse(
         hits=hits,
+        no_good_match=answer.no_good_match,
         k=answer.k,
         offset=answer.offset,
         target=answer.target,

@@ -80,6 +80,9 @@ class SearchAnswer:
     """Hits best first.
 
     Attributes:
+        relevance_K: per hit how far it stands above the index's background, 0 to 1; None where
+            the index cannot tell (`service.judging`).
+        no_good_match: the best hit of the whole query does not stand above it; None likewise.
         vectors_KD: the hits' embeddings in hit order, when asked for.
         truncated: the query text was longer than the model's context and was cut.
         timings: milliseconds per stage (`prepare`, `embed`, `search`, `total`).
@@ -92,6 +95,8 @@ class SearchAnswer:
     truncated: bool
     index_version: int
     model: str
+    relevance_K: tuple[float, ...] | None = None
+    no_good_match: bool | None = None
     vectors_KD: Vectors | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 

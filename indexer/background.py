@@ -245,9 +245,9 @@ def _standing(excess_Q: Floats, nonsense_Q: Floats) -> Standing:
 
 def _neighbours(best_S: Floats) -> Neighbours:
     gate, middle = np.quantile(best_S, [_NEIGHBOUR_GATE, 0.5])
-    return Neighbours(
-        gate=float(gate), width=max(float(middle - gate) / _LOGIT_95, _LEAST_NEIGHBOUR_WIDTH)
-    )
+    width = max(float(middle - gate) / _LOGIT_95, _LEAST_NEIGHBOUR_WIDTH)
+    # in a collection of duplicates every neighbour is at 1, and a copy must still pass the gate
+    return Neighbours(gate=float(middle) - width * _LOGIT_95, width=width)
 
 
 def _positions(rows: int) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,6 +54,7 @@ def index() -> None:
 )
 @click.option("--no-thumbnails", is_flag=True, help="Store no previews in the index.")
 @click.option("--no-captions", is_flag=True, help="Do not index texts as items of their own.")
+@click.option("--no-relevance", is_flag=True, help="Keep no background to judge hits against.")
 @click.option(
     "--rejects",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -78,6 +79,7 @@ def build(
     batch_size: int,
     no_thumbnails: bool,
     no_captions: bool,
+    no_relevance: bool,
     rejects: Path | None,
     max_errors: int | None,
     as_json: bool,
@@ -102,6 +104,7 @@ def build(
         captions=not no_captions,
         rejects=rejects,
         max_errors=max_errors,
+        relevance=not no_relevance,
     )
     name = model or _model_of(out)
     note(f"Loading {name} ...")
@@ -136,6 +139,7 @@ def info(path: Path, as_json: bool) -> None:
         "items": f"{about.images:,} images, {about.texts:,} texts",
         "segments": f"{about.segments}, {about.tombstones:,} rows superseded",
         "size": _bytes(about.bytes),
+        "relevance": _relevance(about.relevance),
     }
     for name, value in lines.items():
         click.echo(f"{name:<9} {value}")
@@ -162,6 +166,17 @@ def verify(path: Path, as_json: bool) -> int:
         state = "sound" if report.ok else f"{len(report.problems)} problems"
         click.echo(f"{path}: {state}; {report.files} files, {_bytes(report.bytes)} checked")
     return OK if report.ok else CORRUPT
+
+
+def _relevance(about: dict[str, Any] | None) -> str:
+    """What hits are judged against."""
+    if about is None:
+        return "none kept: hits carry a score only"
+    parts = [
+        f"{target} by {', '.join(one['kinds']) or 'nothing, too few'}"
+        for target, one in about.items()
+    ]
+    return f"{about['images']['queries']} background queries; {'; '.join(parts)}"
 
 
 def _model_of(out: Path) -> str:

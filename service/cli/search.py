@@ -118,6 +118,7 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
             {
                 "rank": answer.offset + rank,
                 "score": round(hit.score, 6),
+                "relevance": _relevance(answer, rank - 1),
                 "id": hit.item.id,
                 "modality": hit.item.modality,
                 "uri": hit.item.uri,
@@ -129,6 +130,7 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
             }
             for rank, hit in enumerate(answer.hits, start=1)
         ],
+        "no_good_match": answer.no_good_match,
         "k": answer.k,
         "offset": answer.offset,
         "target": answer.target,
@@ -139,9 +141,15 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
     }
 
 
+def _relevance(answer: SearchAnswer, position: int) -> float | None:
+    return None if answer.relevance_K is None else round(answer.relevance_K[position], 4)
+
+
 def _print(answer: SearchAnswer) -> None:
     if not answer.hits:
         note("Nothing found.")
+    elif answer.no_good_match:
+        note("Nothing here fits well; these are the closest.")
     for rank, hit in enumerate(answer.hits, start=answer.offset + 1):
         line = f"{rank:3d}  {hit.score:6.3f}  {_where(hit.item)}"
         if hit.item.text:

@@ -178,7 +178,7 @@ def test_pictures_unlike_the_collection_do_not_stand_out() -> None:
             query, [float((vectors @ query).max())], kind="image", target="images"
         )
         assert found is not None
-        assert (found[0] >= 0.5) == (name in ("red", "green", "blue"))
+        assert (found[0] > 0.5) == (name in ("red", "green", "blue"))
 
 
 def test_formula_by_hand() -> None:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from models.vectors import Vectors
 
-DEFAULT_ALPHA = 1.0
+DEFAULT_ALPHA = 20.0
 DEFAULT_BETA = 5.5
-"""The paper's own starting points; see `cache_logits` for what they mean."""
+"""The paper's beta, and its alpha of 1.17 times the 16 examples a label it was found with; on the
+starter pair larger ones gain little more (see `cache_logits` for what they mean)."""
 
 
 def cache_logits(
@@ -27,18 +28,16 @@ def cache_logits(
     target_N: Sequence[int],
     classes: int,
     *,
-    logit_scale: float,
     alpha: float = DEFAULT_ALPHA,
     beta: float = DEFAULT_BETA,
 ) -> npt.NDArray[np.float64]:
     """What the examples add to the zero-shot logits -> float64 [B, C].
 
-        added[b, c] = alpha * s * mean over the examples n of c of exp(-beta * (1 - <b, n>))
+        added[b, c] = alpha * mean over the examples n of c of exp(-beta * (1 - <b, n>))
 
-    with s a hundredth of the logit scale, so that `alpha` means the same for every pair: the paper
-    writes its logits with a scale of 100. The paper sums where this averages; with equally many
-    examples a label that is the same up to the factor alpha, and with unequal numbers a label does
-    not win by having more of them. A label without examples gets nothing added.
+    so `alpha` is the logit that a picture gains for a label whose examples all equal it. The paper
+    sums where this averages; with equally many examples a label that is a factor on alpha, and with
+    unequal numbers no label wins by having more of them. A label without examples gets nothing.
 
     Args:
         image_BD: unit rows.
@@ -55,5 +54,5 @@ def cache_logits(
     values_NC[np.arange(len(example_ND)), np.asarray(target_N, dtype=int)] = 1.0
     counts_C = values_NC.sum(axis=0)
     values_NC /= np.maximum(counts_C, 1.0)
-    added_BC: npt.NDArray[np.float64] = alpha * logit_scale / 100.0 * (affinity_BN @ values_NC)
+    added_BC: npt.NDArray[np.float64] = alpha * (affinity_BN @ values_NC)
     return added_BC

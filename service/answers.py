@@ -195,6 +195,7 @@ class IndexesResponse(BaseModel):
 class Prediction(BaseModel):
     label: str
     probability: float
+    path: Annotated[list[str] | None, Field(description="Of a label in a tree.")] = None
 
 
 class PictureError(BaseModel):
@@ -206,6 +207,17 @@ class PictureError(BaseModel):
 class ClassifyResult(BaseModel):
     index: Annotated[int, Field(description="Position of the picture in the request.")]
     predictions: list[Prediction]
+    parents: Annotated[
+        list[Prediction] | None,
+        Field(description="The inner nodes of a tree of labels: sums over their leaves."),
+    ] = None
+    abstained: Annotated[
+        bool, Field(description="None of these: `background` reached the threshold.")
+    ] = False
+    background: Annotated[
+        float | None,
+        Field(description="How probable none of these is, against the best label alone."),
+    ] = None
     error: Annotated[PictureError | None, Field(description="Why this picture was refused.")] = None
 
 
@@ -218,13 +230,19 @@ class ClassifyResponse(BaseModel):
                         {
                             "index": 0,
                             "predictions": [
-                                {"label": "red", "probability": 0.97},
-                                {"label": "blue", "probability": 0.03},
+                                {"label": "red", "probability": 0.97, "path": None},
+                                {"label": "blue", "probability": 0.03, "path": None},
                             ],
+                            "parents": None,
+                            "abstained": False,
+                            "background": 0.08,
                             "error": None,
                         }
                     ],
                     "multi_label": False,
+                    "label_set": None,
+                    "temperature": 1.0,
+                    "abstain": 0.5,
                     "model": "starter",
                     "took_ms": 31.0,
                     "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
@@ -234,6 +252,9 @@ class ClassifyResponse(BaseModel):
     )
     results: list[ClassifyResult]
     multi_label: bool
+    label_set: Annotated[str | None, Field(description="The stored label set used.")]
+    temperature: float
+    abstain: Annotated[float | None, Field(description="The threshold on `background`.")]
     model: str
     took_ms: float
     timings: dict[str, float]

@@ -19,7 +19,7 @@ from service import openapi, problems
 from service.engine import Engine
 from service.frame import RequestFrame
 from service.limits import Limits, RequestLimits
-from service.routes import classify, health, items, search
+from service.routes import classify, health, items, label_sets, search
 from service.routes.page import page_router
 from service.state import AppState
 
@@ -65,7 +65,14 @@ def create_app(
     )
     app.state.diptych = state
     problems.install(app)
-    for router in (search.router, classify.router, items.router, health.router, page_router()):
+    for router in (
+        search.router,
+        classify.router,
+        label_sets.router,
+        items.router,
+        health.router,
+        page_router(),
+    ):
         app.include_router(router)
     openapi.install(app)
     app.add_middleware(Limits, limits=settings.limits)

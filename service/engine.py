@@ -19,6 +19,8 @@ from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
 from service.classifier import Classifier
 from service.judging import judge, query_kind
+from service.label_set_store import LabelSetStore
+from service.label_sets import check_label_set
 from service.queries import (
     MAX_TEXT_CHARS,
     ClassifyAnswer,
@@ -54,6 +56,7 @@ class Engine:
 
     Attributes:
         name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
+        classifier: zero-shot classification with this pair, and the stored label sets.
 
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
@@ -63,14 +66,19 @@ class Engine:
     _decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
 
     def __init__(
-        self, encoder: Encoder, snapshot: Snapshot | None = None, *, name: str = DEFAULT_NAME
+        self,
+        encoder: Encoder,
+        snapshot: Snapshot | None = None,
+        *,
+        name: str = DEFAULT_NAME,
+        label_sets: LabelSetStore | None = None,
     ) -> None:
         if snapshot is not None:
             check_encoder(snapshot.fingerprint, encoder.fingerprint)
         self.name = name
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = snapshot
-        self._classifier = Classifier(self._encoder, self._prepare)
+        self.classifier = Classifier(self._encoder, self._prepare, label_sets)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -124,6 +132,11 @@ class Engine:
 
         found = page(k, offset)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
+        # a later page is judged by the query's best hit too
+        best = found[:1] if offset == 0 else page(1, 0)
+        judgement = judge(
+            snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
+        )
         watch.lap("search")
         return SearchAnswer(
             hits=hits,
@@ -132,12 +145,9 @@ class Engine:
             target=target,
             truncated=truncated,
             index_version=snapshot.version,
-        # a later page is judged by the query's best hit too
-        best = found[:1] if offset == 0 else page(1, 0)
-        judgement = judge(
-            snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
-        )
             model=self.fingerprint.model,
+            relevance_K=judgement.relevance_K,
+            no_good_match=judgement.no_good_match,
             vectors_KD=self._vectors(hits) if include_vectors else None,
             timings=watch.stop(),
         )
@@ -146,15 +156,13 @@ class Engine:
         self,
         images: Sequence[bytes],
         labels: Sequence[str],
-            relevance_K=judgement.relevance_K,
-            no_good_match=judgement.no_good_match,
         *,
         templates: Sequence[str] | None = None,
         template_set: str | None = None,
         multi_label: bool = False,
         top_k: int | None = None,
     ) -> ClassifyAnswer:
-        """Score every picture against every label.
+        """Score every picture against labels of the caller's; `classifier` can do more.
 
         A picture that cannot be decoded carries its error in its own result; the others answer.
         Probabilities are softmax over the labels, or one sigmoid per label for `multi_label`.
@@ -169,14 +177,10 @@ class Engine:
         Raises:
             InvalidLabelsError: labels, templates or the template set.
         """
-        return self._classifier.classify(
-            images,
-            labels,
-            templates=templates,
-            template_set=template_set,
-            multi_label=multi_label,
-            top_k=top_k,
+        label_set = check_label_set(
+            labels, templates=templates, template_set=template_set, multi_label=multi_label
         )
+        return self.classifier.classify(images, label_set, top_k=top_k)
 
     def item(self, item_id: str) -> Item:
         """One indexed item. Raises NotFoundError."""

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service import answers, problems, schemas
+from service import answers, label_set_shapes, problems, schemas
 
 _REF = "#/components/schemas/"
 _BODIES = (
@@ -20,6 +20,7 @@ _BODIES = (
     schemas.TextToImageRequest,
     schemas.ClassifyRequest,
     schemas.ClassifyForm,
+    label_set_shapes.LabelSetRequest,
     answers.ProblemDocument,
 )
 _PICTURE = {"type": "string", "format": "binary"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from models.errors import NotFoundError
 from service import answers, problems
 from service.engine import DEFAULT_NAME, Engine
-from service.queries import ClassifyAnswer, SearchAnswer
+from service.queries import ClassifyAnswer, Prediction, SearchAnswer
 
 if TYPE_CHECKING:
     from indexer.snapshot import Item
@@ -121,14 +121,33 @@ def classification(answer: ClassifyAnswer) -> answers.ClassifyResponse:
             error = answers.PictureError(
                 code=problem.code, title=problem.title, detail=problem.detail
             )
-        predictions = [
-            answers.Prediction(label=p.label, probability=p.probability) for p in result.predictions
-        ]
-        results.append(answers.ClassifyResult(index=index, predictions=predictions, error=error))
+        parents = None if result.parents is None else _predictions(result.parents)
+        results.append(
+            answers.ClassifyResult(
+                index=index,
+                predictions=_predictions(result.predictions),
+                parents=parents,
+                abstained=result.abstained,
+                background=result.background,
+                error=error,
+            )
+        )
     return answers.ClassifyResponse(
         results=results,
         multi_label=answer.multi_label,
+        label_set=answer.label_set,
+        temperature=answer.temperature,
+        abstain=answer.abstain,
         model=answer.model,
         took_ms=answer.timings["total"],
         timings=dict(answer.timings),
     )
+
+
+def _predictions(found: Sequence[Prediction]) -> list[answers.Prediction]:
+    return [
+        answers.Prediction(
+            label=p.label, probability=p.probability, path=None if p.path is None else list(p.path)
+        )
+        for p in found
+    ]

@@ -19,8 +19,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
-from models.errors import DiptychError, ImageError, InputError, NotFoundError, StoreError
+from models.errors import (
+    DiptychError,
+    ImageError,
+    InputError,
+    LabelSetError,
+    LabelSetNotFoundError,
+    NotFoundError,
+    StoreError,
+)
 
 _LOG = logging.getLogger("diptych.service")
 
@@ -44,6 +53,12 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-input": (422, "A value is out of range"),
     "invalid-text": (422, "The text cannot be searched for"),
     "invalid-vector": (422, "The embedding cannot be used"),
+    "label-set-not-found": (404, "No label set has this name"),
+    "label-sets-read-only": (403, "Label sets cannot be changed here"),
+    "label-sets-full": (409, "There are too many label sets"),
+    "label-set-mismatch": (409, "The label set was made with another model"),
+    "label-set-damaged": (500, "The stored label set is damaged"),
+    "label-sets-unwritable": (503, "The label set could not be stored"),
     "invalid-labels": (422, "The labels or templates cannot be used"),
     "image-empty": (422, "The picture is empty"),
     "image-undecodable": (422, "The picture cannot be decoded"),
@@ -60,6 +75,18 @@ CATALOGUE: dict[str, tuple[int, str]] = {
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 _RULES = {
     "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label.",
+}
+# code -> (detail, hint)
+_LABEL_SETS: dict[str, tuple[str, str | None]] = {
+    "label-set-not-found": ("No label set has this name.", "GET /v1/label-sets lists them."),
+    "label-set-damaged": ("Its file cannot be read.", "Store it again, or delete it."),
+    "label-set-mismatch": (
+        "Its examples or its temperature belong to another model.",
+        "Store it again with the model in use.",
+    ),
+    "label-sets-full": ("No more can be stored.", "Delete one that is not needed."),
+    "label-sets-read-only": ("The service keeps no label sets, or may not write them.", None),
+    "label-sets-unwritable": ("What was stored before still is; the log has the cause.", None),
 }
 _MAX_ERRORS = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -122,7 +149,10 @@ def refuse(code: str, detail: str, **more: Any) -> ProblemError:
 def of_domain(error: DiptychError) -> Problem:
     """A domain error as a problem. Only messages that describe numbers and rules pass through."""
     code, detail, hint, headers = error.code, error.message, error.hint, {}
-    if isinstance(error, NotFoundError):
+    if isinstance(error, LabelSetNotFoundError | LabelSetError):
+        detail, hint = _LABEL_SETS[code]
+        headers = {"Retry-After": "5"} if code == "label-sets-unwritable" else {}
+    elif isinstance(error, NotFoundError):
         code, detail, hint = "not-found", "No item has this id.", None
     elif isinstance(error, ImageError):
         if code not in CATALOGUE or code == ImageError.code:
@@ -202,6 +232,20 @@ def internal() -> Problem:
     return Problem("internal-error", "The request could not be answered; the log has the cause.")
 
 
+def _allowed(request: Request) -> str:
+    """Every method of a path: routes that share one each know only their own."""
+    # a mount takes any method and refuses later; ours hold files, which are only read
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    allowed = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+        )
+    ]
+    return ", ".join(allowed) or "GET"
+
+
 def _safe_name(part: object) -> str:
     """A field's name if it looks like one; the caller's text is not repeated."""
     text = str(part)
@@ -236,6 +280,8 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            error.headers = {**(error.headers or {}), "Allow": _allowed(request)}
         return of_http(error).response(request_id_of(request))
 
     async def gone(request: Request, _: Exception) -> Response:

@@ -103,25 +103,45 @@ class SearchAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
+    """A label, or a node of a tree of labels with its path."""
+
     label: str
     probability: float
+    path: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One picture's classes, most likely first, or the error that refused it."""
+    """One picture's classes, most likely first, or the error that refused it.
+
+    Attributes:
+        parents: the inner nodes of a tree of labels, most likely first; None without a tree.
+        background: how probable none of these is, where that was asked for.
+        abstained: `background` reached the threshold; the predictions stay.
+    """
 
     predictions: tuple[Prediction, ...] = ()
     error: DiptychError | None = None
+    parents: tuple[Prediction, ...] | None = None
+    background: float | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyAnswer:
-    """One result per picture, in the order given; timings as in `SearchAnswer`."""
+    """One result per picture, in the order given; timings as in `SearchAnswer`.
+
+    Attributes:
+        label_set: the stored label set's name, if one was used.
+        abstain: the threshold on `background`, or None where it was not judged.
+    """
 
     results: tuple[ImageResult, ...]
     multi_label: bool
     model: str
+    label_set: str | None = None
+    temperature: float = 1.0
+    abstain: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -20,7 +20,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from models.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.errors import InputError
+from models.hierarchy import MAX_DEPTH
+from service.label_sets import MAX_ALPHA, MAX_BETA
 from service.queries import (
     MAX_K,
     MAX_OFFSET,
@@ -171,13 +174,59 @@ class ImageSearchOptions(BaseModel):
     target: Annotated[Literal["images", "texts"], Field(description="What to look for.")] = "texts"
 
 
+Abstain = Annotated[
+    float | bool | None,
+    Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Judge whether a picture is none of these: the share of the background from "
+        "which it is, or true for the default.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    Field(
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        allow_inf_nan=False,
+        description="Divides the logits; as `diptych classify --calibrate` finds it.",
+    ),
+]
+Alpha = Annotated[
+    float | None,
+    Field(ge=0, le=MAX_ALPHA, allow_inf_nan=False, description="How much the examples count."),
+]
+Beta = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=MAX_BETA,
+        allow_inf_nan=False,
+        description="How alike a picture must be to an example for it to count.",
+    ),
+]
+OF_A_LABEL_SET = frozenset(
+    {"templates", "template_set", "multi_label", "hierarchy", "temperature"}
+    | {"alpha", "beta", "examples"}
+)
+
+
 class ClassifyOptions(BaseModel):
     """What both forms of a classification share; values of a multipart form arrive as text."""
 
     model_config = ConfigDict(extra="forbid")
     labels: Annotated[
-        list[str], Field(max_length=2_000, description="2 to 1000 (1 with `multi_label`).")
-    ]
+        list[str] | None,
+        Field(
+            max_length=2_000,
+            description="2 to 1000 (1 with `multi_label`); `animal/cat` is a path in a tree.",
+        ),
+    ] = None
+    label_set: Annotated[
+        str | None,
+        Field(max_length=64, description="A stored label set instead of labels and their options."),
+    ] = None
     templates: Annotated[
         list[str] | None,
         Field(max_length=200, description="Prompts; `{}` or `{c}` stands for the label."),
@@ -189,6 +238,29 @@ class ClassifyOptions(BaseModel):
         bool, Field(description="Score each label on its own instead of sharing out 1.")
     ] = False
     top_k: Annotated[int | None, Field(ge=1, le=1000)] = None
+    abstain: Abstain = None
+    hierarchy: Annotated[
+        bool | None,
+        Field(description="Whether labels are paths; without it if every label holds a `/`."),
+    ] = None
+    level: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_DEPTH, description="Of paths: answer at this depth, 1 being the top."),
+    ] = None
+    temperature: Temperature = None
+    alpha: Alpha = None
+    beta: Beta = None
+
+    @model_validator(mode="after")
+    def _labels_or_a_set(self) -> ClassifyOptions:
+        if (self.labels is None) == (self.label_set is None):
+            raise PydanticCustomError("invalid-request", "Give either labels or a label_set.")
+        if self.label_set is not None and self.model_fields_set & OF_A_LABEL_SET:
+            raise PydanticCustomError(
+                "invalid-request",
+                "A label_set brings its own templates, examples and temperature.",
+            )
+        return self
 
 
 class ClassifyRequest(ClassifyOptions):
@@ -204,10 +276,25 @@ class ClassifyRequest(ClassifyOptions):
                     "multi_label": True,
                     "top_k": 1,
                 },
+                {"images": [EXAMPLE_PNG], "labels": ["red", "green"], "abstain": True},
+                {
+                    "images": [EXAMPLE_PNG],
+                    "labels": ["warm/red", "warm/yellow", "cold/blue"],
+                    "level": 1,
+                },
+                {
+                    "images": [EXAMPLE_PNG],
+                    "labels": ["apple", "leaf"],
+                    "examples": {"apple": [EXAMPLE_PNG]},
+                },
             ]
         },
     )
     images: Annotated[list[Base64Image], Field(min_length=1, max_length=MAX_IMAGES)]
+    examples: Annotated[
+        dict[str, list[Base64Image]] | None,
+        Field(max_length=1000, description=f"A few pictures per label, {MAX_IMAGES} in all."),
+    ] = None
 
 
 class ClassifyForm(ClassifyOptions):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
@@ -24,6 +25,7 @@ class PictureSearch:
 class PictureClasses:
     images: list[bytes]
     options: schemas.ClassifyOptions
+    examples: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
 
 async def picture_search(request: Request) -> PictureSearch:
@@ -61,7 +63,11 @@ async def picture_classes(request: Request) -> PictureClasses:
         document = bodies.parse_json(await request.body())
         body = bodies.validated(schemas.ClassifyRequest, document)
         # a picture whose base64 is broken fails alone, as an undecodable one does
-        return PictureClasses([bodies.decode_base64(text) or b"?" for text in body.images], body)
+        images = bodies.decode_pictures(body.images)
+        examples = {
+            label: bodies.decode_pictures(texts) for label, texts in (body.examples or {}).items()
+        }
+        return PictureClasses(images, body, examples)
     if kind != "multipart/form-data":
         raise refuse("unsupported-media-type", "Send multipart/form-data or application/json.")
     form = await bodies.read_form(request)

@@ -64,12 +64,12 @@ def classify(
     names = _labels(labels, labels_file)
     from models.environment import default_model
     from models.prompts import resolve_templates
-    from service.classifier import check_classes
     from service.engine import Engine
+    from service.label_sets import check_label_set
 
     # a wrong label is said before a model is loaded for it
     prompts = resolve_templates(templates) if templates else None
-    check_classes(names, prompts, template_set, multi_label=multi_label)
+    check_label_set(names, templates=prompts, template_set=template_set, multi_label=multi_label)
     from models.registry import load_encoder
 
     encoder = load_encoder(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from indexer.snapshot import Snapshot
     from service.app import ServiceSettings
     from service.engine import Engine
+    from service.label_set_store import LabelSetStore
 
 _KEEP_ALIVE_S = 15
 _DRAIN_S = 30
@@ -47,6 +48,12 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
     help="An index directory, as `diptych index build --out` made it; repeatable. Requests choose "
     "by NAME, the directory's name without .index unless given; the first answers the others.",
 )
+@click.option(
+    "--label-sets",
+    "label_sets",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where named label sets are kept. [default: PATH.label-sets beside the first index]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -65,6 +72,7 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 @json_option
 def serve(
     indexes: tuple[str, ...],
+    label_sets: Path | None,
     host: str,
     port: int,
     insecure_public: bool,
@@ -89,7 +97,10 @@ def serve(
     with listener, ExitStack() as closing:
         # without binding first: verifying the files is quick, loading a model is not
         snapshots = _open(paths, closing)
-        engines = _engines(snapshots, model, device=device, precision=precision, threads=threads)
+        store = _label_sets(label_sets, next(iter(paths.values())))
+        engines = _engines(
+            snapshots, store, model, device=device, precision=precision, threads=threads
+        )
         for engine in engines:
             engine.warm_up()
         _run(engines, listener, loopback=loopback, as_json=as_json)
@@ -128,8 +139,17 @@ def _open(paths: dict[str, Path], closing: ExitStack) -> dict[str, Snapshot]:
     return snapshots
 
 
+def _label_sets(directory: Path | None, index: Path) -> LabelSetStore:
+    """The label sets, by default in a directory beside the index, which is never written to."""
+    from service.label_set_store import LabelSetStore
+
+    beside = index.resolve()
+    return LabelSetStore(directory or beside.with_name(beside.name + ".label-sets"))
+
+
 def _engines(
     snapshots: dict[str, Snapshot],
+    label_sets: LabelSetStore,
     model: str | None,
     *,
     device: str,
@@ -158,7 +178,7 @@ def _engines(
                 )
             )
         try:
-            engines.append(Engine(loaded[key], snapshot, name=name))
+            engines.append(Engine(loaded[key], snapshot, name=name, label_sets=label_sets))
         except DiptychError as error:
             error.message = f"index {name}: {error.message}"
             raise

@@ -21,12 +21,12 @@ DICE = np.random.default_rng(3)
 def test_the_cache_equals_the_loop() -> None:
     images, examples = unit_rows(DICE.normal(size=(4, 6))), unit_rows(DICE.normal(size=(5, 6)))
     targets = [0, 2, 0, 2, 2]
-    found = cache_logits(images, examples, targets, 3, logit_scale=40, alpha=1.5, beta=3.0)
+    found = cache_logits(images, examples, targets, 3, alpha=1.5, beta=3.0)
     for b, image in enumerate(images.astype(float)):
         for c in range(3):
             own = [example for example, t in zip(examples, targets, strict=True) if t == c]
             near = [math.exp(-3.0 * (1 - float(image @ example))) for example in own]
-            expected = 1.5 * 40 / 100 * sum(near) / len(near) if near else 0.0
+            expected = 1.5 * sum(near) / len(near) if near else 0.0
             assert math.isclose(found[b, c], expected, rel_tol=1e-5, abs_tol=1e-12)
 
 
@@ -35,17 +35,15 @@ def test_the_papers_own_formula_at_its_scale_and_equal_shots() -> None:
     images, examples = unit_rows(DICE.normal(size=(4, 6))), unit_rows(DICE.normal(size=(6, 6)))
     one_hot = np.repeat(np.eye(3), 2, axis=0)
     paper = 1.17 * np.exp(-(5.5 - 5.5 * images.astype(float) @ examples.T.astype(float))) @ one_hot
-    ours = cache_logits(
-        images, examples, [0, 0, 1, 1, 2, 2], 3, logit_scale=100, alpha=2 * 1.17, beta=5.5
-    )
+    ours = cache_logits(images, examples, [0, 0, 1, 1, 2, 2], 3, alpha=2 * 1.17, beta=5.5)
     assert np.allclose(ours, paper)
 
 
 def test_an_example_draws_pictures_like_it_and_alpha_zero_draws_none() -> None:
     images = np.eye(3, dtype=np.float32)[:1]
-    same = cache_logits(images, images, [1], 3, logit_scale=100, alpha=2.0)
+    same = cache_logits(images, images, [1], 3, alpha=2.0)
     assert same.tolist() == [[0.0, 2.0, 0.0]]
-    assert not cache_logits(images, images, [1], 3, logit_scale=100, alpha=0.0).any()
+    assert not cache_logits(images, images, [1], 3, alpha=0.0).any()
 
 
 def test_trees_are_recognised_only_when_every_label_is_a_path() -> None:

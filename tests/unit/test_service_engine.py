@@ -22,7 +22,7 @@ from models.errors import (
     ModelError,
     NotFoundError,
 )
-from service.classifier import ClassMatrixCache
+from service.class_cache import ClassMatrixCache
 from service.engine import Engine
 from service.queries import (
     ComposedQuery,
@@ -282,10 +282,10 @@ def test_the_cache_is_bounded_by_bytes_and_drops_the_oldest() -> None:
         return np.zeros(10, dtype=np.float32)
 
     for name in ["a", "b", "c", "a", "d", "a", "b"]:
-        cache.get_or_make([name], [], lambda name=name: matrix(name))
+        cache.get_or_make(name, lambda name=name: matrix(name))
     assert len(cache) == 3
     assert made == ["a", "b", "c", "d", "b"]  # "a" was used again and stayed; "b" had to go
-    cache.get_or_make(["huge"], [], lambda: np.zeros(1000, dtype=np.float32))
+    cache.get_or_make("huge", lambda: np.zeros(1000, dtype=np.float32))
     assert len(cache) == 3
 
 

@@ -21,12 +21,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from indexer.fields import Field as FilterField
+from indexer.fields import FieldType, check_fields
 from indexer.fs import open_regular, storage_error
 from models.encoder import Fingerprint
 from models.errors import (
     EncoderMismatchError,
     IndexCorruptError,
     IndexNotFoundError,
+    InputError,
     ModelError,
     StoreError,
 )
@@ -37,10 +40,10 @@ LOCK: Final = "LOCK"
 MANIFESTS: Final = "manifests"
 SEGMENTS: Final = "segments"
 TOMBSTONES: Final = "tombstones"
+RELEVANCE: Final = "relevance"
 SCRATCH: Final = "scratch"
 VECTORS_FILE: Final = "vectors.npy"
 ITEMS_FILE: Final = "items.sqlite"
-RELEVANCE: Final = "relevance"
 
 HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
 Modality = Literal["image", "text"]
@@ -88,9 +91,6 @@ class TombstoneEntry(FileEntry):
     count: Annotated[int, Field(ge=1, le=2**40)]
 
 
-class Live(_Strict):
-    images: Count
-    texts: Count
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -137,6 +137,9 @@ class RelevanceEntry(FileEntry):
     texts: TargetEntry
 
 
+class Live(_Strict):
+    images: Count
+    texts: Count
 
 
 class SourceEntry(_Strict):
@@ -144,6 +147,13 @@ class SourceEntry(_Strict):
 
     name: str
     kind: str
+
+
+class FieldEntry(_Strict):
+    """A filterable field's type, and its dotted path in a record's attributes."""
+
+    type: FieldType
+    path: str
 
 
 class Manifest(_Strict):
@@ -160,6 +170,24 @@ class Manifest(_Strict):
     live: Live
     ann: None
     sources: list[SourceEntry]
+    fields: dict[str, FieldEntry] = {}
+    # absent from indexes built without one: their hits carry no relevance
+    relevance: RelevanceEntry | None = None
+
+    @model_validator(mode="after")
+    def _fields_can_be_declared(self) -> Manifest:
+        try:
+            check_fields(self.declared)
+        except InputError as error:
+            raise ValueError(f"fields: {error.message}") from error
+        return self
+
+    @property
+    def declared(self) -> tuple[FilterField, ...]:
+        """The filterable fields in the order that numbers their columns."""
+        return tuple(
+            FilterField(name, entry.type, entry.path) for name, entry in self.fields.items()
+        )
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -169,10 +197,6 @@ class Manifest(_Strict):
     def dim(self) -> int:
         """D."""
         return int(self.encoder["dim"])
-
-    # absent from indexes built without one: their hits carry no relevance
-    relevance: RelevanceEntry | None = None
-
 
     def encode(self) -> bytes:
         """The bytes stored on disk; `CURRENT` holds their sha256."""
@@ -187,6 +211,8 @@ class Manifest(_Strict):
         }
         if self.tombstones is not None:
             found[f"{TOMBSTONES}/{self.tombstones.file}"] = self.tombstones
+        if self.relevance is not None:
+            found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
         return found
 
 
@@ -211,8 +237,6 @@ def read_head(root: Path) -> Head:
 
     Raises:
         IndexNotFoundError: no such directory, or one that is no index.
-        if self.relevance is not None:
-            found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
         IndexCorruptError: `CURRENT` is damaged, or gone from a directory that was an index.
         StoreError: the operating system refused to read.
     """

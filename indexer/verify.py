@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from indexer.field_table import columns_of, count_present, count_rows
 from indexer.manifest import (
     ITEMS_FILE,
     SEGMENTS,
@@ -134,9 +135,17 @@ class _Check:
                 self._problem(names[0], why)
             if complaint := segment.items.integrity():
                 self._problem(names[1], f"SQLite: {complaint}")
+            _attempt(self._report, lambda: self._fields(segment, names[1]))
             _attempt(self._report, lambda: self._collect(position, segment, names[1]))
         finally:
             segment.close()
+
+    def _fields(self, segment: Segment, name: str) -> None:
+        rows = count_rows(segment.items.query)
+        if rows != segment.entry.rows:
+            self._problem(name, f"{rows} of {segment.entry.rows} rows can be filtered")
+        for column in columns_of(self._manifest.declared).values():
+            count_present(segment.items.query, column)  # it is there, or SQLite says so
 
     def _collect(self, position: int, segment: Segment, name: str) -> None:
         if self._dead is None:

@@ -79,10 +79,8 @@ class Classifier:
             InputError: a level without paths, or `abstain` out of range.
             LabelSetError: examples or temperature were made with another encoder pair.
         """
-        if level is not None and (label_set.tree is None or not 1 <= level <= MAX_DEPTH):
-            raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
+        self.check(label_set, level)
         threshold = self._threshold(label_set, abstain)
-        self._check_encoder(label_set)
         watch = Stopwatch()
         prepared: list[PreparedImage] = []
         errors: dict[int, DiptychError] = {}
@@ -92,21 +90,44 @@ class Classifier:
             except DiptychError as error:
                 errors[index] = error
         watch.lap("prepare")
-        class_CD = self.class_directions(label_set, keep=name is not None)
-        word_WD = None if threshold is None else self._background(label_set)
+        self.class_directions(label_set, keep=name is not None)
         watch.lap("classes")
         image_BD = self._encoder.embed_images(prepared)
         watch.lap("embed")
-        chance_BC, background_B = self.judge(image_BD, class_CD, label_set, word_WD)
-        rows = iter(range(len(prepared)))
-        results = []
-        for index in range(len(images)):
-            if index in errors:
-                results.append(ImageResult(error=errors[index]))
-                continue
-            row = next(rows)
+        rows = iter(self.results(image_BD, label_set, top_k=top_k, level=level, abstain=abstain))
+        results = tuple(
+            ImageResult(error=errors[index]) if index in errors else next(rows)
+            for index in range(len(images))
+        )
+        return ClassifyAnswer(
+            results=results,
+            multi_label=label_set.multi_label,
+            model=self._encoder.fingerprint.model,
+            label_set=name,
+            temperature=label_set.temperature or 1.0,
+            abstain=threshold,
+            timings=watch.stop(),
+        )
+
+    def results(
+        self,
+        image_BD: Vectors,
+        label_set: LabelSet,
+        *,
+        top_k: int | None = None,
+        level: int | None = None,
+        abstain: float | bool | None = None,
+    ) -> list[ImageResult]:
+        """As `classify`, of pictures already embedded -> one result per row."""
+        self.check(label_set, level)
+        threshold = self._threshold(label_set, abstain)
+        class_CD = self.class_directions(label_set)
+        word_WD = None if threshold is None else self._background(label_set)
+        chance_BC, background_B = self._judge(image_BD, class_CD, label_set, word_WD)
+        found = []
+        for row in range(len(image_BD)):
             nothing = None if background_B is None else float(background_B[row])
-            results.append(
+            found.append(
                 ImageResult(
                     predictions=_predictions(chance_BC[row], label_set, level, top_k),
                     parents=_parents(chance_BC[row], label_set, top_k),
@@ -116,23 +137,32 @@ class Classifier:
                     and nothing >= threshold,
                 )
             )
-        return ClassifyAnswer(
-            results=tuple(results),
-            multi_label=label_set.multi_label,
-            model=self._encoder.fingerprint.model,
-            label_set=name,
-            temperature=label_set.temperature or 1.0,
-            abstain=threshold,
-            timings=watch.stop(),
-        )
+        return found
 
-    def logits(self, image_BD: Vectors, class_CD: Vectors, label_set: LabelSet) -> Chances:
+    def check(self, label_set: LabelSet, level: int | None = None) -> None:
+        """Refuse what cannot be answered, before anything is decoded.
+
+        Raises:
+            InputError: a level without paths.
+            LabelSetError: examples or temperature were made with another encoder pair.
+        """
+        if level is not None and (label_set.tree is None or not 1 <= level <= MAX_DEPTH):
+            raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
+        learnt = label_set.examples.targets or label_set.temperature is not None
+        if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
+            raise LabelSetError(
+                "the examples or the temperature of the label set were made with another model",
+                code="label-set-mismatch",
+                hint="store the label set again with the model in use",
+            )
+
+    def logits(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
         """Zero-shot logits and what the examples add, before any temperature -> [B, C]."""
         return class_logits(
-            image_BD, class_CD, logit_scale=self._encoder.logit_scale
+            image_BD, self.class_directions(label_set), logit_scale=self._encoder.logit_scale
         ) + self._added(image_BD, label_set)
 
-    def judge(
+    def _judge(
         self,
         image_BD: Vectors,
         class_CD: Vectors,
@@ -210,8 +240,13 @@ class Classifier:
                 targets.append(at)
         if not targets:
             return label_set
-        vectors_ND = self._encoder.embed_images(prepared)
-        return self.own(replace(label_set, examples=Examples(vectors_ND, tuple(targets))))
+        return self.with_vectors(label_set, self._encoder.embed_images(prepared), targets)
+
+    def with_vectors(
+        self, label_set: LabelSet, example_ND: Vectors, targets: Sequence[int]
+    ) -> LabelSet:
+        """The label set with few-shot pictures that are embedded already."""
+        return self.own(replace(label_set, examples=Examples(example_ND, tuple(targets))))
 
     def own(self, label_set: LabelSet) -> LabelSet:
         """Mark a label set as made with this encoder pair, now."""
@@ -294,15 +329,6 @@ class Classifier:
         digest = self._encoder.fingerprint.digest
         # a list of one name of NUL cannot be a caller's labels
         return self._cache.get_or_make(matrix_key(["\0" + what], label_set.prompts, digest), make)
-
-    def _check_encoder(self, label_set: LabelSet) -> None:
-        learnt = label_set.examples.targets or label_set.temperature is not None
-        if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
-            raise LabelSetError(
-                "the examples or the temperature of the label set were made with another model",
-                code="label-set-mismatch",
-                hint="store the label set again with the model in use",
-            )
 
     @staticmethod
     def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:

@@ -97,7 +97,11 @@ class Item(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {key: value for key, value in _EXAMPLE_HIT.items() if key != "score"}
+                {
+                    key: value
+                    for key, value in _EXAMPLE_HIT.items()
+                    if key not in ("score", "relevance")
+                }
                 | {
                     "content_hash": "5f" * 32,
                     "captions": [
@@ -122,6 +126,26 @@ class Item(BaseModel):
     ]
 
 
+class FieldValue(BaseModel):
+    value: str | bool
+    count: Annotated[int, Field(description="Pictures that have it.")]
+    texts: Annotated[int, Field(description="Texts that have it; a caption has its picture's.")]
+
+
+class FieldSummary(BaseModel):
+    """A field that filters can name, and what is asked for by it."""
+
+    name: str
+    type: Literal["int", "float", "str", "bool", "str[]"]
+    present: Annotated[int, Field(description="Pictures that have any value.")]
+    distinct: Annotated[int | None, Field(description="How many values; null for numbers.")]
+    values: Annotated[
+        list[FieldValue] | None, Field(description="The 50 most frequent; null for numbers.")
+    ]
+    min: Annotated[int | float | None, Field(description="Of a number.")]
+    max: Annotated[int | float | None, Field(description="Of a number.")]
+
+
 class IndexResponse(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
@@ -139,6 +163,26 @@ class IndexResponse(BaseModel):
                     "bytes": 31457280,
                     "segments": 2,
                     "tombstones": 0,
+                    "fields": [
+                        {
+                            "name": "category",
+                            "type": "str",
+                            "present": 550,
+                            "distinct": 37,
+                            "values": [{"value": "birds", "count": 31, "texts": 92}],
+                            "min": None,
+                            "max": None,
+                        },
+                        {
+                            "name": "year",
+                            "type": "int",
+                            "present": 240,
+                            "distinct": None,
+                            "values": None,
+                            "min": 1998,
+                            "max": 2024,
+                        },
+                    ],
                 }
             ]
         }
@@ -155,6 +199,10 @@ class IndexResponse(BaseModel):
     bytes: int
     segments: int
     tombstones: int
+    fields: Annotated[
+        list[FieldSummary],
+        Field(description="What `filter` can name; `label` and `language` where any item has one."),
+    ]
 
 
 class IndexSummary(BaseModel):

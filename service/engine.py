@@ -42,6 +42,8 @@ from service.serial import SerialEncoder
 from service.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from indexer.facets import Facet
+    from indexer.filters import Filter
     from indexer.snapshot import Hit, IndexInfo, Item, Snapshot
 
 # a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
@@ -102,22 +104,26 @@ class Engine:
         target: Target = "images",
         k: int = 10,
         offset: int = 0,
+        filter: Filter | None = None,
         min_score: float | None = None,
         include_vectors: bool = False,
     ) -> SearchAnswer:
         """The `k` items of `target` closest to the query, best first, after skipping `offset`.
 
         Args:
+            filter: which items may be found at all.
             min_score: drop hits whose cosine is lower.
             include_vectors: also return the hits' embeddings.
 
         Raises:
             InvalidTextError, InvalidVectorError (also: parts that cancel out), ImageError,
-            NotFoundError (query by id), InputError (k, offset, number of parts or a weight out of
-            range), IndexNotFoundError (no index loaded).
+            NotFoundError (query by id), InvalidFilterError, InputError (k, offset, number of parts
+            or a weight out of range), IndexNotFoundError (no index loaded).
         """
         check_page(k, offset)
         snapshot = self.snapshot
+        if filter is not None:
+            snapshot.check_filter(filter)  # before anything is embedded
         watch = Stopwatch()
         parts = check_parts(query)
         query_1D, truncated = self._query_vector(parts, watch)
@@ -126,8 +132,9 @@ class Engine:
 
         def page(k: int, offset: int) -> list[Hit]:
             if not own:
-                return snapshot.search(query_1D, k, target=target, offset=offset)[0]
-            found = snapshot.search(query_1D, offset + k + len(own), target=target)[0]
+                return snapshot.search(query_1D, k, target=target, offset=offset, filter=filter)[0]
+            more = offset + k + len(own)
+            found = snapshot.search(query_1D, more, target=target, filter=filter)[0]
             return [hit for hit in found if hit.item not in own][offset : offset + k]
 
         found = page(k, offset)
@@ -197,6 +204,10 @@ class Engine:
 
     def index_info(self) -> IndexInfo:
         return self.snapshot.info()
+
+    def facets(self) -> Sequence[Facet]:
+        """What filters can ask for: the declared fields and their values."""
+        return self.snapshot.facets()
 
     def warm_up(self) -> None:
         """Run both towers and a search once, so the first caller does not pay for lazy set-up."""

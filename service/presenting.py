@@ -13,6 +13,7 @@ from service.engine import DEFAULT_NAME, Engine
 from service.queries import ClassifyAnswer, Prediction, SearchAnswer
 
 if TYPE_CHECKING:
+    from indexer.facets import Facet
     from indexer.snapshot import Item
 
 
@@ -56,9 +57,26 @@ def item(engine: Engine, item_id: str) -> answers.Item:
 def index_info(engine: Engine) -> answers.IndexResponse:
     # without the sources: they name the operator's folders
     info = engine.index_info().to_dict()
-    return answers.IndexResponse(
-        **{name: info[name] for name in answers.IndexResponse.model_fields if name in info},
-        name=engine.name,
+    known = {name: info[name] for name in answers.IndexResponse.model_fields if name in info}
+    fields = [_field(facet) for facet in engine.facets()]
+    return answers.IndexResponse(**known | {"name": engine.name, "fields": fields})
+
+
+def _field(facet: Facet) -> answers.FieldSummary:
+    values = None
+    if facet.values is not None:
+        values = [
+            answers.FieldValue(value=one.value, count=one.images, texts=one.texts)
+            for one in facet.values
+        ]
+    return answers.FieldSummary(
+        name=facet.name,
+        type=facet.type,
+        present=facet.images,
+        distinct=facet.distinct,
+        values=values,
+        min=facet.low,
+        max=facet.high,
     )
 
 

@@ -25,6 +25,7 @@ from models.errors import (
     DiptychError,
     ImageError,
     InputError,
+    InvalidFilterError,
     LabelSetError,
     LabelSetNotFoundError,
     NotFoundError,
@@ -59,6 +60,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "label-set-mismatch": (409, "The label set was made with another model"),
     "label-set-damaged": (500, "The stored label set is damaged"),
     "label-sets-unwritable": (503, "The label set could not be stored"),
+    "invalid-filter": (422, "The filter cannot be used"),
     "invalid-labels": (422, "The labels or templates cannot be used"),
     "image-empty": (422, "The picture is empty"),
     "image-undecodable": (422, "The picture cannot be decoded"),
@@ -149,6 +151,7 @@ def refuse(code: str, detail: str, **more: Any) -> ProblemError:
 def of_domain(error: DiptychError) -> Problem:
     """A domain error as a problem. Only messages that describe numbers and rules pass through."""
     code, detail, hint, headers = error.code, error.message, error.hint, {}
+    errors: list[dict[str, str]] = []
     if isinstance(error, LabelSetNotFoundError | LabelSetError):
         detail, hint = _LABEL_SETS[code]
         headers = {"Retry-After": "5"} if code == "label-sets-unwritable" else {}
@@ -163,6 +166,8 @@ def of_domain(error: DiptychError) -> Problem:
         if "'" in detail or '"' in detail:
             # the message quotes what was sent (labels, templates): name the rule instead
             detail = _RULES.get(code, "The value cannot be used.")
+        if isinstance(error, InvalidFilterError):
+            errors = [{"pointer": f"#/filter{error.where}", "code": code, "detail": detail}]
     elif isinstance(error, StoreError):
         # the message names files; the operator finds it in the log
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None
@@ -170,7 +175,7 @@ def of_domain(error: DiptychError) -> Problem:
     else:
         code = code if code == "model-unusable" else "internal-error"
         detail, hint = "The request could not be answered; the log has the cause.", None
-    return Problem(code, detail, hint=hint, headers=headers)
+    return Problem(code, detail, errors, hint=hint, headers=headers)
 
 
 def of_pictures(refused: Sequence[DiptychError]) -> Problem:

@@ -6,7 +6,7 @@ in the documentation, and the tests run them. Answers are in `service.answers`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
@@ -120,11 +121,22 @@ Queries = Annotated[
 ]
 
 
+FILTER_WORDS = (
+    "Which items may be found: `{field, ...tests}`, or `all`, `any` and `not` around such. The "
+    "tests are eq, in, gt, gte, lt, lte, contains and exists, as the field's type takes them; "
+    "/v1/index lists the fields. A missing value satisfies no test, and `not` is the complement."
+)
+
+
 class Page(Strict):
     k: Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")] = 10
     offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")] = 0
     min_score: Annotated[
         float | None, Field(ge=-1, le=1, description="Leave out hits with a lower cosine.")
+    ] = None
+    filter: Annotated[
+        Any,  # read by indexer.filters, whose complaints are better than a recursive schema's
+        WithJsonSchema({"type": ["object", "null"], "description": FILTER_WORDS}),
     ] = None
     include: Annotated[
         list[Include],
@@ -147,6 +159,13 @@ class SearchRequest(Page):
                         {"id": EXAMPLE_ID, "weight": 2.0},
                     ]
                 },
+                {
+                    "query": {"text": "fruit"},
+                    "filter": {
+                        "all": [{"field": "year", "gte": 2020, "lt": 2030}],
+                        "not": {"field": "label", "in": ["plant", "animal"]},
+                    },
+                },
             ]
         }
     )
@@ -156,7 +175,12 @@ class SearchRequest(Page):
 
 class TextToImageRequest(Page):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"text": "a red apple", "k": 3}, {"text": "红苹果"}]}
+        json_schema_extra={
+            "examples": [
+                {"text": "a red apple", "k": 3},
+                {"text": "红苹果", "filter": {"field": "year", "eq": 2024}},
+            ]
+        }
     )
     text: SearchText
 
@@ -172,6 +196,9 @@ class ImageSearchOptions(BaseModel):
         Field(ge=-1, le=1, allow_inf_nan=False, description="Leave out lower cosines."),
     ] = None
     target: Annotated[Literal["images", "texts"], Field(description="What to look for.")] = "texts"
+    filter: Annotated[
+        str | None, Field(max_length=1 << 20, description="A filter, as JSON. " + FILTER_WORDS)
+    ] = None
 
 
 Abstain = Annotated[

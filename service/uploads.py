@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from service import bodies, schemas
-from service.problems import refuse
+from service.problems import ProblemError, refuse
 
 _SPLIT = re.compile(r"[,\n，、]")
 
@@ -19,6 +19,7 @@ _SPLIT = re.compile(r"[,\n，、]")
 class PictureSearch:
     image: bytes
     options: schemas.ImageSearchOptions
+    filter: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,18 @@ async def picture_search(request: Request) -> PictureSearch:
     else:
         raise refuse("unsupported-media-type", "Send multipart/form-data or an image/* body.")
     options = bodies.validated(schemas.ImageSearchOptions, parameters, place="query")
-    return PictureSearch(picture, options)
+    return PictureSearch(picture, options, _filter(options.filter))
+
+
+def _filter(text: str | None) -> Any:
+    """A filter that came as text; None without one."""
+    if text is None:
+        return None
+    try:
+        return bodies.parse_json(text.encode())
+    except ProblemError as error:
+        error_list = [{"parameter": "filter", "code": "invalid-filter", "detail": error.detail}]
+        raise refuse("invalid-filter", f"As JSON: {error.detail}", errors=error_list) from None
 
 
 async def picture_classes(request: Request) -> PictureClasses:

@@ -31,7 +31,8 @@ def index() -> None:
     epilog="\b\nExamples:\n"
     "  diptych index build ~/Pictures --out photos.index\n"
     "  diptych index build 'shards/{00000..00012}.tar' --out big.index --text-field captions.en\n"
-    "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n\n"
+    "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n"
+    "  diptych index build items.jsonl --out shop.index --filterable 'year:int,tags:str[]'\n\n"
     "Run the same command again to resume a killed build or to bring the index up to date: only "
     "new and changed pictures are embedded."
 )
@@ -45,6 +46,14 @@ def index() -> None:
 @model_options
 @click.option("--text-field", help="Dotted path of the captions, e.g. captions.en.")
 @click.option("--label-field", help="Dotted path of the label, e.g. label.")
+@click.option(
+    "--filterable",
+    multiple=True,
+    metavar="NAME[=PATH]:TYPE",
+    help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
+    "float, str, bool or str[], PATH a dotted path. They are declared when an index is made and "
+    "kept from then on. label and language need no declaration.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -76,6 +85,7 @@ def build(
     threads: int | None,
     text_field: str | None,
     label_field: str | None,
+    filterable: tuple[str, ...],
     batch_size: int,
     no_thumbnails: bool,
     no_captions: bool,
@@ -90,11 +100,15 @@ def build(
     everything else is indexed then.
     """
     from indexer.builder import BuildOptions, build_index
+    from indexer.fields import parse_fields
     from indexer.store import require_index_or_empty
     from models.data import open_source
     from models.registry import load_encoder
 
     require_index_or_empty(out)  # before a model is loaded for nothing
+    fields = parse_fields(filterable) if filterable else None
+    if label_field is not None and label_field in {field.path for field in fields or ()}:
+        raise click.UsageError(f"{label_field} is the label: filter by label, undeclared")
     opened = [
         open_source(source, text_field=text_field, label_field=label_field) for source in sources
     ]
@@ -102,6 +116,7 @@ def build(
         batch_size=batch_size,
         thumbnails=not no_thumbnails,
         captions=not no_captions,
+        fields=fields,
         rejects=rejects,
         max_errors=max_errors,
         relevance=not no_relevance,
@@ -139,6 +154,7 @@ def info(path: Path, as_json: bool) -> None:
         "items": f"{about.images:,} images, {about.texts:,} texts",
         "segments": f"{about.segments}, {about.tombstones:,} rows superseded",
         "size": _bytes(about.bytes),
+        "fields": ", ".join(f"{field['name']} ({field['type']})" for field in about.fields),
         "relevance": _relevance(about.relevance),
     }
     for name, value in lines.items():

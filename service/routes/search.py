@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from indexer.filters import parse_filter
 from service import answers, bodies, presenting, schemas
 from service.engine import Engine
 from service.openapi import body_json, body_picture
@@ -68,6 +69,7 @@ def _answer(
         target=target,
         k=page.k,
         offset=page.offset,
+        filter=None if page.filter is None else parse_filter(page.filter),
         min_score=page.min_score,
         include_vectors="embedding" in page.include,
     )
@@ -127,7 +129,8 @@ def image_to_text(
     Send the picture as the field `image` of a multipart form, or as the body itself. Options are
     query parameters, or fields of the form.
     """
+    options = upload.options
     page = schemas.Page(
-        k=upload.options.k, offset=upload.options.offset, min_score=upload.options.min_score
+        k=options.k, offset=options.offset, min_score=options.min_score, filter=upload.filter
     )
-    return _answer(engine, response, ImageQuery(upload.image), upload.options.target, page)
+    return _answer(engine, response, ImageQuery(upload.image), options.target, page)

@@ -64,32 +64,54 @@ class Calibration:
 
 
 def negative_log_likelihood(
-    logits_BC: Logits, target_B: Sequence[int], temperature: float = 1.0
+    logits_BC: Logits,
+    target_B: Sequence[int],
+    temperature: float = 1.0,
+    *,
+    smoothing: float = 0.0,
 ) -> float:
-    """mean over b of -log softmax(z[b] / T)[target[b]]."""
+    """mean over b of -log softmax(z[b] / T)[target[b]].
+
+    With `smoothing` e the target shares e of its weight with all classes alike:
+    mean over b of -sum over c of w[b, c] * log softmax(z[b] / T)[c], w = (1 - e) one-hot + e / C.
+    """
     z_BC = np.asarray(logits_BC, dtype=np.float64) / temperature
     peak_B1 = z_BC.max(axis=1, keepdims=True)
     # log-sum-exp rather than log of softmax: a class at -800 has a likelihood of zero otherwise
     log_total_B = np.log(np.exp(z_BC - peak_B1).sum(axis=1)) + peak_B1[:, 0]
-    return float((log_total_B - z_BC[np.arange(len(z_BC)), np.asarray(target_B)]).mean())
+    own_B = z_BC[np.arange(len(z_BC)), np.asarray(target_B)]
+    wanted_B = (1.0 - smoothing) * own_B + smoothing * z_BC.mean(axis=1)
+    return float((log_total_B - wanted_B).mean())
+
+
+def platt_smoothing(pictures: int) -> float:
+    """1 / (B + 2): how much a sample of B pictures leaves open.
+
+    Platt 1999, "Probabilistic outputs for support vector machines", section 2.2. Ten pictures that
+    happen to be all right would otherwise ask for a temperature of zero, and the first wrong
+    answer to come would be one the classifier is certain of.
+    """
+    return 1.0 / (pictures + 2)
 
 
 def fit_temperature(logits_BC: Logits, target_B: Sequence[int]) -> float:
-    """The T in [0.05, 20] that minimises `negative_log_likelihood`.
+    """The T in [0.05, 20] that minimises `negative_log_likelihood` with `platt_smoothing`.
 
     The loss is convex in 1/T; its derivative there,
 
-        mean over b of (sum over c of softmax(z[b] / T)[c] * z[b, c]) - z[b, target[b]],
+        mean over b of (sum over c of (softmax(z[b] / T)[c] - w[b, c]) * z[b, c]),
 
-    grows with 1/T, so its zero is found by bisection. Where it has none (every picture right, or
-    as good as random) T ends at a bound.
+    grows with 1/T, so its zero is found by bisection. Where it has none within the bounds, because
+    the classifier is as good as random, T ends at one.
     """
     z_BC = np.asarray(logits_BC, dtype=np.float64)
+    smoothing = platt_smoothing(len(z_BC))
     own_B = z_BC[np.arange(len(z_BC)), np.asarray(target_B)]
+    wanted_B = (1.0 - smoothing) * own_B + smoothing * z_BC.mean(axis=1)
 
     def slope(inverse: float) -> float:
         expected_B = (chances(z_BC, temperature=1.0 / inverse) * z_BC).sum(axis=1)
-        return float((expected_B - own_B).mean())
+        return float((expected_B - wanted_B).mean())
 
     low, high = 1.0 / MAX_TEMPERATURE, 1.0 / MIN_TEMPERATURE
     for _ in range(_STEPS):

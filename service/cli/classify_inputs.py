@@ -84,6 +84,12 @@ def own_file(record: Record) -> Path | None:
     return Path(os.fsdecode(unquote_to_bytes(record.uri.removeprefix("file://"))))
 
 
+def member_name(record: Record) -> str:
+    """What an archive calls a member, without its folders."""
+    member = record.uri.partition("#")[2] or record.key
+    return unquote_to_bytes(member).decode("utf-8", "backslashreplace").rpartition("/")[2]
+
+
 def label_of(record: Record) -> str | None:
     """The class a source gives a picture: its label, or the name of the folder it is in."""
     if record.label is not None:

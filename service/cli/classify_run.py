@@ -22,7 +22,13 @@ from models.environment import default_model
 from models.errors import ImageError, InvalidLabelsError
 from models.vectors import Vectors
 from service.classifier import Classifier
-from service.cli.classify_inputs import display, label_of, open_inputs, own_file
+from service.cli.classify_inputs import (
+    display,
+    label_of,
+    member_name,
+    open_inputs,
+    own_file,
+)
 from service.cli.classify_output import Format, Line, opened
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, note
@@ -70,7 +76,9 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
     sort_into = options["sort_into"]
     by: By = options["by"] or "copy"
     if sort_into is not None and by != "copy" and any(s.kind == "tar" for s in sources):
-        raise click.UsageError(f"pictures inside an archive cannot be {by}d; only --by copy")
+        raise click.UsageError(
+            f"pictures inside an archive can be copied, but --by {by} cannot work"
+        )
     encoder = load(options)
     classifier = classifier_of(encoder, options)
     label_set = override(label_set, options)
@@ -92,6 +100,8 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
             placer = Placer(sort_into, label_set, options["level"])
             if not options["dry_run"]:
                 placer.sorter = closing.enter_context(Sorter(sort_into, by, options["undo_file"]))
+                # said however the run ends
+                closing.callback(_tell, placer.sorter)
         for batch in embedded(sources, encoder):
             for picture, result in _judged(batch, classifier, label_set, options):
                 line = Line(picture.name, result)
@@ -103,10 +113,11 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
                 writer.write(line)
     if failed and kind != "text":
         note(f"{failed} pictures failed; their rows say why")
-    if placer is not None and placer.sorter is not None:
-        undo_file = placer.sorter.undo_file
-        note(f"{placer.sorter.placed} pictures sorted; diptych classify --undo {undo_file}")
     return PARTIAL if failed else OK
+
+
+def _tell(sorter: Sorter) -> None:
+    note(f"{sorter.placed} pictures sorted; diptych classify --undo {sorter.undo_file}")
 
 
 def override(label_set: LabelSet, options: dict[str, Any]) -> LabelSet:
@@ -234,7 +245,7 @@ class Placer:
         path = (best.label,) if best.path is None else best.path
         folder = (NONE,) if line.result.abstained else self._folders[path]
         own = own_file(record)
-        name = safe_name(record.key.rpartition("/")[2]) if own is None else own.name
+        name = safe_name(member_name(record)) if own is None else own.name
         try:
             if self.sorter is None:
                 target = self._plan(folder, name)

@@ -13,6 +13,7 @@ from models.calibration import (
     calibrate,
     fit_temperature,
     negative_log_likelihood,
+    platt_smoothing,
 )
 from models.errors import InvalidLabelsError
 from models.evaluation.metrics import expected_calibration_error, reliability
@@ -78,7 +79,12 @@ def test_nll_equals_the_loop_and_survives_extremes() -> None:
 def test_the_temperature_is_the_one_a_grid_finds(factor: float) -> None:
     logits, targets = overconfident(400, factor)
     grid = np.geomspace(0.05, 20, 2000)
-    best = min(grid, key=lambda t: negative_log_likelihood(logits, targets, float(t)))
+    best = min(
+        grid,
+        key=lambda t: negative_log_likelihood(
+            logits, targets, float(t), smoothing=platt_smoothing(400)
+        ),
+    )
     assert fit_temperature(logits, targets) == pytest.approx(best, rel=0.005)
 
 
@@ -106,7 +112,25 @@ def test_what_needs_no_calibration_keeps_a_temperature_of_one() -> None:
 
 def test_bounds() -> None:
     right = np.eye(3)[[0, 1, 2] * 4]
-    assert fit_temperature(right, [0, 1, 2] * 4) == pytest.approx(MIN_TEMPERATURE)
+    assert fit_temperature(right / 100, [0, 1, 2] * 4) == pytest.approx(MIN_TEMPERATURE)
     assert fit_temperature(right, [1, 2, 0] * 4) == pytest.approx(MAX_TEMPERATURE)
     with pytest.raises(InvalidLabelsError, match="at least 10"):
         calibrate(right[:9], [0] * 9)
+
+
+def test_smoothed_nll_equals_the_loop() -> None:
+    logits, targets = overconfident(12, 2)
+    total = 0.0
+    for row, target in zip(logits, targets, strict=True):
+        log_p = np.log(chances(row[None])[0])
+        for c in range(5):
+            total -= (0.9 * (c == target) + 0.1 / 5) * log_p[c]
+    assert negative_log_likelihood(logits, targets, smoothing=0.1) == pytest.approx(total / 12)
+
+
+def test_a_few_pictures_all_right_do_not_make_it_certain() -> None:
+    """With B all right, the target of a smoothed fit is 1 - e (1 - 1/C): here the closed form."""
+    right = np.eye(2)[[0, 1] * 6] * 20
+    temperature = fit_temperature(right, [0, 1] * 6)
+    wrong = 0.5 * platt_smoothing(12)
+    assert 20 / temperature == pytest.approx(np.log((1 - wrong) / wrong), rel=1e-6)

@@ -97,6 +97,16 @@ def count_rows(query: Query) -> int:
     return int(count)
 
 
+def count_strays(query: Query) -> int:
+    """Rows whose label or language is not that of their item."""
+    [(count,)] = query(
+        "SELECT count(*) FROM items JOIN fields USING (row) "
+        "WHERE items.label IS NOT fields.label OR items.language IS NOT fields.language",
+        (),
+    )
+    return int(count)
+
+
 def value_counts(query: Query, column: Column) -> Iterator[tuple[Any, int]]:
     """(value, rows that have it) of a column or list, values ascending, a block in memory."""
     source, value, known = _source(column)

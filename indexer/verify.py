@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from indexer.field_table import columns_of, count_present, count_rows
+from indexer.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.manifest import (
     ITEMS_FILE,
     SEGMENTS,
@@ -144,6 +144,8 @@ class _Check:
         rows = count_rows(segment.items.query)
         if rows != segment.entry.rows:
             self._problem(name, f"{rows} of {segment.entry.rows} rows can be filtered")
+        if wrong := count_strays(segment.items.query):
+            self._problem(name, f"{wrong} rows are filtered by another label or language")
         for column in columns_of(self._manifest.declared).values():
             count_present(segment.items.query, column)  # it is there, or SQLite says so
 

@@ -87,6 +87,9 @@ def test_limits_are_where_they_say() -> None:
     parse_filter({"any": [{"field": "year", "eq": 1}] * 99})
     parse_filter({"field": "brand", "in": ["x"] * 1000})
     parse_filter(DEEP["not"])
+    for field, times in (("brand", 10), ("tags", 99)):
+        many = parse_filter({"any": [{"field": field, "contains": "x"}] * times})
+        check_filter(many, FIELDS)
     # width costs nothing beyond the limit: refused after a hundred nodes, not after a million
     with pytest.raises(InvalidFilterError):
         parse_filter({"all": [{"all": [{}] * 1_000_000}]})
@@ -110,6 +113,7 @@ UNANSWERABLE: list[tuple[Any, str, str]] = [
     ({"field": "tags", "eq": "a"}, "/eq", "takes in, contains, exists"),
     ({"field": "tags", "contains": 1}, "/contains", "strings"),
     ({"field": "label", "eq": 1}, "/eq", "strings"),
+    ({"any": [{"field": "brand", "contains": "x"}] * 11}, "/any/10/contains", "more than 10"),
 ]
 
 

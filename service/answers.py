@@ -146,6 +146,15 @@ class FieldSummary(BaseModel):
     max: Annotated[int | float | None, Field(description="Of a number.")]
 
 
+class JudgedBy(BaseModel):
+    rows: Annotated[int, Field(description="Items when it was measured.")]
+    queries: Annotated[int, Field(description="Background queries.")]
+    kinds: Annotated[
+        list[Literal["text", "image", "mixed"]],
+        Field(description="The kinds of query that can be judged."),
+    ]
+
+
 class IndexResponse(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
@@ -183,6 +192,11 @@ class IndexResponse(BaseModel):
                             "max": 2024,
                         },
                     ],
+                    "relevance": {
+                        "images": {"rows": 550, "queries": 313, "kinds": ["text", "image"]},
+                        "texts": {"rows": 2200, "queries": 313, "kinds": ["text", "image"]},
+                    },
+                    "explains": True,
                 }
             ]
         }
@@ -203,6 +217,11 @@ class IndexResponse(BaseModel):
         list[FieldSummary],
         Field(description="What `filter` can name; `label` and `language` where any item has one."),
     ]
+    relevance: Annotated[
+        dict[Literal["images", "texts"], JudgedBy] | None,
+        Field(description="What hits are judged against; null: they carry no relevance."),
+    ]
+    explains: Annotated[bool, Field(description="Whether the model can draw heat maps.")]
 
 
 class IndexSummary(BaseModel):
@@ -266,6 +285,10 @@ class ClassifyResult(BaseModel):
         float | None,
         Field(description="How probable none of these is, against the best label alone."),
     ] = None
+    heatmap: Annotated[
+        str | None,
+        Field(description="With `explain`: where the top label is seen, PNG as a data URI."),
+    ] = None
     error: Annotated[PictureError | None, Field(description="Why this picture was refused.")] = None
 
 
@@ -284,6 +307,7 @@ class ClassifyResponse(BaseModel):
                             "parents": None,
                             "abstained": False,
                             "background": 0.08,
+                            "heatmap": None,
                             "error": None,
                         }
                     ],

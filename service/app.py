@@ -19,7 +19,7 @@ from service import openapi, problems
 from service.engine import Engine
 from service.frame import RequestFrame
 from service.limits import Limits, RequestLimits
-from service.routes import classify, health, items, label_sets, search
+from service.routes import classify, explain, health, items, label_sets, search
 from service.routes.page import page_router
 from service.state import AppState
 
@@ -68,6 +68,7 @@ def create_app(
     for router in (
         search.router,
         classify.router,
+        explain.router,
         label_sets.router,
         items.router,
         health.router,

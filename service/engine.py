@@ -18,6 +18,7 @@ from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
 from service.classifier import Classifier
+from service.explaining import Explanations
 from service.judging import judge, query_kind
 from service.label_set_store import LabelSetStore
 from service.label_sets import check_label_set
@@ -58,6 +59,7 @@ class Engine:
 
     Attributes:
         name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
+        explanations: which part of a picture answers to a text.
         classifier: zero-shot classification with this pair, and the stored label sets.
 
     Raises:
@@ -80,6 +82,7 @@ class Engine:
         self.name = name
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = snapshot
+        self.explanations = Explanations(self._encoder, self._decoding)
         self.classifier = Classifier(self._encoder, self._prepare, label_sets)
 
     @property

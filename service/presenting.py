@@ -59,7 +59,8 @@ def index_info(engine: Engine) -> answers.IndexResponse:
     info = engine.index_info().to_dict()
     known = {name: info[name] for name in answers.IndexResponse.model_fields if name in info}
     fields = [_field(facet) for facet in engine.facets()]
-    return answers.IndexResponse(**known | {"name": engine.name, "fields": fields})
+    more = {"name": engine.name, "fields": fields, "explains": engine.explanations.possible}
+    return answers.IndexResponse(**known | more)
 
 
 def _field(facet: Facet) -> answers.FieldSummary:

@@ -62,6 +62,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "label-sets-unwritable": (503, "The label set could not be stored"),
     "invalid-filter": (422, "The filter cannot be used"),
     "invalid-labels": (422, "The labels or templates cannot be used"),
+    "cannot-explain": (422, "This model cannot explain its answers"),
     "image-empty": (422, "The picture is empty"),
     "image-undecodable": (422, "The picture cannot be decoded"),
     "image-bad-dimensions": (422, "The picture's dimensions are not usable"),
@@ -173,6 +174,8 @@ def of_domain(error: DiptychError) -> Problem:
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None
         headers = {"Retry-After": "5"}
     else:
+        if code == "cannot-explain":
+            return Problem(code, "There is no method for its architecture.")
         code = code if code == "model-unusable" else "internal-error"
         detail, hint = "The request could not be answered; the log has the cause.", None
     return Problem(code, detail, errors, hint=hint, headers=headers)

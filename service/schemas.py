@@ -41,6 +41,7 @@ EXAMPLE_PNG = (
     "SUVORK5CYII="
 )
 MAX_IMAGES = 64
+MAX_EXPLAINED = 16
 
 
 def _searchable(text: str) -> str:
@@ -266,6 +267,10 @@ class ClassifyOptions(BaseModel):
     ] = False
     top_k: Annotated[int | None, Field(ge=1, le=1000)] = None
     abstain: Abstain = None
+    explain: Annotated[
+        bool,
+        Field(description=f"Add a heat map for the top label; at most {MAX_EXPLAINED} pictures."),
+    ] = False
     hierarchy: Annotated[
         bool | None,
         Field(description="Whether labels are paths; without it if every label holds a `/`."),

@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends
 from models.errors import InvalidLabelsError
 from service import answers, presenting, problems
 from service.engine import Engine
+from service.explaining import direction_of
 from service.label_sets import LabelSet, check_label_set
 from service.openapi import body_classify
-from service.schemas import MAX_IMAGES
+from service.routes.explain import data_uri
+from service.schemas import MAX_EXPLAINED, MAX_IMAGES
 from service.state import EngineOf
 from service.uploads import PictureClasses, picture_classes
 
@@ -28,9 +30,16 @@ def classify(
     be read is the whole answer a problem.
     """
     options = upload.options
+    if options.explain:
+        if len(upload.images) > MAX_EXPLAINED:
+            raise problems.refuse(
+                "invalid-request", f"With `explain` at most {MAX_EXPLAINED} pictures."
+            )
+        engine.explanations.require()
+    label_set = _label_set(upload, engine)
     answer = engine.classifier.classify(
         upload.images,
-        _label_set(upload, engine),
+        label_set,
         top_k=options.top_k,
         level=options.level,
         abstain=options.abstain,
@@ -39,7 +48,15 @@ def classify(
     refused = [result.error for result in answer.results if result.error is not None]
     if len(refused) == len(answer.results):
         raise problems.ProblemError(problems.of_pictures(refused))
-    return presenting.classification(answer)
+    found = presenting.classification(answer)
+    if options.explain:
+        class_CD = engine.classifier.class_directions(label_set)
+        for image, result, shown in zip(upload.images, answer.results, found.results, strict=True):
+            if result.predictions:
+                direction_D = direction_of(result.predictions[0], label_set, class_CD)
+                drawn = engine.explanations.explain_direction(image, direction_D)
+                shown.heatmap = data_uri(drawn.png)
+    return found
 
 
 def _label_set(upload: PictureClasses, engine: Engine) -> LabelSet:

@@ -59,7 +59,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [*SEARCHES, "/v1/classify"])
+@pytest.mark.parametrize("path", [*SEARCHES, "/v1/classify", "/v1/explain"])
 @pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_json(client: TestClient, path: str, body: bytes) -> None:
     begun = perf_counter()
@@ -342,7 +342,7 @@ def test_parts_that_cancel_out_say_so(client: TestClient) -> None:
 
 
 def test_an_oversized_body(client: TestClient) -> None:
-    for path in (*SEARCHES, "/v1/search/image-to-text", "/v1/classify"):
+    for path in (*SEARCHES, "/v1/search/image-to-text", "/v1/classify", "/v1/explain"):
         for kind in ("application/json", "image/png", "multipart/form-data; boundary=b"):
             declared = client.post(
                 path, content=b"x" * (BODY_LIMIT + 1), headers={"content-type": kind}
@@ -368,7 +368,8 @@ def test_encoded_bodies_and_long_addresses(client: TestClient) -> None:
 
 PATHS = {
     "/v1/search": "POST", "/v1/search/text-to-image": "POST", "/v1/search/image-to-text": "POST",
-    "/v1/classify": "POST", "/v1/index": "GET", "/v1/indexes": "GET",
+    "/v1/classify": "POST", "/v1/explain": "POST",
+    "/v1/index": "GET", "/v1/indexes": "GET",
     "/v1/items/x": "GET", "/v1/template-sets": "GET", "/v1/label-sets": "GET",
     "/v1/label-sets/x": "GET PUT DELETE",
     "/v1/items/x/thumbnail": "GET",

@@ -115,10 +115,11 @@ def test_examples_are_executed(client: TestClient, document: dict[str, Any]) -> 
             continue
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         for example in resolve(document, schema)["examples"]:
-            response = client.post(path, json=example)
+            accept = {"Accept": "application/json"}  # a heat map is a picture otherwise
+            response = client.post(path, json=example, headers=accept)
             assert response.status_code == 200, (path, example, response.text)
-            first = response.json().get("hits") or response.json()["results"]
-            assert first
+            answer = response.json()
+            assert answer.get("hits") or answer.get("results") or answer.get("map")
             executed += 1
     assert executed >= 8
 

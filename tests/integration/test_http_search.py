@@ -58,6 +58,7 @@ def test_a_hit_says_everything(client: TestClient) -> None:
     assert hit == {
         "id": APPLE,
         "score": pytest.approx(1.0, abs=1e-3),
+        "relevance": pytest.approx(1.0, abs=1e-3),
         "modality": "image",
         "uri": "file:///p/fruit/red%20apple.png",
         "text": "a red apple",

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,30 @@ def test_what_was_worked_out_is_kept_within_a_budget(
         monkeypatch.setattr("indexer.selection._BUDGET", 10_000)  # two entries' worth
         assert [count(3), count(4), count(4), count(1)] == [1, 1, 0, 1]
         assert snapshot._selections._bytes <= 10_000
+
+
+def test_many_threads_ask_at_once(
+    large: tuple[Snapshot, Vectors, set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, vectors_ND, dead = large
+    monkeypatch.setattr("indexer.selection._BUDGET", 30_000)  # kept and dropped all the time
+    order = np.random.default_rng(5).permutation(ROWS)
+    query_D = random_rows(1, seed=77)[0]
+    bounds = [1, 5, 40, 500, 3000]
+    expected = {
+        bound: brute_force(
+            vectors_ND, [n for n in range(ROWS) if n not in dead and order[n] < bound], query_D, 5
+        )
+        for bound in bounds
+    }
+
+    def ask(turn: int) -> None:
+        bound = bounds[turn % len(bounds)]
+        document = {"field": "rank", "lt": bound}
+        assert found(snapshot, query_D, 5, document) == expected[bound]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(200)))
 
 
 # -- declared when an index is built ---------------------------------------------------------------

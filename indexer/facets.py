@@ -24,7 +24,7 @@ from indexer.field_table import (
     values_at,
 )
 from indexer.fields import BUILT_IN, Field, FieldType
-from indexer.filters import Column
+from indexer.filter_sql import Column
 from indexer.segment import Segment
 from indexer.version import OpenVersion
 

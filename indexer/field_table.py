@@ -5,7 +5,7 @@
 
 Every row of the segment has one in `fields`, apart from `items` so that a scan reads nothing else.
 The names that users chose appear nowhere in SQL. This writes and reads the two tables through a
-connection it is given; `indexer.filters` makes the conditions, `indexer.facets` the counts.
+connection it is given; `indexer.filter_sql` makes the conditions, `indexer.facets` the counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.fields import BUILT_IN, Field, Value
-from indexer.filters import Column, Condition
+from indexer.filter_sql import Column, Condition
 
 Query: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
 """Runs one SELECT; `indexer.items.ItemsReader` provides it."""

@@ -1,4 +1,4 @@
-"""The filter language: a strict parser into a small tree, and the tree as SQL.
+"""The filter language: a strict parser from JSON into a small tree, and what fields can answer.
 
     {"all": [...], "any": [...], "not": {...}}      keys standing together must all hold
     {"field": "year", "gte": 2000, "lt": 2010}      one test or more, all must hold
@@ -7,8 +7,7 @@ A missing value satisfies no test, and `not` is the plain complement: `{"not": {
 "eq": "x"}}` also selects what has no brand. The logic has two values only, so De Morgan's laws
 hold; `exists` tells missing from other.
 
-What a caller wrote reaches SQL only as parameters; column names come from the index, not from the
-filter. It knows declared fields, nothing of segments, vectors or files.
+It knows declared fields, nothing of SQL (`indexer.filter_sql`), segments or vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MAX_SUBSTRINGS: Final = 10
 Op = Literal["eq", "in", "gt", "gte", "lt", "lte", "contains", "exists"]
 Scalar: TypeAlias = int | float | str | bool
 
-_ORDER: Final[dict[str, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_ORDER: Final = ("gt", "gte", "lt", "lte")
 _OPS: Final[dict[str, frozenset[str]]] = {
     "int": frozenset({"eq", "in", "exists", *_ORDER}),
     "float": frozenset({"eq", "in", "exists", *_ORDER}),
@@ -245,70 +244,3 @@ def _fits(value: Scalar, kind: str) -> bool:
     if kind in ("int", "float"):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, str)
-
-
-# -- SQL ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Where the values of a field are: a column, or the entries of a list of that number."""
-
-    type: str
-    name: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """An SQL condition over the rows of `indexer.field_table`, true or not, and its parameters."""
-
-    sql: str
-    values: tuple[Scalar, ...] = ()
-
-
-def condition(wanted: Filter, columns: Mapping[str, Column]) -> Condition:
-    """A checked filter as SQL.
-
-    SQL's logic has three values. A test of a missing value is NULL, which in a conjunction or
-    disjunction selects as little as false does, so tests stand bare there and can use an index;
-    only under `not` the difference matters, and there `IS NOT TRUE` folds NULL into false.
-    """
-    match wanted:
-        case Compare():
-            return _test_sql(wanted, columns[wanted.field])
-        case Not(part):
-            inner = condition(part, columns)
-            return Condition(f"(({inner.sql}) IS NOT TRUE)", inner.values)
-        case AllOf(parts):
-            return _join([condition(part, columns) for part in parts], " AND ", "1")
-        case AnyOf(parts):
-            return _join([condition(part, columns) for part in parts], " OR ", "0")
-
-
-def _join(parts: Sequence[Condition], word: str, empty: str) -> Condition:
-    if not parts:
-        return Condition(empty)
-    return Condition(
-        "(" + word.join(part.sql for part in parts) + ")",
-        tuple(value for part in parts for value in part.values),
-    )
-
-
-def _test_sql(test: Compare, column: Column) -> Condition:
-    values = test.value if isinstance(test.value, tuple) else (test.value,)
-    marks = ", ".join("?" * len(values))
-    if column.type == "str[]":
-        chosen = "" if test.op == "exists" else f" AND value IN ({marks})"
-        sql = f"row IN (SELECT row FROM lists WHERE field = {column.number:d}{chosen})"  # noqa: S608
-        if test.op == "exists":
-            return Condition(sql if test.value else f"NOT {sql}")
-        return Condition(sql, values)
-    if test.op == "exists":
-        return Condition(f"{column.name} IS NOT NULL" if test.value else f"{column.name} IS NULL")
-    if test.op == "in":
-        return Condition(f"{column.name} IN ({marks})", values)
-    if test.op == "contains":
-        return Condition(f"instr({column.name}, ?) > 0", values)
-    operator = "=" if test.op == "eq" else _ORDER[test.op]
-    return Condition(f"{column.name} {operator} ?", values)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from indexer.field_table import columns_of, rows_where
 from indexer.fields import Field
-from indexer.filters import Filter, condition
+from indexer.filter_sql import condition
+from indexer.filters import Filter
 from indexer.ranking import Scanner, rescore
 from indexer.segment import HalfVectors, Segment
 from indexer.vector_index import ExactIndex

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from indexer.field_table import FieldTableWriter, columns_of, rows_where
 from indexer.fields import values_of
+from indexer.filter_sql import condition
 from indexer.filters import (
     AllOf,
     AnyOf,
     Compare,
     Not,
     check_filter,
-    condition,
     parse_filter,
 )
 from models.errors import InvalidFilterError

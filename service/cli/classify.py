@@ -81,6 +81,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["text", "json", "jsonl", "csv"]),
     help="For people, one document, a line or rows per picture. [default: text]",
 )
+@click.option(
+    "--explain",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw into this folder where each picture shows its top label, as PNG.",
+)
 @click.option("--out", type=_FILE, help="Write the results to a file instead.")
 @click.option(
     "--sort-into",
@@ -157,6 +162,8 @@ def _check(options: dict[str, Any], *, calibrating: bool) -> None:
         from service.reliability_plot import require_matplotlib
 
         require_matplotlib()
+    if calibrating and options["explain"]:
+        raise click.UsageError("--explain does not go with --calibrate")
     if calibrating and (options["sort_into"] or options["multi_label"] or options["level"]):
         raise click.UsageError(
             "--calibrate finds the temperature of a choice among labels; "

@@ -39,11 +39,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One picture's answer; `image` is what it is called, `sorted_to` where it went."""
+    """One picture's answer: what it is called, where it went, where its heat map is."""
 
     image: str
     result: ImageResult
     sorted_to: str | None = None
+    heatmap: str | None = None
 
 
 class Writer:
@@ -104,6 +105,8 @@ def document(line: Line) -> dict[str, Any]:
         found["background"] = round(result.background, 6)
     if line.sorted_to is not None:
         found["sorted_to"] = line.sorted_to
+    if line.heatmap is not None:
+        found["heatmap"] = line.heatmap
     error = result.error
     found["error"] = None if error is None else {"code": error.code, "message": error.message}
     return found

@@ -22,6 +22,7 @@ from models.environment import default_model
 from models.errors import ImageError, InvalidLabelsError
 from models.vectors import Vectors
 from service.classifier import Classifier
+from service.cli.classify_explain import HeatMaps
 from service.cli.classify_inputs import (
     display,
     label_of,
@@ -95,6 +96,9 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
     failed = 0
     with ExitStack() as closing:
         writer = closing.enter_context(opened(options["out"], kind, about))
+        heat = None
+        if options["explain"] is not None:
+            heat = HeatMaps(options["explain"], encoder, classifier, label_set)
         placer = None
         if sort_into is not None:
             placer = Placer(sort_into, label_set, options["level"])
@@ -109,6 +113,8 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
                     if placer.holds(picture.record):
                         continue
                     line = placer.place(line, picture.record)
+                if heat is not None and picture.record is not None and result.predictions:
+                    line = replace(line, heatmap=heat.draw(picture.record, result))
                 failed += line.result.error is not None
                 writer.write(line)
     if failed and kind != "text":

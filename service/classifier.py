@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 
 from models.abstain import DEFAULT_ABSTAIN, background_logits, background_matrix, none_of_these
 from models.encoder import Encoder, PreparedImage
@@ -25,16 +24,15 @@ from models.errors import (
     LabelSetNotFoundError,
 )
 from models.fewshot import cache_logits
-from models.hierarchy import MAX_DEPTH, SEPARATOR, Path
+from models.hierarchy import MAX_DEPTH
 from models.vectors import Vectors
 from models.zeroshot import background, chances, class_logits, class_matrix
 from service.class_cache import ClassMatrixCache
 from service.label_set_store import LabelSetStore, check_name
 from service.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
-from service.queries import ClassifyAnswer, ImageResult, Prediction
+from service.predictions import Chances, parents, predictions
+from service.queries import ClassifyAnswer, ImageResult
 from service.stopwatch import Stopwatch
-
-Chances = npt.NDArray[np.float64]
 
 
 class Classifier:
@@ -129,8 +127,8 @@ class Classifier:
             nothing = None if background_B is None else float(background_B[row])
             found.append(
                 ImageResult(
-                    predictions=_predictions(chance_BC[row], label_set, level, top_k),
-                    parents=_parents(chance_BC[row], label_set, top_k),
+                    predictions=predictions(chance_BC[row], label_set, level, top_k),
+                    parents=parents(chance_BC[row], label_set, top_k),
                     background=nothing,
                     abstained=threshold is not None
                     and nothing is not None
@@ -334,41 +332,3 @@ class Classifier:
     def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:
         asked = label_set.abstain if abstain is None else check_abstain(abstain)
         return DEFAULT_ABSTAIN if asked is True else (None if asked is None else float(asked))
-
-
-def _predictions(
-    chance_C: Chances, label_set: LabelSet, level: int | None, top_k: int | None
-) -> tuple[Prediction, ...]:
-    tree = label_set.tree
-    if tree is None:
-        ranked = _ranked(chance_C, top_k)
-        return tuple(Prediction(label_set.labels[at], float(chance_C[at])) for at in ranked)
-    if level is None:
-        ranked = _ranked(chance_C, top_k)
-        return tuple(
-            Prediction(label_set.labels[at], float(chance_C[at]), tree.leaves[at]) for at in ranked
-        )
-    return _nodes(chance_C, label_set, tree.at_level(level), top_k)
-
-
-def _parents(
-    chance_C: Chances, label_set: LabelSet, top_k: int | None
-) -> tuple[Prediction, ...] | None:
-    tree = label_set.tree
-    return None if tree is None else _nodes(chance_C, label_set, tree.inner, top_k)
-
-
-def _nodes(
-    chance_C: Chances, label_set: LabelSet, nodes: Sequence[Path], top_k: int | None
-) -> tuple[Prediction, ...]:
-    assert label_set.tree is not None
-    chance_P = label_set.tree.gather(chance_C[None], nodes, multi_label=label_set.multi_label)[0]
-    return tuple(
-        Prediction(SEPARATOR.join(nodes[at]), float(chance_P[at]), nodes[at])
-        for at in _ranked(chance_P, top_k)
-    )
-
-
-def _ranked(chance: Chances, top_k: int | None) -> list[int]:
-    order: list[int] = np.argsort(-chance, kind="stable")[:top_k].tolist()
-    return order

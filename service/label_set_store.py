@@ -14,26 +14,20 @@ Knows neither HTTP nor encoders; classifying is `service.classifier`'s.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from indexer.fs import Fs, open_regular
 from models.errors import (
     DiptychError,
-    InputError,
     InvalidLabelsError,
     LabelSetError,
     LabelSetNotFoundError,
@@ -41,11 +35,10 @@ from models.errors import (
     StoreError,
 )
 from models.vectors import Vectors
-from service.label_sets import NO_EXAMPLES, Examples, LabelSet, check_label_set
+from service.label_set_file import MAX_BYTES, decode, encode
+from service.label_sets import LabelSet
 
 MAX_SETS = 256
-_FORMAT = 1
-_MAX_BYTES = 16 << 20
 _MAX_MATRICES = 64
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -92,7 +85,7 @@ class LabelSetStore:
             kept = self._kept.get(name)
             if kept is not None and kept[0] == seen:
                 return kept[1]
-            found = _decode(file.read(_MAX_BYTES + 1))
+            found = decode(file.read(MAX_BYTES + 1))
         # at most MAX_SETS names have a file, so this stays bounded
         self._kept[name] = (seen, found)
         return found
@@ -132,7 +125,7 @@ class LabelSetStore:
             LabelSetError: `label-sets-full`, `label-sets-read-only` or `label-sets-unwritable`.
         """
         path = self._path(name)
-        content = _encode(label_set)
+        content = encode(label_set)
         with self._writing() as fs:
             names = self.names()
             if name not in names and len(names) >= MAX_SETS:
@@ -227,75 +220,3 @@ class LabelSetStore:
         finally:
             if lock >= 0:
                 os.close(lock)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
-
-
-def _encode(label_set: LabelSet) -> bytes:
-    examples = label_set.examples
-    body: dict[str, Any] = {
-        "labels": list(label_set.labels),
-        "templates": None if label_set.templates is None else list(label_set.templates),
-        "template_set": label_set.template_set,
-        "multi_label": label_set.multi_label,
-        "hierarchy": label_set.tree is not None,
-        "abstain": label_set.abstain,
-        "temperature": label_set.temperature,
-        "alpha": label_set.alpha,
-        "beta": label_set.beta,
-        "targets": list(examples.targets),
-        "vectors": base64.b64encode(examples.vectors_ND.astype("<f4").tobytes()).decode("ascii"),
-        "model": label_set.model,
-        "encoder": label_set.encoder,
-        "updated": label_set.updated,
-    }
-    digest = hashlib.sha256(_canonical(body)).hexdigest()
-    return _canonical({"format": _FORMAT, "sha256": digest, "label_set": body}) + b"\n"
-
-
-def _decode(data: bytes) -> LabelSet:
-    damaged = LabelSetError("the stored label set is damaged", hint="store it again, or delete it")
-    if len(data) > _MAX_BYTES:
-        raise damaged
-    try:
-        document = json.loads(data)
-        body = document["label_set"]
-        if document["format"] != _FORMAT:
-            raise LabelSetError("the label set was stored by another version of Diptych")
-        if hashlib.sha256(_canonical(body)).hexdigest() != document["sha256"]:
-            raise damaged
-        checked = check_label_set(
-            body["labels"],
-            templates=body["templates"],
-            template_set=body["template_set"],
-            multi_label=body["multi_label"],
-            hierarchy=body["hierarchy"],
-            abstain=body["abstain"],
-            temperature=body["temperature"],
-            alpha=body["alpha"],
-            beta=body["beta"],
-        )
-        return _with_examples(checked, body)
-    except (ValueError, TypeError, KeyError, RecursionError, binascii.Error, InputError) as error:
-        raise damaged from error
-
-
-def _with_examples(checked: LabelSet, body: dict[str, Any]) -> LabelSet:
-    targets = tuple(int(target) for target in body["targets"])
-    flat = np.frombuffer(base64.b64decode(body["vectors"], validate=True), dtype="<f4")
-    examples = NO_EXAMPLES
-    if targets:
-        if not all(0 <= target < len(checked.labels) for target in targets):
-            raise ValueError("an example belongs to no label")
-        examples = Examples(flat.reshape(len(targets), -1), targets)
-    return replace(
-        checked,
-        examples=examples,
-        model=str(body["model"]),
-        encoder=str(body["encoder"]),
-        updated=str(body["updated"]),
-    )

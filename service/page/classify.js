@@ -40,6 +40,7 @@ async function run() {
   const mine = new AbortController();
   running = mine;
   working("classify", true);
+  if (!last) $("bars").replaceChildren();
   try {
     const answer = await api.classify(await body(), asked.index, mine.signal);
     if (running === mine) show(answer);

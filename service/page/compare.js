@@ -74,7 +74,7 @@ function draw() {
       ...side.hits.map((hit, at) => {
         const there = ranks.get(hit.id);
         const tag = `${t("rank", number(at + 1))}, ${there ? t("otherRank", number(there)) : t("onlyHere")}`;
-        const shown = there ? (there === at + 1 ? `${at + 1}` : `${at + 1} · ${there > at + 1 ? "↓" : "↑"}${there}`) : `${at + 1} ·`;
+        const shown = there ? `${at + 1} ↔ ${there}` : `${at + 1}`;
         const node = card(hit, { best, tag, shown, eager: at < 8, open: () => openDetail({ hits: side.hits, at, index: side.index }) });
         node.classList.toggle("alone", !there);
         return node;

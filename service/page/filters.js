@@ -26,6 +26,12 @@ function summary(name, wanted) {
   return gte !== undefined ? `${name} ≥ ${gte}` : `${name} ≤ ${lte}`;
 }
 
+/** How many of what is looked for have a value. */
+const countOf = ({ count, texts }) => (asked.target === "texts" ? texts : count);
+
+/** A field where all that is looked for has the same value sorts nothing out. */
+const isUseful = ({ values }) => !values || values.filter((one) => countOf(one) !== 0).length > 1;
+
 // -- the choices of one field ------------------------------------------------------------------
 
 function options(field) {
@@ -33,7 +39,8 @@ function options(field) {
   const listed = (field.values ?? []).map(({ value }) => value);
   // one that came by the address may be too rare to be listed
   const values = [...[...chosen].filter((value) => !listed.includes(value)).map((value) => ({ value })), ...(field.values ?? [])];
-  return values.map(({ value, count, texts }) => {
+  return values.filter((one) => chosen.has(one.value) || countOf(one) !== 0).map((one) => {
+    const { value } = one;
     const box = element("input", { type: "checkbox" });
     box.checked = chosen.has(value);
     box.addEventListener("change", () => {
@@ -42,7 +49,7 @@ function options(field) {
       else wanted.delete(value);
       set(field.name, wanted.size ? { in: [...wanted] } : null);
     });
-    const shown = asked.target === "texts" ? texts : count;
+    const shown = countOf(one);
     return element(
       "label",
       { className: "option" },
@@ -112,12 +119,13 @@ function filter(field) {
   const refresh = () => {
     const wanted = asked.filters[field.name];
     root.classList.toggle("on", Boolean(wanted));
+    root.hidden = !wanted && !isUseful(field);
     label.textContent = summary(field.name, wanted);
     off.hidden = !wanted;
     off.setAttribute("aria-label", `${t("clear")}: ${field.name}`);
   };
   refresh();
-  return { root, refresh };
+  return { name: field.name, isStrange: Boolean(field.isStrange), root, refresh };
 }
 
 function place(choices, anchor) {
@@ -129,20 +137,21 @@ function place(choices, anchor) {
 }
 
 /** A filter that the index does not declare can only be taken off; the service says why. */
-const strange = (name) => ({ name, type: "str", values: [], distinct: 0 });
+const strange = (name) => ({ name, type: "str", values: [], distinct: 0, isStrange: true });
 
 async function draw({ again = false } = {}) {
   const key = asked.index ?? "";
-  const unknown = drawn && Object.keys(asked.filters).some((name) => !drawn.some((one) => one.name === name));
-  if (!again && drawn && shownFor === key && !unknown) {
+  const names = Object.keys(asked.filters);
+  const stale = drawn?.some((one) => one.isStrange && !names.includes(one.name)) || names.some((name) => !drawn?.some((one) => one.name === name));
+  if (!again && drawn && shownFor === key && !stale) {
     for (const one of drawn) one.refresh();
     return;
   }
   const { fields } = await info(asked.index).catch(() => ({}));
   if ((asked.index ?? "") !== key) return;
   const declared = (fields ?? []).filter((field) => field.present > 0 || asked.filters[field.name]);
-  const strangers = Object.keys(asked.filters).filter((name) => !declared.some((field) => field.name === name)).map(strange);
-  drawn = [...declared, ...strangers].map((field) => ({ name: field.name, ...filter(field) }));
+  const strangers = names.filter((name) => !declared.some((field) => field.name === name)).map(strange);
+  drawn = [...declared, ...strangers].map(filter);
   shownFor = key;
   $("filters").replaceChildren(...drawn.map((one) => one.root));
 }

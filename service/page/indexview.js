@@ -52,7 +52,7 @@ function declared(fields) {
         {},
         element("p", {}, field.name, element("small", { text: [field.type, extent ?? range, present].filter(Boolean).join(" · ") })),
         field.values?.length &&
-          element("div", { className: "values" }, ...field.values.slice(0, VALUES).map(({ value, count }) => element("span", {}, String(value), element("small", { text: number(count) })))),
+          element("div", { className: "values" }, ...field.values.slice(0, VALUES).map(({ value, count, texts }) => element("span", {}, String(value), element("small", { text: number(count || texts) })))),
       );
     }),
   );

@@ -96,7 +96,7 @@ def test_a_chosen_picture_joins_the_words(visit: Visit, photographs: Path) -> No
     page.wait_for_function(f"() => document.querySelector('{CARDS}')?.dataset.id === 'coffee'")
     both = ids(page).index("rocket")
     settled(page, lambda: page.fill("#query", ""))
-    assert both < (ids(page) + ["rocket"]).index("rocket"), "the words pull their picture up"
+    assert both < [*ids(page), "rocket"].index("rocket"), "the words pull their picture up"
 
 
 def test_parts_are_kept_turned_and_removed(visit: Visit) -> None:
@@ -193,7 +193,7 @@ def test_the_open_picture(visit: Visit) -> None:
     page.wait_for_function("() => document.querySelector('#detail-rank').textContent.endsWith('2')")
     assert not page.locator("#detail-heat").is_visible(), "the next one starts cool"
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.dataset.id") == ids(page)[1]
+    page.wait_for_function("(id) => document.activeElement.dataset.id === id", arg=ids(page)[1])
 
 
 def test_the_grid_grows_as_it_is_scrolled(visit: Visit) -> None:

@@ -40,6 +40,8 @@ def test_classify(visit: Visit, photographs: Path) -> None:
 def test_none_of_these_is_an_answer(visit: Visit, photographs: Path) -> None:
     page = visit("#classify")
     page.get_by_label("Allow “none of these”").check()
+    # the background's prompts are embedded at their first use
+    page.context.set_default_timeout(60_000)
     with page.expect_response("**/v1/classify") as answered:
         classify(page, "a cat, a rocket", photographs / "chelsea.png")
     asked = json.loads(answered.value.request.post_data)
@@ -66,7 +68,7 @@ def test_label_sets_are_saved_chosen_and_deleted(visit: Visit, photographs: Path
     page.get_by_role("button", name="Save as a set").click()
     page.get_by_label("Name: lower-case").fill("two things")
     page.get_by_role("button", name="Save", exact=True).click()
-    page.locator("#save-notice").get_by_text("letters").first.wait_for()
+    assert page.locator("#save-name:invalid").is_visible(), "asked to mend the name"
     page.get_by_label("Name: lower-case").fill("two-things")
     page.get_by_role("button", name="Save", exact=True).click()
     page.wait_for_function("() => document.querySelector('#set').value === 'two-things'")

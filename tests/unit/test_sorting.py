@@ -210,27 +210,29 @@ def test_an_undo_file_is_never_written_over(tmp_path: Path) -> None:
 CALLS = ("write", "fsync", "link", "symlink", "unlink", "mkdir", "utime", "open")
 
 
-def die_at(call: int) -> Callable[[], int]:
-    """Patch the system calls sorting makes: SIGKILL before the n-th; the count is returned."""
+def die_at(instant: int) -> None:
+    """Patch the system calls sorting makes: SIGKILL before call n at 2n, after it at 2n + 1."""
     count = 0
 
     def wrap(real: Callable[..., object]) -> Callable[..., object]:
         def step(*arguments: object, **more: object) -> object:
             nonlocal count
-            if count == call:
+            if instant == 2 * count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*arguments, **more)
+            if instant == 2 * count + 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
-            return real(*arguments, **more)
+            return result
 
         return step
 
     for name in CALLS:
         setattr(os, name, wrap(getattr(os, name)))
-    return lambda: count
 
 
 def killed(call: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a forked child that dies at the n-th system call; False if it got through."""
+    """Run `work` in a forked child that dies at an instant; False if it got through."""
     pid = os.fork()
     if pid == 0:
         die_at(call)
@@ -263,7 +265,7 @@ def test_killed_at_every_system_call_nothing_is_lost_and_all_comes_back(
         if not died:
             break
         call += 1
-    assert call > 15
+    assert call > 30
 
 
 def test_killed_while_undoing(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_killed_while_undoing(tmp_path: Path) -> None:
         if not died:
             break
         call += 1
-    assert call > 5
+    assert call > 10
 
 
 # -- names ---------------------------------------------------------------------------------------

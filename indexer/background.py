@@ -19,6 +19,10 @@ collection's own pictures are to their nearest neighbours. In both cases
 One half is the gate: 95 of 100 background queries stay below it; of pictures of the collection
 one in ten does. Within a query relevance never falls when the score rises.
 
+Small collections are judged with what there is: from two rows on by words, from eight pictures on
+by pictures, None below. Queries without an answer are told from real ones nearly as well in ten
+photographs as in a thousand, because half of the evidence is the query's own.
+
 Measured before it was chosen (tests/bench/relevance.py): the plain z-score, (s - q.m) divided by
 sqrt(q.C.q), is much weaker than even the raw cosine, because nonsense has a small spread too; so
 only means are kept. The idea of judging a hit by a bank of other queries is that of Bogolin et

@@ -29,16 +29,19 @@ from indexer.fs import FileDigest
 from indexer.manifest import (
     HINT,
     RELEVANCE,
+    SEGMENTS,
+    VECTORS_FILE,
     Live,
     Manifest,
+    Modality,
     NeighboursEntry,
     RelevanceEntry,
     StandingEntry,
     TargetEntry,
 )
 from indexer.npy import check_npy, npy_header
-from indexer.segment import verify_file
-from indexer.version import OpenVersion
+from indexer.segment import map_vectors, verify_file
+from indexer.version import dead_rows, read_tombstones
 from models.encoder import Encoder
 from models.errors import DiptychError, IndexCorruptError
 from models.vectors import Vectors
@@ -66,11 +69,21 @@ def embed_background(encoder: Encoder) -> Vectors | None:
     return np.stack(found) if len(found) >= _FEWEST else None
 
 
-def measure_version(queries_QD: Vectors, version: OpenVersion) -> Background:
-    """Measure the live rows of an opened version."""
-    parts: dict[str, list[Part]] = {"image": [], "text": []}
-    for segment, dead in zip(version.segments, version.dead, strict=True):
-        parts[segment.entry.modality].append((segment.vectors_ND, ~dead))
+def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Background:
+    """Measure the live rows of a version whose segments are in place.
+
+    Opens the vectors only: a commit has no need of the items.
+
+    Raises:
+        IndexCorruptError: a file is missing or damaged.
+    """
+    masks = dead_rows([entry.rows for entry in manifest.segments], read_tombstones(root, manifest))
+    parts: dict[Modality, list[Part]] = {"image": [], "text": []}
+    for entry, dead in zip(manifest.segments, masks, strict=True):
+        name = f"{SEGMENTS}/{entry.id}/{VECTORS_FILE}"
+        with verify_file(root, name, entry.files[VECTORS_FILE]) as file:
+            vectors_ND = map_vectors(file, name, entry.rows, manifest.dim)
+        parts[entry.modality].append((vectors_ND, ~dead))
     return measure(queries_QD, parts["image"], parts["text"])
 
 

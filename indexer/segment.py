@@ -134,7 +134,7 @@ class Segment:
         verify_file(root, f"{self.name}/{ITEMS_FILE}", entry.files[ITEMS_FILE]).close()
         with verify_file(root, f"{self.name}/{VECTORS_FILE}", entry.files[VECTORS_FILE]) as file:
             # mapped through the descriptor that was hashed, so a swapped path changes nothing
-            self.vectors_ND = _map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
+            self.vectors_ND = map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
         self.items = ItemsReader(
             root / SEGMENTS / entry.id / ITEMS_FILE,
             entry.modality,
@@ -192,7 +192,12 @@ def verify_file(root: Path, name: str, entry: FileEntry) -> io.FileIO:
     return io.FileIO(fd, "rb")
 
 
-def _map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
+def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
+    """The rows of a vectors file whose bytes were checked, mapped read-only.
+
+    Raises:
+        IndexCorruptError: it does not hold `rows` rows of `dim`.
+    """
     size = os.fstat(file.fileno()).st_size
     start = os.pread(file.fileno(), 4096, 0)
     offset = check_npy(name, start, size, "<f2", (rows, dim))

@@ -64,7 +64,7 @@ from indexer.relevance import (
 )
 from indexer.segment import SegmentWriter
 from indexer.sweeping import empty_scratch, sweep
-from indexer.version import encode_tombstones, open_version, read_tombstones
+from indexer.version import encode_tombstones, read_tombstones
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError
 from models.vectors import Vectors
@@ -317,11 +317,7 @@ class IndexWriter:
         queries_QD, queries = self._background
         if old is not None and old.queries == queries and still_good(old, new.live):
             return old  # the file of an earlier version serves unchanged
-        version = open_version(self.root, new)
-        try:
-            background = measure_version(queries_QD, version)
-        finally:
-            version.close()
+        background = measure_version(queries_QD, self.root, new)
         name = f"{new.version:08d}.npy"
         scratch, digest = self._write(name, encode_background(background))
         self._place(scratch, self.root / RELEVANCE / name, placed)

@@ -123,6 +123,29 @@ def test_each_version_is_measured(tmp_path: Path) -> None:
     assert verify_index(path).ok
 
 
+def test_a_large_index_keeps_a_background_that_is_still_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.relevance._ALWAYS", 0)  # every index counts as large
+    path = tmp_path / "x.index"
+    build(RECORDS, path)
+    build([record("new", "red", "red")], path)
+    kept = read_manifest(path).relevance
+    assert kept is not None
+    assert kept.file == "00000001.npy"
+    assert kept.images.rows == 12
+    build([record(f"more-{i}", "green", "green") for i in range(3)], path)
+    measured = read_manifest(path).relevance
+    assert measured is not None
+    assert (measured.file, measured.images.rows) == ("00000003.npy", 16)
+    assert verify_index(path).ok
+    # the writer sweeps what nothing names; older versions still name both
+    assert sorted(file.name for file in (path / "relevance").iterdir()) == [
+        "00000001.npy",
+        "00000003.npy",
+    ]
+
+
 def test_background_queries_are_embedded_once(tmp_path: Path) -> None:
     encoder = ColourEncoder()
     build(RECORDS, tmp_path / "x.index", encoder, segment_rows=2)

@@ -75,6 +75,32 @@ def test_serve_answers_and_stops_cleanly(index: Path, tmp_path: Path) -> None:
     assert "Traceback" not in written
 
 
+def test_label_sets_outlive_the_killed_process(index: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos.index"
+    shutil.copytree(index, copy)
+    body = json.dumps({"labels": ["red", "blue"], "abstain": 0.75}).encode()
+    with server(copy, tmp_path / "log") as (_, url):
+        put = Request(
+            url + "/v1/label-sets/mine", body, {"Content-Type": "application/json"}, method="PUT"
+        )
+        with urlopen(put, timeout=20) as response:
+            assert response.status == 201
+    # leaving the block is SIGKILL
+    assert (tmp_path / "photos.index.label-sets" / "mine.json").is_file()
+    with (
+        server(copy, tmp_path / "log") as (_, url),
+        urlopen(url + "/v1/label-sets/mine", timeout=20) as response,
+    ):
+        assert json.load(response)["abstain"] == 0.75
+    elsewhere = tmp_path / "empty"
+    with (
+        server(copy, tmp_path / "log", "--label-sets", str(elsewhere)) as (_, url),
+        urlopen(url + "/v1/label-sets", timeout=20) as response,
+    ):
+        assert json.load(response) == {"label_sets": [], "writable": True}
+        assert not elsewhere.exists(), "made by the first that is stored"
+
+
 def test_a_request_in_flight_is_answered_before_the_stop(index: Path, tmp_path: Path) -> None:
     with server(index, tmp_path / "log") as (process, url):
         parts = urlsplit(url)

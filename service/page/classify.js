@@ -82,7 +82,9 @@ function show(answer) {
     return;
   }
   const rows = result.predictions.map(({ label, probability, path }, at) => bar(label, probability, at ? null : "first", path));
-  if (result.background !== null && result.background !== undefined) rows.push(bar(t("background"), result.background, "background"));
+  if (result.background !== null && result.background !== undefined) {
+    rows.push(element("li", { className: "heading", text: t("againstBest") }), bar(t("background"), result.background, "background"));
+  }
   if (result.parents?.length) {
     rows.push(element("li", { className: "heading", text: t("groups") }));
     rows.push(...result.parents.map(({ label, probability, path }) => bar(label, probability, null, path)));

@@ -31,7 +31,7 @@ export default {
   multiLabel: "Several may apply", abstain: "Allow “none of these”",
   labelsNeeded: "Name at least two labels.", pictureNeeded: "Then show a picture.", noneOfThese: "None of these.",
   noneOfTheseText: "No label beats what a picture of anything else would get.",
-  background: "none of these", groups: "Groups", saveSet: "Save as a set", setName: "Name: lower-case letters, digits, - and _",
+  againstBest: "Against the best of them", background: "none of these", groups: "Groups", saveSet: "Save as a set", setName: "Name: lower-case letters, digits, - and _",
   replace: "Replace", save: "Save", cancel: "Cancel", delete: "Delete", saved: (n) => `Saved as ${n}`,
   heatOf: (w) => `what speaks for “${w}”`,
   agree: (n, k) => `The two share ${n} of their first ${k}.`, compareStart: "Ask something above: both models answer, side by side.",

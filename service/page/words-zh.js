@@ -31,7 +31,7 @@ export default {
   multiLabel: "可同时符合多个", abstain: "允许“都不是”",
   labelsNeeded: "请至少写两个标签。", pictureNeeded: "然后给一张图片。", noneOfThese: "都不是。",
   noneOfTheseText: "没有一个标签胜过任意其他图片的得分。",
-  background: "都不是", groups: "类别", saveSet: "存为标签集", setName: "名称：小写字母、数字、- 和 _",
+  againstBest: "与其中最高者相比", background: "都不是", groups: "类别", saveSet: "存为标签集", setName: "名称：小写字母、数字、- 和 _",
   replace: "替换", save: "保存", cancel: "取消", delete: "删除", saved: (n) => `已存为 ${n}`,
   heatOf: (w) => `支持“${w}”的部分`,
   agree: (n, k) => `前 ${k} 项中，两者有 ${n} 项相同。`, compareStart: "在上面提问：两个模型并排作答。",

@@ -10,15 +10,16 @@ target's live vectors and the mean b of the embedded background queries:
     t        = min(excess - nonsense, 4 * (excess - low))
 
 with means, deviations and `low` (the lower quartile of excess) taken over the background queries
-themselves. The second term keeps a fine query that nothing in the collection answers from passing
-on its wording alone. For a query that is a picture t = s, and what counts is how close the
+themselves. The second of the two keeps a fine query that nothing in the collection answers from
+passing on its wording alone. For a query that is a picture t = s, and what counts is how close the
 collection's own pictures are to their nearest neighbours. In both cases
 
     relevance = 1 / (1 + exp((gate - t) / width))
 
 One half is the gate: 95 of 100 background queries stay below it, and 80 of 100 that are a picture
 of the collection with background words added (a gate of 95 there would turn away 4 of 10 fitting
-ones); of the collection's own pictures one in ten does. Within a query relevance never falls when the score rises.
+ones); of the collection's own pictures one in ten does. Within a query relevance never falls when
+the score rises.
 
 Small collections are judged with what there is: from two rows on by words, from eight pictures on
 by pictures, None below. Queries without an answer are told from real ones nearly as well in ten

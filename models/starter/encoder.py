@@ -137,9 +137,10 @@ class StarterEncoder:
 
         Every cell of the last feature map goes through the head on its own. A share of what the
         cell says to neutral words is taken off, and cells with weak features count less, or empty
-        background would light up. Measured on photographs of single things, the brightest cell in
-        the right quarter: of four unlike things side by side in 59 % of cases (Grad-CAM 50 %, without
-        the two corrections 73 %), of one thing on white in 88 % (53 % and 53 %).
+        background would light up. On photographs of single things the brightest cell is in the
+        right quarter, of four unlike things side by side, in 59 % of cases (Grad-CAM 50 %, without
+        the two corrections 73 %), and of one thing on white in 88 % (53 % and 53 %);
+        tests/bench/explain.py plays this game.
         """
         cell_LF = self._image_tower.feature_map(image).cpu()
         cell_LD = self._heads.embed_images(cell_LF)

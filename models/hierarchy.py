@@ -19,6 +19,8 @@ from models.errors import InvalidLabelsError
 
 SEPARATOR = "/"
 MAX_DEPTH = 8
+MAX_INNER = 2000
+"""Twice what WordNet needs above ImageNet's thousand classes; every answer lists them."""
 
 Path = tuple[str, ...]
 
@@ -40,11 +42,13 @@ class Hierarchy:
         """Read paths.
 
         Raises:
-            InvalidLabelsError: an empty part, more than eight levels, a label that is also the
-                parent of another, or two labels that are one path.
+            InvalidLabelsError: an empty part, more than eight levels, over 2,000 parents, a label
+                that is also the parent of another, or two labels that are one path.
         """
         leaves = tuple(_path(label) for label in labels)
         inner = dict.fromkeys(leaf[:depth] for leaf in leaves for depth in range(1, len(leaf)))
+        if len(inner) > MAX_INNER:
+            raise InvalidLabelsError(f"{len(inner)} parents; at most {MAX_INNER} are possible")
         for leaf in leaves:
             if leaf in inner:
                 raise InvalidLabelsError(

@@ -19,6 +19,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,8 @@ from service.label_sets import LabelSet
 
 MAX_SETS = 256
 _MAX_MATRICES = 64
+# read sets kept in memory; one may take a dozen MiB
+_MAX_KEPT = 16
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -63,6 +66,7 @@ class LabelSetStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._kept: dict[str, tuple[tuple[int, int, int], LabelSet]] = {}
+        self._keeping = threading.Lock()
 
     def get(self, name: str) -> LabelSet:
         """Read a set.
@@ -86,8 +90,11 @@ class LabelSetStore:
             if kept is not None and kept[0] == seen:
                 return kept[1]
             found = decode(file.read(MAX_BYTES + 1))
-        # at most MAX_SETS names have a file, so this stays bounded
-        self._kept[name] = (seen, found)
+        with self._keeping:
+            self._kept.pop(name, None)
+            self._kept[name] = (seen, found)
+            if len(self._kept) > _MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
         return found
 
     def names(self) -> list[str]:
@@ -105,27 +112,27 @@ class LabelSetStore:
         stems = (file.removesuffix(".json") for file in files if file.endswith(".json"))
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
-    def entries(self) -> list[tuple[str, LabelSet | DiptychError]]:
+    def entries(self) -> Iterator[tuple[str, LabelSet | DiptychError]]:
         """Every set, or what is wrong with it: a damaged one does not hide the others."""
-        found: list[tuple[str, LabelSet | DiptychError]] = []
         for name in self.names():
             try:
-                found.append((name, self.get(name)))
+                yield name, self.get(name)
             except NotFoundError:
                 continue  # deleted meanwhile
             except DiptychError as error:
-                found.append((name, error))
-        return found
+                yield name, error
 
     def put(self, name: str, label_set: LabelSet) -> bool:
         """Store a set durably; True if the name is new.
 
         Raises:
-            InvalidLabelsError: no possible name.
+            InvalidLabelsError: no possible name, or too large.
             LabelSetError: `label-sets-full`, `label-sets-read-only` or `label-sets-unwritable`.
         """
         path = self._path(name)
         content = encode(label_set)
+        if len(content) > MAX_BYTES:
+            raise InvalidLabelsError(f"a label set may take at most {MAX_BYTES >> 20} MiB")
         with self._writing() as fs:
             names = self.names()
             if name not in names and len(names) >= MAX_SETS:
@@ -152,7 +159,8 @@ class LabelSetStore:
         with self._writing() as fs:
             fs.remove(path)
             fs.sync_dir(self._directory)
-        self._kept.pop(name, None)
+        with self._keeping:
+            self._kept.pop(name, None)
 
     @property
     def writable(self) -> bool:

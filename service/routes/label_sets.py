@@ -31,7 +31,7 @@ _Body = Annotated[LabelSetRequest, Depends(bodies.json_body(LabelSetRequest))]
 def list_label_sets(engine: EngineOf) -> LabelSetList:
     """Every stored label set by name; a damaged one carries its `error`."""
     store = engine.classifier.store
-    entries = [] if store is None else store.entries()
+    entries = () if store is None else store.entries()
     return LabelSetList(
         label_sets=[label_set_shapes.summary(name, found) for name, found in entries],
         writable=store is not None and store.writable,

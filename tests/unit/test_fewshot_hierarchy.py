@@ -85,6 +85,7 @@ def test_leaves_of_one_name_are_prompted_with_their_parents() -> None:
         ["a/", "b/c"],
         ["a/b", "a / b"],
         ["/".join("abcdefghi"), "x/y"],
+        [f"a{n}/b/c/d/e" for n in range(600)],
     ],
 )
 def test_trees_that_are_refused(labels: list[str]) -> None:

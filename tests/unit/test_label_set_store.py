@@ -41,6 +41,14 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert reader.names() == ["full", "tree"]
 
 
+def test_many_sets_are_read_without_keeping_them_all(tmp_path: Path) -> None:
+    store = LabelSetStore(tmp_path)
+    for number in range(40):
+        store.put(f"s{number:02}", OLD)
+    assert [name for name, found in store.entries() if found == OLD] == store.names()
+    assert len(store._kept) <= 16
+
+
 def test_another_process_sees_what_was_written(tmp_path: Path) -> None:
     reader, writer = LabelSetStore(tmp_path), LabelSetStore(tmp_path)
     writer.put("a", OLD)

@@ -149,11 +149,11 @@ def main() -> None:
         page.locator("#labels").blur()
         keep(page, options.out / "page-classify.png")
 
-        page = visit("#search?like=galaxies&q=a+rocket", color_scheme="dark")
+        page = visit("#search?q=a+rocket+on+the+launch+pad", color_scheme="dark")
         page.wait_for_selector("#results img.loaded")
         keep(page, options.out / "page-dark.png")
 
-        page = visit("#search?q=微笑的宇航员", locale="zh-CN")
+        page = visit("#search?q=一只猫", locale="zh-CN")
         page.wait_for_selector("#results img.loaded")
         keep(page, options.out / "page-zh.png")
 

@@ -52,7 +52,7 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         quiet = quiet and not complains
         settings = {"viewport": {"width": 1200, "height": 860}, "locale": "en-US", **options}
         context = browser.new_context(base_url=address, reduced_motion="reduce", **settings)
-        context.set_default_timeout(6_000)
+        context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))

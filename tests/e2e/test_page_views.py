@@ -41,7 +41,7 @@ def test_none_of_these_is_an_answer(visit: Visit, photographs: Path) -> None:
     page = visit("#classify")
     page.get_by_label("Allow “none of these”").check()
     # the background's prompts are embedded at their first use
-    page.context.set_default_timeout(60_000)
+    page.context.set_default_timeout(180_000)
     with page.expect_response("**/v1/classify") as answered:
         classify(page, "a cat, a rocket", photographs / "chelsea.png")
     asked = json.loads(answered.value.request.post_data)

@@ -14,13 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
+from indexer.background_queries import list_id
+from indexer.building import BuildOptions, BuildProgress, BuildReport, Stage
 from indexer.embedding import embed_each
 from indexer.fs import Fs
 from indexer.items import Item
@@ -34,6 +36,7 @@ from indexer.preparing import (
     selected_texts,
 )
 from indexer.rejects import RejectsFile
+from indexer.relevance import embed_background
 from indexer.segment import NewRow, SegmentWriter
 from indexer.store import IndexWriter
 from indexer.version import OpenVersion, open_version
@@ -43,73 +46,14 @@ from models.encoder import Encoder
 from models.errors import InputError, SourceError
 from models.vectors import Vectors
 
+__all__ = ["BuildOptions", "BuildProgress", "BuildReport", "build_index"]
+
+_DEFAULTS: Final = BuildOptions()
 _AHEAD: Final = 3
 """Batches' worth of records in preparation, the one being embedded included."""
 _AHEAD_BYTES: Final = 256 << 20
 _TEXTS_PER_IMAGE: Final = 16
 """A commit also comes after this many texts per picture of `segment_rows`."""
-
-Stage = Literal["embedding", "committing", "done"]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """How to build.
-
-    Attributes:
-        batch_size: pictures per call of the image tower.
-        segment_rows: pictures per commit.
-        thumbnails: store a JPEG preview of every picture.
-        thumbnail_side: its longest side in pixels.
-        captions: index texts as items of their own.
-        languages: index texts of these language tags only; None indexes all.
-        max_errors: stop, committing what is done, once more than this many were rejected.
-        rejects: the rejects file; None puts `<index>.rejects.jsonl` beside the index.
-        decode_threads: None uses up to four, one per core.
-    """
-
-    batch_size: int = 32
-    segment_rows: int = 8192
-    thumbnails: bool = True
-    thumbnail_side: int = 320
-    captions: bool = True
-    languages: tuple[str, ...] | None = None
-    max_errors: int | None = None
-    rejects: Path | None = None
-    decode_threads: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BuildProgress:
-    """Where a build stands; `total` is None where a source cannot tell cheaply."""
-
-    stage: Stage
-    done: int
-    total: int | None
-    rejected: int
-
-
-@dataclass(slots=True)
-class BuildReport:
-    """What a build did.
-
-    `added`, `updated` and `unchanged` count records and `rejected` the lines of the rejects file;
-    `images` and `texts` are what the index holds now; `stopped` tells that `max_errors` ended it.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    rejected: int = 0
-    images: int = 0
-    texts: int = 0
-    version: int = 0
-    seconds: float = 0.0
-    stopped: bool = False
-    rejects_file: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def build_index(
@@ -117,7 +61,7 @@ def build_index(
     out: Path,
     encoder: Encoder,
     *,
-    options: BuildOptions = BuildOptions(),
+    options: BuildOptions = _DEFAULTS,
     on_progress: Callable[[BuildProgress], None] | None = None,
     fs: Fs | None = None,
 ) -> BuildReport:
@@ -128,7 +72,7 @@ def build_index(
     included, in the same commit. One that is refused leaves an older state of itself in place.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option out of range, or other fields than an existing index declares.
         SourceError: a source broke off; what was read before it is committed.
         EncoderMismatchError, IndexLockedError, IndexCorruptError, NoSpaceError, StoreError:
             see `indexer.store.IndexWriter`. Versions committed before the failure stand.
@@ -136,7 +80,7 @@ def build_index(
     if options.batch_size < 1 or options.segment_rows < 1 or options.thumbnail_side < 1:
         raise InputError("batch size, segment rows and thumbnail side must be at least 1")
     started = time.monotonic()
-    with IndexWriter(out, encoder.fingerprint, fs=fs) as writer:
+    with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
         path = options.rejects or out.absolute().with_name(out.absolute().name + ".rejects.jsonl")
         rejects = RejectsFile(path)
         base = open_version(out, writer.manifest)
@@ -189,6 +133,7 @@ class _Run:
         counts = [source.count() for source in sources]
         self._total = None if None in counts else sum(count or 0 for count in counts)
         self._done = 0
+        self._fields = writer.manifest.declared
         self._known = _known_records(base)
         self._seen = SeenKeys()
         self._pending: _Pending | None = None
@@ -254,6 +199,7 @@ class _Run:
             digest=digest,
             indexed=self._indexed(record),
             encoder=self._encoder,
+            fields=self._fields,
             thumbnail_side=self._options.thumbnail_side if self._options.thumbnails else None,
         )
 
@@ -288,7 +234,8 @@ class _Run:
                 self._refuse(_no_vector(one, one.record))
             else:
                 assert one.item is not None
-                images.append((vector_D, NewRow(one.record, one.item, one.thumbnail)))
+                new = NewRow(one.record, one.item, one.thumbnail, one.values)
+                images.append((vector_D, new))
         kept = [one for one in batch if one.record not in broken]
         texts = self._embed_captions(kept)
         for one in kept:
@@ -320,7 +267,7 @@ class _Run:
                 if vector_D is None:
                     one.rejects.append(_no_vector(one, item.id))
                 else:
-                    rows.append((vector_D, NewRow(one.record, item)))
+                    rows.append((vector_D, NewRow(one.record, item, values=one.values)))
         return rows
 
     def _count_and_bury(self, record: str, pending: _Pending) -> None:
@@ -346,7 +293,17 @@ class _Run:
             return
         self._progress("committing")
         pending, self._pending = self._pending, None
+        self._embed_background()
         self._writer.commit([pending.images, pending.texts], pending.dead, sources=self._origins)
+
+    def _embed_background(self) -> None:
+        """Once, and only if the index has none of this list: it stores what was embedded."""
+        stored = self._writer.manifest.relevance
+        if not self._options.relevance or (stored and stored.queries == list_id()):
+            return
+        queries_QD = embed_background(self._encoder)
+        if queries_QD is not None:
+            self._writer.use_background(queries_QD, list_id())
 
     def _refuse(self, reject: Reject) -> None:
         self._rejects.add(reject)

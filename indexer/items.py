@@ -4,6 +4,8 @@ Rows are numbered like the rows of `vectors.npy`. The file is written once, outs
 and read for ever after as immutable. It knows nothing of vectors, versions or tombstones; that an
 item is still alive is the caller's knowledge.
 
+Filterable values are in two more tables, see `indexer.field_table`.
+
 `record` is the key of the source record a row came from; a picture and its captions share it, so
 that replacing a record finds all of its rows.
 """
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote_from_bytes
 
+from indexer.field_table import FieldTableWriter
+from indexer.fields import Field, Value
 from indexer.manifest import HINT, ITEMS_FILE, Modality
 from models.errors import IndexCorruptError, NoSpaceError, StoreError
 
@@ -80,7 +84,7 @@ class Item:
 class ItemsWriter:
     """Writes a new `items.sqlite`; `close` finishes it. Durability is the caller's (`Fs`)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fields: Sequence[Field] = ()) -> None:
         self._path = path
         self._db = self._do(lambda: sqlite3.connect(path, isolation_level=None))
         # the file is scratch until sealed and renamed: no journal and no sync of SQLite's own
@@ -90,9 +94,17 @@ class ItemsWriter:
                 f"PRAGMA locking_mode = EXCLUSIVE; {_SCHEMA} BEGIN;"
             )
         )
+        self._table = self._do(lambda: FieldTableWriter(self._db, fields))
 
-    def add(self, row: int, record: str, item: Item, thumbnail: bytes | None) -> None:
-        values = (
+    def add(
+        self,
+        row: int,
+        record: str,
+        item: Item,
+        thumbnail: bytes | None,
+        values: Sequence[Value] = (),
+    ) -> None:
+        columns = (
             row,
             item.id,
             record,
@@ -104,12 +116,14 @@ class ItemsWriter:
             json.dumps(item.attributes, ensure_ascii=False, allow_nan=False),
             bytes.fromhex(item.content_hash),
         )
-        self._do(lambda: self._db.execute(_INSERT, values))
+        self._do(lambda: self._db.execute(_INSERT, columns))
+        self._do(lambda: self._table.add(row, item.label, item.language, values))
         if thumbnail is not None:
             pair = (row, thumbnail)
             self._do(lambda: self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", pair))
 
     def close(self) -> None:
+        self._do(self._table.finish)
         self._do(lambda: self._db.execute("COMMIT"))
         self._db.close()
 
@@ -200,6 +214,10 @@ class ItemsReader:
         """JPEG bytes, or None where none was stored."""
         rows = self._all("SELECT jpeg FROM thumbnails WHERE row = ?", (row,))
         return bytes(rows[0][0]) if rows else None
+
+    def query(self, select: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of one SELECT over this database; values only ever as parameters."""
+        return self._all(select, values)
 
     def integrity(self) -> str | None:
         """SQLite's own full check: None when sound, otherwise its first complaint."""

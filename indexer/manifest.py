@@ -21,12 +21,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from indexer.fields import Field as FilterField
+from indexer.fields import FieldType, check_fields
 from indexer.fs import open_regular, storage_error
 from models.encoder import Fingerprint
 from models.errors import (
     EncoderMismatchError,
     IndexCorruptError,
     IndexNotFoundError,
+    InputError,
     ModelError,
     StoreError,
 )
@@ -37,6 +40,7 @@ LOCK: Final = "LOCK"
 MANIFESTS: Final = "manifests"
 SEGMENTS: Final = "segments"
 TOMBSTONES: Final = "tombstones"
+RELEVANCE: Final = "relevance"
 SCRATCH: Final = "scratch"
 VECTORS_FILE: Final = "vectors.npy"
 ITEMS_FILE: Final = "items.sqlite"
@@ -87,6 +91,52 @@ class TombstoneEntry(FileEntry):
     count: Annotated[int, Field(ge=1, le=2**40)]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StandingEntry(_Strict):
+    """`indexer.background.Standing`, whose docstring explains the numbers."""
+
+    excess_mean: Finite
+    excess_std: Positive
+    nonsense_mean: Finite
+    nonsense_std: Positive
+    low: Finite
+    gate: Finite
+    width: Positive
+
+
+class NeighboursEntry(_Strict):
+    """`indexer.background.Neighbours`."""
+
+    gate: Finite
+    width: Positive
+
+
+class TargetEntry(_Strict):
+    """`indexer.background.TargetBackground`: how hits of one modality are judged."""
+
+    rows: Count
+    text: StandingEntry | None
+    mixed: StandingEntry | None
+    image: NeighboursEntry | None
+
+
+class RelevanceEntry(FileEntry):
+    """The background of this version; measured at this version or, unchanged, at an earlier one.
+
+    The file is a float32 [2 + Q, D] array: the mean image vector, the mean text vector, and the
+    embedded background queries, those of the list `queries` (sha256).
+    """
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
+    queries: Sha256
+    count: Annotated[int, Field(ge=1, le=2**20)]
+    images: TargetEntry
+    texts: TargetEntry
+
+
 class Live(_Strict):
     images: Count
     texts: Count
@@ -97,6 +147,13 @@ class SourceEntry(_Strict):
 
     name: str
     kind: str
+
+
+class FieldEntry(_Strict):
+    """A filterable field's type, and its dotted path in a record's attributes."""
+
+    type: FieldType
+    path: str
 
 
 class Manifest(_Strict):
@@ -113,6 +170,24 @@ class Manifest(_Strict):
     live: Live
     ann: None
     sources: list[SourceEntry]
+    fields: dict[str, FieldEntry] = {}
+    # absent from indexes built without one: their hits carry no relevance
+    relevance: RelevanceEntry | None = None
+
+    @model_validator(mode="after")
+    def _fields_can_be_declared(self) -> Manifest:
+        try:
+            check_fields(self.declared)
+        except InputError as error:
+            raise ValueError(f"fields: {error.message}") from error
+        return self
+
+    @property
+    def declared(self) -> tuple[FilterField, ...]:
+        """The filterable fields in the order that numbers their columns."""
+        return tuple(
+            FilterField(name, entry.type, entry.path) for name, entry in self.fields.items()
+        )
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -128,7 +203,7 @@ class Manifest(_Strict):
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     def files(self) -> dict[str, FileEntry]:
-        """Every file of this version by its path relative to the index, tombstones included."""
+        """Every file of this version by its path relative to the index."""
         found = {
             f"{SEGMENTS}/{segment.id}/{name}": entry
             for segment in self.segments
@@ -136,6 +211,8 @@ class Manifest(_Strict):
         }
         if self.tombstones is not None:
             found[f"{TOMBSTONES}/{self.tombstones.file}"] = self.tombstones
+        if self.relevance is not None:
+            found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
         return found
 
 

@@ -1,4 +1,4 @@
-"""The two array files of an index, as `.npy` version 1.0 that any numpy reads.
+"""The array files of an index, as `.npy` version 1.0 that any numpy reads.
 
 The header of an array of known type and shape is known to the byte, so reading compares instead of
 parsing. Besides being strict, that avoids numpy's parser, which goes through `ast.literal_eval`:
@@ -14,7 +14,7 @@ from typing import Literal
 from indexer.manifest import HINT
 from models.errors import IndexCorruptError
 
-Descr = Literal["<f2", "<i8"]
+Descr = Literal["<f2", "<f4", "<i8"]
 
 
 def npy_header(descr: Descr, shape: tuple[int, int]) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from indexer.fields import Field, Value, values_of
 from indexer.items import Item
 from models.data.records import Record, Reject
 from models.encoder import Encoder, PreparedImage, PreparedText
@@ -41,6 +42,7 @@ class Prepared:
     picture: PreparedImage | None = None
     thumbnail: bytes | None = None
     captions: list[PreparedCaption] = field(default_factory=list)
+    values: tuple[Value, ...] = ()
     rejects: list[Reject] = field(default_factory=list)
 
 
@@ -102,6 +104,7 @@ def prepare(
     digest: str,
     indexed: Texts,
     encoder: Encoder,
+    fields: Sequence[Field] = (),
     thumbnail_side: int | None,
 ) -> Prepared | Reject:
     """Decode, preprocess and tokenise one record.
@@ -110,13 +113,17 @@ def prepare(
         source: name of its source, for rejects.
         digest: its `content_hash`.
         indexed: its `selected_texts`.
+        fields: the filterable fields whose values to take from its attributes.
         thumbnail_side: longest side of the thumbnail in pixels; None makes none.
 
     Returns:
         What to embed, or a `Reject` of the whole record when its picture is unusable. A caption
-        the encoder refuses is left out and listed in `rejects`.
+        the encoder refuses is left out and listed in `rejects`, as is a field's value of the wrong
+        type, which counts as missing.
     """
     prepared = Prepared(source, record.key, digest)
+    prepared.values, problems = values_of(record.attributes, fields)
+    prepared.rejects += [Reject(source, record.key, "invalid-field", why) for why in problems]
     if record.image is not None:
         try:
             image = decode_image(record.image)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from indexer.fields import Field, Value
 from indexer.fs import FileDigest, Fs, digest_fd, open_regular
 from indexer.items import Item, ItemsReader, ItemsWriter
 from indexer.manifest import (
@@ -43,18 +44,28 @@ HalfVectors: TypeAlias = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """An item about to be stored, the key of its source record, and its thumbnail."""
+    """An item about to be stored, the key of its source record, and its thumbnail.
+
+    `values` are those of the index's filterable fields, in their order; none are known if empty.
+    """
 
     record: str
     item: Item
     thumbnail: bytes | None = None
+    values: tuple[Value, ...] = ()
 
 
 class SegmentWriter:
     """Collects rows into a scratch directory of its own. Not thread-safe."""
 
     def __init__(
-        self, fs: Fs, scratch: Path, segment_id: str, modality: Modality, dim: int
+        self,
+        fs: Fs,
+        scratch: Path,
+        segment_id: str,
+        modality: Modality,
+        dim: int,
+        fields: Sequence[Field] = (),
     ) -> None:
         self.id = segment_id
         self.modality: Modality = modality
@@ -64,14 +75,14 @@ class SegmentWriter:
         self._dim = dim
         self._parts: list[HalfVectors] = []
         fs.make_dir(self.directory)
-        self._items = ItemsWriter(self.directory / ITEMS_FILE)
+        self._items = ItemsWriter(self.directory / ITEMS_FILE, fields)
 
     def add(self, vectors_BD: Vectors, rows: Sequence[NewRow]) -> None:
         """Append B rows; vectors are float32 [B, D] with finite unit rows."""
         assert vectors_BD.shape == (len(rows), self._dim)
         assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
         for position, new in enumerate(rows):
-            self._items.add(self.rows + position, new.record, new.item, new.thumbnail)
+            self._items.add(self.rows + position, new.record, new.item, new.thumbnail, new.values)
         self._parts.append(vectors_BD.astype("<f2"))
         self.rows += len(rows)
 
@@ -123,7 +134,7 @@ class Segment:
         verify_file(root, f"{self.name}/{ITEMS_FILE}", entry.files[ITEMS_FILE]).close()
         with verify_file(root, f"{self.name}/{VECTORS_FILE}", entry.files[VECTORS_FILE]) as file:
             # mapped through the descriptor that was hashed, so a swapped path changes nothing
-            self.vectors_ND = _map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
+            self.vectors_ND = map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
         self.items = ItemsReader(
             root / SEGMENTS / entry.id / ITEMS_FILE,
             entry.modality,
@@ -181,7 +192,12 @@ def verify_file(root: Path, name: str, entry: FileEntry) -> io.FileIO:
     return io.FileIO(fd, "rb")
 
 
-def _map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
+def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
+    """The rows of a vectors file whose bytes were checked, mapped read-only.
+
+    Raises:
+        IndexCorruptError: it does not hold `rows` rows of `dim`.
+    """
     size = os.fstat(file.fileno()).st_size
     start = os.pread(file.fileno(), 4096, 0)
     offset = check_npy(name, start, size, "<f2", (rows, dim))

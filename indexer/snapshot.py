@@ -6,6 +6,7 @@ threads. It embeds nothing: queries come as vectors, and the fingerprint tells w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,16 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
+from indexer.background import Background, QueryKind
+from indexer.facets import Facet, facets
+from indexer.fields import BUILT_IN
+from indexer.filters import Filter, check_filter
 from indexer.items import Item
-from indexer.manifest import Modality, check_encoder, read_manifest
-from indexer.ranking import Candidates, candidates
+from indexer.manifest import Modality, RelevanceEntry, check_encoder, read_manifest
+from indexer.ranking import Candidates, Scanner, candidates
+from indexer.relevance import read_background
 from indexer.segment import Segment
+from indexer.selection import Part, Selections
 from indexer.vector_index import ExactIndex
 from indexer.version import OpenVersion, open_version
 from models.encoder import Fingerprint
@@ -55,6 +62,9 @@ class IndexInfo:
     tombstones: int
     bytes: int
     sources: list[dict[str, str]]
+    fields: list[dict[str, str]]
+    relevance: dict[str, Any] | None = None
+    """Per target what hits are judged against: rows measured, queries, kinds; None: nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,12 +75,16 @@ class Snapshot:
 
     def __init__(self, version: OpenVersion) -> None:
         self._open = version
+        self._background: Background | None = read_background(version.root, version.manifest)
         self._live = [~dead for dead in version.dead]
         self._parts: dict[Modality, list[int]] = {"image": [], "text": []}
-        self._indexes = [
-            ExactIndex(segment.vectors_ND, live)
+        self._searched = [
+            Part(segment, live, ExactIndex(segment.vectors_ND, live))
             for segment, live in zip(version.segments, self._live, strict=True)
         ]
+        self._selections = Selections(version.manifest.declared)
+        self._facets: tuple[Facet, ...] | None = None
+        self._counting = threading.Lock()
         for position, segment in enumerate(version.segments):
             self._parts[segment.entry.modality].append(position)
 
@@ -115,10 +129,53 @@ class Snapshot:
             # no system call: the directory may be gone while the snapshot is still served
             bytes=len(manifest.encode()) + sum(e.size for e in manifest.files().values()),
             sources=[source.model_dump() for source in manifest.sources],
+            fields=[asdict(one) for one in (*manifest.declared, *BUILT_IN)],
+            relevance=None if manifest.relevance is None else _about(manifest.relevance),
         )
 
+    def relevance(
+        self, query_D: Vectors, scores_K: Sequence[float], *, kind: QueryKind, target: Target
+    ) -> list[float] | None:
+        """How far hits of these scores stand above this index's background, each in (0, 1).
+
+        One half is the gate below which nothing fits well; see `indexer.background`.
+
+        Args:
+            query_D: the query, a unit vector [D].
+            scores_K: cosines of hits of `target`.
+            kind: what the query was made of: `text`, `image`, or both (`mixed`).
+
+        Returns:
+            One number per score, never falling as the score rises; None where the index keeps no
+            background, or too few items to judge by.
+        """
+        if self._background is None:
+            return None
+        return self._background.relevance(query_D, scores_K, kind=kind, target=target)
+
+    def facets(self) -> tuple[Facet, ...]:
+        """The values of the filterable fields; counted on the first call, then kept."""
+        with self._counting:
+            if self._facets is None:
+                self._facets = facets(self._open)
+            return self._facets
+
+    def check_filter(self, wanted: Filter) -> None:
+        """Refuse a filter that this index cannot answer.
+
+        Raises:
+            InvalidFilterError: an undeclared field, or a test or value that is not for its type.
+        """
+        check_filter(wanted, self._open.manifest.declared)
+
     def search(
-        self, queries_QD: Vectors, k: int, *, target: Target = "images", offset: int = 0
+        self,
+        queries_QD: Vectors,
+        k: int,
+        *,
+        target: Target = "images",
+        offset: int = 0,
+        filter: Filter | None = None,
     ) -> list[list[Hit]]:
         """The k best live items of each query after skipping `offset`, exactly.
 
@@ -131,9 +188,11 @@ class Snapshot:
             k: at least 1.
             target: which modality to search.
             offset: how many of the best to skip.
+            filter: which items may be found at all; None lets all.
 
         Raises:
             InputError: k, offset or target out of range.
+            InvalidFilterError: as `check_filter`.
             InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
         """
         if target not in _MODALITY:
@@ -146,18 +205,17 @@ class Snapshot:
             raise InvalidVectorError(
                 f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
             )
-        parts = self._parts[_MODALITY[target]]
-        total = sum(self._indexes[part].live for part in parts)
-        keep = min(offset + k, total)
+        parts = [self._searched[part] for part in self._parts[_MODALITY[target]]]
+        scanners: list[Scanner] = [part.index for part in parts]
+        if filter is not None:
+            self.check_filter(filter)
+            scanners = self._selections.scanners(filter, parts)
+        keep = min(offset + k, sum(scanner.live for scanner in scanners))
         if keep <= offset or not len(queries_QD):
             return [[] for _ in queries_QD]
-        found = candidates(
-            [self._indexes[part] for part in parts],
-            [self._open.segments[part].vectors_ND for part in parts],
-            queries_QD,
-            keep,
-        )
-        segments = [self._open.segments[part] for part in parts]
+        segments = [part.segment for part in parts]
+        vectors = [segment.vectors_ND for segment in segments]
+        found = candidates(scanners, vectors, queries_QD, keep)
         return [_hits(segments, one, offset, keep) for one in found]
 
     def item(self, item_id: str) -> Item:
@@ -239,6 +297,17 @@ def read_fingerprint(path: Path) -> Fingerprint:
         IndexNotFoundError, IndexCorruptError: as `open_snapshot`.
     """
     return read_manifest(path).fingerprint
+
+
+def _about(entry: RelevanceEntry) -> dict[str, Any]:
+    return {
+        target: {
+            "rows": one.rows,
+            "queries": entry.count,
+            "kinds": [kind for kind in ("text", "image", "mixed") if getattr(one, kind)],
+        }
+        for target, one in (("images", entry.images), ("texts", entry.texts))
+    }
 
 
 def _hits(segments: Sequence[Segment], found: Candidates, offset: int, keep: int) -> list[Hit]:

@@ -2,7 +2,7 @@
 
 The order of a commit is what makes a crash harmless, whenever it comes:
 
-    1. segments and the tombstone file, written under `scratch/`, fsynced
+    1. segments, the tombstone file and the background, written under `scratch/`, fsynced
     2. renamed into place; nothing refers to them yet; their directories fsynced
     3. the manifest, likewise
     4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
@@ -15,7 +15,6 @@ names is ever changed here. The writer knows nothing of encoders or sources.
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from indexer.fields import Field, check_fields
 from indexer.fs import FileDigest, Fs
 from indexer.lock import WriterLock
 from indexer.manifest import (
@@ -35,13 +35,16 @@ from indexer.manifest import (
     FORMAT,
     LOCK,
     MANIFESTS,
+    RELEVANCE,
     SCRATCH,
     SEGMENTS,
     TOMBSTONES,
+    FieldEntry,
     Head,
     Live,
     Manifest,
     Modality,
+    RelevanceEntry,
     SegmentEntry,
     SourceEntry,
     TombstoneEntry,
@@ -52,13 +55,21 @@ from indexer.manifest import (
     read_head,
     read_manifest,
 )
+from indexer.relevance import (
+    describe,
+    encode_background,
+    measure_version,
+    read_background,
+    still_good,
+)
 from indexer.segment import SegmentWriter
+from indexer.sweeping import empty_scratch, sweep
 from indexer.version import encode_tombstones, read_tombstones
 from models.encoder import Fingerprint
-from models.errors import IndexNotFoundError, StoreError
+from models.errors import IndexNotFoundError, InputError, StoreError
+from models.vectors import Vectors
 
-_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH})
-_SEGMENT_NAME: Final = re.compile(r"[0-9]{8}-(image|text)-[0-9a-f]{8}")
+_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH})
 
 
 class IndexWriter:
@@ -72,10 +83,22 @@ class IndexWriter:
 
     manifest: Manifest
 
-    def __init__(self, root: Path, fingerprint: Fingerprint, *, fs: Fs | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        fingerprint: Fingerprint,
+        *,
+        fields: Sequence[Field] | None = None,
+        fs: Fs | None = None,
+    ) -> None:
         """Lock the index, sweep what a crashed writer left, and read the current version.
 
+        Args:
+            fields: the filterable fields of a new index; None declares none, or keeps those an
+                existing index has.
+
         Raises:
+            InputError: the index has rows, and other fields than these.
             IndexLockedError: another writer holds it.
             EncoderMismatchError: it was built with another encoder pair.
             IndexCorruptError: `CURRENT` or the manifest is damaged.
@@ -84,21 +107,24 @@ class IndexWriter:
         """
         self.root = root
         self._fs = fs or Fs()
+        self._background: tuple[Vectors, str] | None = None
         self._open: list[SegmentWriter] = []
         require_index_or_empty(root)
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
         try:
-            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, SCRATCH):
+            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH):
                 self._fs.make_dir(root / name, exist_ok=True)
             try:
                 self.manifest = read_manifest(root)
             except IndexNotFoundError:
-                self._sweep(None)
-                self._create(fingerprint)
+                sweep(self._fs, self.root, None)
+                self._create(fingerprint, _entries(fields or ()))
             else:
                 check_encoder(self.manifest.fingerprint, fingerprint)
-                self._sweep(self.manifest)
+                if fields is not None:
+                    self._declare(_entries(fields))
+                sweep(self._fs, self.root, self.manifest)
         except BaseException:
             self._lock.release()
             raise
@@ -120,13 +146,21 @@ class IndexWriter:
             writer.abort()
         self._open.clear()
         with suppress(StoreError):  # after a failed fsync the next writer sweeps
-            self._empty_scratch()
+            empty_scratch(self._fs, self.root)
         self._lock.release()
+
+    def use_background(self, queries_QD: Vectors, queries: str) -> None:
+        """Measure every version from the next on against these queries, the list of this sha256.
+
+        An index that has a background keeps measuring with the queries it stored.
+        """
+        self._background = queries_QD, queries
 
     def new_segment(self, modality: Modality) -> SegmentWriter:
         """Start a segment of the next version."""
         name = f"{self.manifest.version + 1:08d}-{modality}-{uuid.uuid4().hex[:8]}"
-        writer = SegmentWriter(self._fs, self.root / SCRATCH, name, modality, self.manifest.dim)
+        scratch, manifest = self.root / SCRATCH, self.manifest
+        writer = SegmentWriter(self._fs, scratch, name, modality, manifest.dim, manifest.declared)
         self._open.append(writer)
         return writer
 
@@ -180,6 +214,7 @@ class IndexWriter:
                     ],
                 }
             )
+            new = new.model_copy(update={"relevance": self._measure(new, placed)})
             current = self._write_head(self._write_manifest(new, placed))
             published = True  # from here on the new version may stand, so nothing is taken back
             self._publish(current)
@@ -195,10 +230,22 @@ class IndexWriter:
             if not writer.rows:
                 writer.abort()
         with suppress(StoreError):  # committed: litter is no reason to report failure
-            self._empty_scratch()
+            empty_scratch(self._fs, self.root)
         return new
 
-    def _create(self, fingerprint: Fingerprint) -> None:
+    def _declare(self, fields: dict[str, FieldEntry]) -> None:
+        """Take the fields for the next commit, unless rows were stored under others."""
+        if fields == self.manifest.fields:
+            return
+        if self.manifest.segments:
+            declared = ", ".join(str(one) for one in self.manifest.declared) or "none"
+            raise InputError(
+                f"the index declares other filterable fields: {declared}",
+                hint="leave --filterable out to keep them, or build another index",
+            )
+        self.manifest = self.manifest.model_copy(update={"fields": fields})
+
+    def _create(self, fingerprint: Fingerprint, fields: dict[str, FieldEntry]) -> None:
         """Commit the empty version 0, so that any later manifest implies a `CURRENT`."""
         manifest = Manifest(
             format=FORMAT,
@@ -214,6 +261,7 @@ class IndexWriter:
             live=Live(images=0, texts=0),
             ann=None,
             sources=[],
+            fields=fields,
         )
         self._fs.sync_dir(self.root)
         self._fs.sync_dir(self.root.absolute().parent)
@@ -257,6 +305,25 @@ class IndexWriter:
             totals[entry.modality] -= int(dead)
         return Live(images=totals["image"], texts=totals["text"])
 
+    def _measure(self, new: Manifest, placed: list[Path]) -> RelevanceEntry | None:
+        """The background of a version whose segments and tombstones are in place."""
+        old = new.relevance
+        if old is not None and self._background is None:
+            stored = read_background(self.root, self.manifest)
+            assert stored is not None
+            self._background = stored.queries_QD, old.queries
+        if self._background is None:
+            return None
+        queries_QD, queries = self._background
+        if old is not None and old.queries == queries and still_good(old, new.live):
+            return old  # the file of an earlier version serves unchanged
+        background = measure_version(queries_QD, self.root, new)
+        name = f"{new.version:08d}.npy"
+        scratch, digest = self._write(name, encode_background(background))
+        self._place(scratch, self.root / RELEVANCE / name, placed)
+        self._fs.sync_dir(self.root / RELEVANCE)
+        return describe(background, name, digest, queries=queries)
+
     def _write_manifest(self, manifest: Manifest, placed: list[Path]) -> Head:
         data = manifest.encode()
         parse_manifest("the new manifest", data)  # what we write, every reader must accept
@@ -273,36 +340,6 @@ class IndexWriter:
     def _publish(self, current: Path) -> None:
         self._fs.rename(current, self.root / CURRENT)
         self._fs.sync_dir(self.root)
-
-    def _empty_scratch(self) -> None:
-        for path in sorted((self.root / SCRATCH).iterdir()):
-            self._fs.remove(path)
-
-    def _sweep(self, manifest: Manifest | None) -> None:
-        """Remove what writers that died before their commit left behind."""
-        self._empty_scratch()
-        newest = -1 if manifest is None else manifest.version
-        kept: set[str] = set()
-        buried: set[str] = set()
-        for path in sorted((self.root / MANIFESTS).iterdir()):
-            if not re.fullmatch(r"[0-9]{8}\.json", path.name):
-                continue
-            if int(path.stem) > newest:
-                self._fs.remove(path)
-                continue
-            try:
-                older = parse_manifest(path.name, path.read_bytes())
-            except (StoreError, OSError):
-                return  # an older version cannot be read: remove nothing it may still need
-            kept.update(entry.id for entry in older.segments)
-            if older.tombstones is not None:
-                buried.add(older.tombstones.file)
-        for path in sorted((self.root / SEGMENTS).iterdir()):
-            if path.name not in kept and _SEGMENT_NAME.fullmatch(path.name):
-                self._fs.remove(path)
-        for path in sorted((self.root / TOMBSTONES).iterdir()):
-            if path.name not in buried and re.fullmatch(r"[0-9]{8}\.npy", path.name):
-                self._fs.remove(path)
 
 
 def require_index_or_empty(root: Path) -> None:
@@ -328,6 +365,10 @@ def require_index_or_empty(root: Path) -> None:
         code="not-an-index",
         hint="name a new or empty directory with --out",
     )
+
+
+def _entries(fields: Sequence[Field]) -> dict[str, FieldEntry]:
+    return {one.name: FieldEntry(type=one.type, path=one.path) for one in check_fields(fields)}
 
 
 def _now() -> str:

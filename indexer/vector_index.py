@@ -11,6 +11,7 @@ It knows rows and scores, nothing of items, files or versions.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Final
 
 import faiss
@@ -45,9 +46,19 @@ class ExactIndex:
             self._index.add_sa_codes(codes.view(np.uint8).reshape(len(codes), dim * 2))
         self._selector: Any = None
         if self.live < rows:
-            # FAISS keeps a pointer into the bitmap: it must live as long as the selector
-            self._bitmap = np.packbits(live_N, bitorder="little")
-            self._selector = _faiss.IDSelectorBitmap(self._bitmap)
+            self._select(live_N)
+
+    def restricted(self, selected_N: npt.NDArray[np.bool_]) -> ExactIndex:
+        """The same rows, of which only these may be returned; nothing is copied but the mask."""
+        view = copy(self)
+        view.live = int(selected_N.sum())
+        view._select(selected_N)
+        return view
+
+    def _select(self, mask_N: npt.NDArray[np.bool_]) -> None:
+        # FAISS keeps a pointer into the bitmap: it must live as long as the selector
+        self._bitmap = np.packbits(mask_N, bitorder="little")
+        self._selector = _faiss.IDSelectorBitmap(self._bitmap)
 
     def search(
         self, queries_QD: Vectors, k: int

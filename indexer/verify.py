@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from indexer.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.manifest import (
     ITEMS_FILE,
     SEGMENTS,
@@ -24,6 +25,7 @@ from indexer.manifest import (
     manifest_path,
     read_manifest,
 )
+from indexer.relevance import read_background
 from indexer.segment import HalfVectors, Segment, verify_file
 from indexer.version import dead_rows, read_tombstones
 from models.errors import IndexCorruptError
@@ -76,6 +78,7 @@ def verify_index(path: Path) -> VerifyReport:
     report.files = len(files) + 2  # CURRENT and the manifest
     report.bytes = sum(entry.size for entry in files.values())
     pairs = _attempt(report, lambda: read_tombstones(path, manifest))
+    _attempt(report, lambda: read_background(path, manifest))
     dead = None
     if pairs is not None:
         dead = dead_rows([entry.rows for entry in manifest.segments], pairs)
@@ -132,9 +135,19 @@ class _Check:
                 self._problem(names[0], why)
             if complaint := segment.items.integrity():
                 self._problem(names[1], f"SQLite: {complaint}")
+            _attempt(self._report, lambda: self._fields(segment, names[1]))
             _attempt(self._report, lambda: self._collect(position, segment, names[1]))
         finally:
             segment.close()
+
+    def _fields(self, segment: Segment, name: str) -> None:
+        rows = count_rows(segment.items.query)
+        if rows != segment.entry.rows:
+            self._problem(name, f"{rows} of {segment.entry.rows} rows can be filtered")
+        if wrong := count_strays(segment.items.query):
+            self._problem(name, f"{wrong} rows are filtered by another label or language")
+        for column in columns_of(self._manifest.declared).values():
+            count_present(segment.items.query, column)  # it is there, or SQLite says so
 
     def _collect(self, position: int, segment: Segment, name: str) -> None:
         if self._dead is None:

@@ -9,7 +9,10 @@ problem documents, `service/cli/exits.py` into exit codes. Nothing below `servic
     │   ├── InvalidTextError    empty, not valid Unicode, too long
     │   ├── InvalidVectorError  wrong dimension, NaN, infinite, zero
     │   ├── InvalidLabelsError  label sets and prompt templates
+    │   ├── InvalidFilterError  a search's filter; `where` points into it
     │   └── NotFoundError       a named item does not exist
+    │       └── LabelSetNotFoundError
+    ├── LabelSetError           a stored label set cannot be read, used or written; see `code`
     ├── ImageError              a picture was refused; `code` says which rule
     ├── SourceError             a whole source cannot be read (not one record of it)
     ├── ModelError              a model cannot be found, loaded or used
@@ -56,8 +59,32 @@ class InvalidLabelsError(InputError):
     code = "invalid-labels"
 
 
+class InvalidFilterError(InputError):
+    """A filter that cannot be used; `where` is a JSON pointer into it, of our words and numbers."""
+
+    code = "invalid-filter"
+
+    def __init__(self, message: str, *, where: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.where = where
+
+
 class NotFoundError(InputError):
     code = "not-found"
+
+
+class LabelSetNotFoundError(NotFoundError):
+    code = "label-set-not-found"
+
+
+class LabelSetError(DiptychError):
+    """A stored label set. Messages name no path and repeat nothing a caller sent.
+
+    Codes: `label-set-damaged`, `label-set-mismatch` (made with another encoder pair),
+    `label-sets-full`, `label-sets-read-only`, `label-sets-unwritable` (the disk).
+    """
+
+    code = "label-set-damaged"
 
 
 class ImageError(DiptychError):

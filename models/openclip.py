@@ -20,7 +20,9 @@ from models.checkpoints import inspect_weights
 from models.devices import DTYPES, resolve_device, resolve_precision, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.errors import InvalidVectorError, ModelError
+from models.explain import Area, RelevanceMap, seen_area
 from models.openclip_build import architecture, build_pair, canonical, in_precision, transform
+from models.openclip_explain import method_of, relevance_map
 from models.openclip_source import PairSource, find_source
 from models.openclip_text import TextPreparer
 from models.vectors import Vectors, unit_rows
@@ -65,6 +67,7 @@ class OpenClipEncoder:
         self._pair = in_precision(pair, config, device, precision).eval().requires_grad_(False)
         self._text = TextPreparer(config["text_cfg"], source.folder)
         self._pixels = transform(preprocess)
+        self._resize = str(preprocess["resize_mode"])
         self.fingerprint = Fingerprint(
             model=name,
             architecture=architecture(config, type(pair).__name__),
@@ -103,6 +106,21 @@ class OpenClipEncoder:
             return np.zeros((0, self.dim), dtype=np.float32)
         text_BL = torch.from_numpy(np.stack([text.tokens for text in texts])).to(self.device)
         return self._unit(self._pair.encode_text(text_BL))
+
+    @property
+    def explanation_method(self) -> str:
+        """See `models.explain.Explainer`."""
+        return method_of(self._pair.visual)
+
+    def explained_area(self, width: int, height: int) -> Area:
+        """See `models.explain.Explainer`."""
+        return seen_area(width, height, resize=self._resize)
+
+    def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
+        """Where a picture answers to a direction -> float32 [H, W]; one forward pass."""
+        image_13HW = torch.from_numpy(np.stack([image])).to(self.device, self._input)
+        direction = torch.from_numpy(unit_rows(direction_D[None])[0]).to(self.device)
+        return relevance_map(self._pair.visual, image_13HW, direction)
 
     def _unit(self, rows_BD: torch.Tensor) -> Vectors:
         try:

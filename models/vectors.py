@@ -6,7 +6,8 @@ C classes, K neighbours, N rows, Q queries, T templates.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from models.errors import InvalidVectorError
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 """float32 [*, D]; rows have unit length once they left `unit_rows`."""
+
+# float32 rows are off by about 6e-8 an entry: a weighted sum shorter than this, for weights that
+# add up to one, is rounding and not a direction
+_CANCELLED: Final = 1e-5
 
 
 def unit_rows(vectors_ND: npt.ArrayLike) -> Vectors:
@@ -46,3 +51,30 @@ def unit_rows(vectors_ND: npt.ArrayLike) -> Vectors:
     wide_ND = wide_ND / peak_N1
     unit_ND: Vectors = (wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)).astype(np.float32)
     return unit_ND
+
+
+def weighted_sum(vectors_PD: npt.ArrayLike, weights_P: Sequence[float]) -> Vectors:
+    """The direction of `sum(w * v / |v| for w, v in zip(weights_P, vectors_PD))`.
+
+    Every part is scaled to unit length first, so that weights mean the same whatever the parts
+    are, and the sum is normalised once.
+
+    Args:
+        vectors_PD: array-like [P, D], P at least 1.
+        weights_P: finite, one a part; a negative one points away from its part.
+
+    Returns:
+        float32 [1, D], unit length.
+
+    Raises:
+        InvalidVectorError: as `unit_rows`, or the parts cancel out.
+    """
+    unit_PD = unit_rows(vectors_PD).astype(np.float64)
+    wide_P = np.asarray(weights_P, dtype=np.float64)
+    assert wide_P.shape == (len(unit_PD),)
+    assert np.isfinite(wide_P).all()
+    total = np.abs(wide_P).sum()
+    sum_1D = (wide_P / total)[None] @ unit_PD if total else np.zeros_like(unit_PD[:1])
+    if np.linalg.norm(sum_1D) < _CANCELLED:
+        raise InvalidVectorError("the weighted parts cancel out and leave no direction")
+    return unit_rows(sum_1D)

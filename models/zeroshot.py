@@ -64,6 +64,63 @@ def background(encoder: Encoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -
     return mean_D
 
 
+def class_logits(
+    image_BD: Vectors, class_CD: Vectors, *, logit_scale: float
+) -> npt.NDArray[np.float64]:
+    """z[b, c] = logit_scale * <image[b], class[c]> -> float64 [B, C].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if image_BD.ndim != 2 or class_CD.ndim != 2 or image_BD.shape[1] != class_CD.shape[1]:
+        raise ValueError(f"images {image_BD.shape} and classes {class_CD.shape} do not fit")
+    logits_BC: npt.NDArray[np.float64] = logit_scale * (
+        image_BD.astype(np.float64) @ class_CD.astype(np.float64).T
+    )
+    return logits_BC
+
+
+def chances(
+    logits_BC: npt.NDArray[np.float64],
+    *,
+    logit_bias: float | None = None,
+    multi_label: bool = False,
+    background_B: npt.NDArray[np.float64] | None = None,
+    temperature: float = 1.0,
+) -> npt.NDArray[np.float64]:
+    """From logits z to probabilities, each of the three ways divided by the temperature T.
+
+    - one label of several (`multi_label` false): softmax over c of z / T. A sigmoid-trained
+      pair's bias is the same for all labels and cancels.
+    - any number of labels, sigmoid-trained pair (`logit_bias` given): sigmoid((z + bias) / T),
+      at T = 1 the very quantity SigLIP is trained on.
+    - any number of labels, softmax-trained pair: such a pair knows no absolute zero, only
+      comparisons, so each label is compared with the background alone:
+      sigmoid((z[b, c] - background[b]) / T).
+
+    Args:
+        logits_BC: from `class_logits`.
+        background_B: the background's logit per picture; needed in the third case only.
+        temperature: above 1 for a pair that is too sure of itself (see `models.calibration`).
+
+    Returns:
+        float64 [B, C]; rows add up to one unless `multi_label`.
+
+    Raises:
+        InvalidLabelsError: a choice between fewer than two labels.
+        ValueError: the third case without `background_B`.
+    """
+    if not multi_label:
+        if logits_BC.shape[1] < 2:
+            raise InvalidLabelsError("a choice needs at least two labels")
+        return _softmax(logits_BC / temperature)
+    if logit_bias is not None:
+        return _sigmoid((logits_BC + logit_bias) / temperature)
+    if background_B is None:
+        raise ValueError("a softmax-trained pair needs a background to judge labels one by one")
+    return _sigmoid((logits_BC - background_B[:, None]) / temperature)
+
+
 def probabilities(
     image_BD: Vectors,
     class_CD: Vectors,
@@ -73,44 +130,27 @@ def probabilities(
     multi_label: bool = False,
     background_D: Vectors | None = None,
 ) -> npt.NDArray[np.float64]:
-    """How probable each label is for each picture.
-
-    With z[b, c] = logit_scale * <image[b], class[c]>:
-
-    - one label of several (`multi_label` false): softmax over c of z. A sigmoid-trained pair's
-      bias is the same for all labels and cancels.
-    - any number of labels, sigmoid-trained pair (`logit_bias` given): sigmoid(z + logit_bias),
-      the very quantity SigLIP is trained on.
-    - any number of labels, softmax-trained pair: such a pair knows no absolute zero, only
-      comparisons, so each label is compared with the background alone:
-      exp(z[b, c]) / (exp(z[b, c]) + exp(logit_scale * <image[b], background>)).
+    """How probable each label is for each picture: `chances` of `class_logits`.
 
     Args:
         image_BD: unit rows.
         class_CD: unit rows, from `class_matrix`.
         logit_scale: the encoder's, already exponentiated.
-        background_D: from `background`; needed in the third case, unused in the others.
+        background_D: from `background`; needed by a softmax-trained pair with `multi_label`.
 
     Returns:
         float64 [B, C]; rows add up to one unless `multi_label`.
 
     Raises:
-        InvalidLabelsError: a choice between fewer than two labels.
-        ValueError: the third case without `background_D`, or shapes that do not fit.
+        InvalidLabelsError, ValueError: as `chances` and `class_logits`.
     """
-    if image_BD.ndim != 2 or class_CD.ndim != 2 or image_BD.shape[1] != class_CD.shape[1]:
-        raise ValueError(f"images {image_BD.shape} and classes {class_CD.shape} do not fit")
-    logits_BC = logit_scale * (image_BD.astype(np.float64) @ class_CD.astype(np.float64).T)
-    if not multi_label:
-        if class_CD.shape[0] < 2:
-            raise InvalidLabelsError("a choice needs at least two labels")
-        return _softmax(logits_BC)
-    if logit_bias is not None:
-        return _sigmoid(logits_BC + logit_bias)
-    if background_D is None:
-        raise ValueError("a softmax-trained pair needs background_D to judge labels one by one")
-    background_B1 = logit_scale * (image_BD.astype(np.float64) @ background_D[:, None])
-    return _sigmoid(logits_BC - background_B1)
+    logits_BC = class_logits(image_BD, class_CD, logit_scale=logit_scale)
+    background_B = None
+    if background_D is not None:
+        background_B = class_logits(image_BD, background_D[None], logit_scale=logit_scale)[:, 0]
+    return chances(
+        logits_BC, logit_bias=logit_bias, multi_label=multi_label, background_B=background_B
+    )
 
 
 def _softmax(logits_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

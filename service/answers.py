@@ -12,6 +12,13 @@ from service.schemas import EXAMPLE_ID
 class Hit(BaseModel):
     id: str
     score: Annotated[float, Field(description="Cosine of query and item, -1 to 1.")]
+    relevance: Annotated[
+        float | None,
+        Field(
+            description="How far the hit stands above this index's background, 0 to 1; one half "
+            "is the gate. Null where the index cannot tell."
+        ),
+    ] = None
     modality: Literal["image", "text"]
     uri: Annotated[str | None, Field(description="Where the source keeps it.")] = None
     text: Annotated[
@@ -31,6 +38,7 @@ class Hit(BaseModel):
 _EXAMPLE_HIT: dict[str, JsonValue] = {
     "id": EXAMPLE_ID,
     "score": 0.3127,
+    "relevance": 0.9741,
     "modality": "image",
     "uri": "file:///pictures/fruit/red%20apple.png",
     "text": "a red apple",
@@ -48,6 +56,7 @@ class SearchResponse(BaseModel):
             "examples": [
                 {
                     "hits": [_EXAMPLE_HIT],
+                    "no_good_match": False,
                     "k": 1,
                     "offset": 0,
                     "target": "images",
@@ -61,6 +70,13 @@ class SearchResponse(BaseModel):
         }
     )
     hits: list[Hit]
+    no_good_match: Annotated[
+        bool | None,
+        Field(
+            description="Not even the best hit of the query stands out. Null where the index "
+            "cannot tell."
+        ),
+    ]
     k: int
     offset: int
     target: Literal["images", "texts"]
@@ -81,7 +97,11 @@ class Item(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {key: value for key, value in _EXAMPLE_HIT.items() if key != "score"}
+                {
+                    key: value
+                    for key, value in _EXAMPLE_HIT.items()
+                    if key not in ("score", "relevance")
+                }
                 | {
                     "content_hash": "5f" * 32,
                     "captions": [
@@ -106,11 +126,41 @@ class Item(BaseModel):
     ]
 
 
+class FieldValue(BaseModel):
+    value: str | bool
+    count: Annotated[int, Field(description="Pictures that have it.")]
+    texts: Annotated[int, Field(description="Texts that have it; a caption has its picture's.")]
+
+
+class FieldSummary(BaseModel):
+    """A field that filters can name, and what is asked for by it."""
+
+    name: str
+    type: Literal["int", "float", "str", "bool", "str[]"]
+    present: Annotated[int, Field(description="Pictures that have any value.")]
+    distinct: Annotated[int | None, Field(description="How many values; null for numbers.")]
+    values: Annotated[
+        list[FieldValue] | None, Field(description="The 50 most frequent; null for numbers.")
+    ]
+    min: Annotated[int | float | None, Field(description="Of a number.")]
+    max: Annotated[int | float | None, Field(description="Of a number.")]
+
+
+class JudgedBy(BaseModel):
+    rows: Annotated[int, Field(description="Items when it was measured.")]
+    queries: Annotated[int, Field(description="Background queries.")]
+    kinds: Annotated[
+        list[Literal["text", "image", "mixed"]],
+        Field(description="The kinds of query that can be judged."),
+    ]
+
+
 class IndexResponse(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
+                    "name": "photos",
                     "version": 3,
                     "uuid": "6f1c2a52-7f0e-4a7e-9a55-0b1d3f0f8f5e",
                     "created": "2026-01-31T12:00:00Z",
@@ -122,10 +172,36 @@ class IndexResponse(BaseModel):
                     "bytes": 31457280,
                     "segments": 2,
                     "tombstones": 0,
+                    "fields": [
+                        {
+                            "name": "category",
+                            "type": "str",
+                            "present": 550,
+                            "distinct": 37,
+                            "values": [{"value": "birds", "count": 31, "texts": 92}],
+                            "min": None,
+                            "max": None,
+                        },
+                        {
+                            "name": "year",
+                            "type": "int",
+                            "present": 240,
+                            "distinct": None,
+                            "values": None,
+                            "min": 1998,
+                            "max": 2024,
+                        },
+                    ],
+                    "relevance": {
+                        "images": {"rows": 550, "queries": 313, "kinds": ["text", "image"]},
+                        "texts": {"rows": 2200, "queries": 313, "kinds": ["text", "image"]},
+                    },
+                    "explains": True,
                 }
             ]
         }
     )
+    name: Annotated[str, Field(description="What `index=` calls it.")]
     version: Annotated[int, Field(description="Grows with every commit; also `Index-Version`.")]
     uuid: str
     created: Annotated[str, Field(description="When this version was committed, ISO 8601.")]
@@ -137,11 +213,56 @@ class IndexResponse(BaseModel):
     bytes: int
     segments: int
     tombstones: int
+    fields: Annotated[
+        list[FieldSummary],
+        Field(description="What `filter` can name; `label` and `language` where any item has one."),
+    ]
+    relevance: Annotated[
+        dict[Literal["images", "texts"], JudgedBy] | None,
+        Field(description="What hits are judged against; null: they carry no relevance."),
+    ]
+    explains: Annotated[bool, Field(description="Whether the model can draw heat maps.")]
+
+
+class IndexSummary(BaseModel):
+    name: Annotated[str, Field(description="What `index=` calls it.")]
+    model: str
+    fingerprint: str
+    dim: int
+    images: int
+    texts: int
+    version: int
+    default: Annotated[bool, Field(description="It answers where none is named.")]
+
+
+class IndexesResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "indexes": [
+                        {
+                            "name": "photos",
+                            "model": "starter",
+                            "fingerprint": "9c" * 32,
+                            "dim": 512,
+                            "images": 550,
+                            "texts": 2200,
+                            "version": 3,
+                            "default": True,
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+    indexes: list[IndexSummary]
 
 
 class Prediction(BaseModel):
     label: str
     probability: float
+    path: Annotated[list[str] | None, Field(description="Of a label in a tree.")] = None
 
 
 class PictureError(BaseModel):
@@ -153,6 +274,21 @@ class PictureError(BaseModel):
 class ClassifyResult(BaseModel):
     index: Annotated[int, Field(description="Position of the picture in the request.")]
     predictions: list[Prediction]
+    parents: Annotated[
+        list[Prediction] | None,
+        Field(description="The inner nodes of a tree of labels: sums over their leaves."),
+    ] = None
+    abstained: Annotated[
+        bool, Field(description="None of these: `background` reached the threshold.")
+    ] = False
+    background: Annotated[
+        float | None,
+        Field(description="How probable none of these is, against the best label alone."),
+    ] = None
+    heatmap: Annotated[
+        str | None,
+        Field(description="With `explain`: where the top label is seen, PNG as a data URI."),
+    ] = None
     error: Annotated[PictureError | None, Field(description="Why this picture was refused.")] = None
 
 
@@ -165,13 +301,20 @@ class ClassifyResponse(BaseModel):
                         {
                             "index": 0,
                             "predictions": [
-                                {"label": "red", "probability": 0.97},
-                                {"label": "blue", "probability": 0.03},
+                                {"label": "red", "probability": 0.97, "path": None},
+                                {"label": "blue", "probability": 0.03, "path": None},
                             ],
+                            "parents": None,
+                            "abstained": False,
+                            "background": 0.08,
+                            "heatmap": None,
                             "error": None,
                         }
                     ],
                     "multi_label": False,
+                    "label_set": None,
+                    "temperature": 1.0,
+                    "abstain": 0.5,
                     "model": "starter",
                     "took_ms": 31.0,
                     "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
@@ -181,6 +324,9 @@ class ClassifyResponse(BaseModel):
     )
     results: list[ClassifyResult]
     multi_label: bool
+    label_set: Annotated[str | None, Field(description="The stored label set used.")]
+    temperature: float
+    abstain: Annotated[float | None, Field(description="The threshold on `background`.")]
     model: str
     took_ms: float
     timings: dict[str, float]

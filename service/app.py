@@ -6,7 +6,7 @@ Nothing here loads a model or opens an index; tests pass an engine whose right a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,11 +14,12 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from models.errors import InputError
 from service import openapi, problems
 from service.engine import Engine
 from service.frame import RequestFrame
 from service.limits import Limits, RequestLimits
-from service.routes import classify, health, items, search
+from service.routes import classify, explain, health, items, label_sets, search
 from service.routes.page import page_router
 from service.state import AppState
 
@@ -30,14 +31,23 @@ class ServiceSettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
 
 
-def create_app(engine: Engine, settings: ServiceSettings | None = None) -> FastAPI:
-    """The ASGI application over an engine; it is ready once its lifespan has warmed the engine."""
+def create_app(
+    engines: Engine | Sequence[Engine], settings: ServiceSettings | None = None
+) -> FastAPI:
+    """The ASGI application over one engine, or several that requests choose from by name.
+
+    It is ready once its lifespan has warmed every engine. The first answers where none is named.
+
+    Raises:
+        InputError: two engines share a name.
+    """
     settings = settings or ServiceSettings()
-    state = AppState(engine)
+    state = AppState(_by_name([engines] if isinstance(engines, Engine) else engines))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(engine.warm_up)
+        for engine in state.engines.values():
+            await run_in_threadpool(engine.warm_up)
         state.ready = True
         yield
         state.ready = False
@@ -55,9 +65,27 @@ def create_app(engine: Engine, settings: ServiceSettings | None = None) -> FastA
     )
     app.state.diptych = state
     problems.install(app)
-    for router in (search.router, classify.router, items.router, health.router, page_router()):
+    for router in (
+        search.router,
+        classify.router,
+        explain.router,
+        label_sets.router,
+        items.router,
+        health.router,
+        page_router(),
+    ):
         app.include_router(router)
     openapi.install(app)
     app.add_middleware(Limits, limits=settings.limits)
     app.add_middleware(RequestFrame)  # added last, so it is the outermost
     return app
+
+
+def _by_name(engines: Sequence[Engine]) -> dict[str, Engine]:
+    assert engines, "a service answers from at least one engine"
+    named: dict[str, Engine] = {}
+    for engine in engines:
+        if engine.name in named:
+            raise InputError(f"two indexes are named {engine.name!r}")
+        named[engine.name] = engine
+    return named

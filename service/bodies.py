@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -215,3 +215,8 @@ def decode_base64(text: str) -> bytes | None:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def decode_pictures(texts: Sequence[str]) -> list[bytes]:
+    """Pictures in base64; broken base64 becomes bytes that are no picture, to fail alone."""
+    return [decode_base64(text) or b"?" for text in texts]

@@ -1,87 +1,84 @@
 """Zero-shot classification: pictures against labels named by the caller. Needs no index.
 
-The class matrix of a label set costs labels x templates text embeddings, so the last ones are kept,
-bounded by bytes, keyed by their content. The numbers come from `models.zeroshot`.
+The class matrix of a label set costs labels x templates text embeddings, so it is kept: in memory
+by content for any labels, and on disk for stored label sets. The numbers come from
+`models.zeroshot`, `models.fewshot`, `models.abstain` and `models.hierarchy`; this joins them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 
+from models.abstain import DEFAULT_ABSTAIN, background_logits, background_matrix, none_of_these
 from models.encoder import Encoder, PreparedImage
-from models.errors import DiptychError, InvalidLabelsError
-from models.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
+from models.errors import (
+    DiptychError,
+    ImageError,
+    InputError,
+    InvalidLabelsError,
+    LabelSetError,
+    LabelSetNotFoundError,
+)
+from models.fewshot import cache_logits
+from models.hierarchy import MAX_DEPTH
 from models.vectors import Vectors
-from models.zeroshot import background, class_matrix, probabilities
-from service.queries import ClassifyAnswer, ImageResult, Prediction
+from models.zeroshot import background, chances, class_logits, class_matrix
+from service.class_cache import ClassMatrixCache
+from service.label_set_store import LabelSetStore, check_name
+from service.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
+from service.predictions import Chances, parents, predictions
+from service.queries import ClassifyAnswer, ImageResult
 from service.stopwatch import Stopwatch
-
-# a thousand labels in the eighty templates of ImageNet; more is a mistake or an attack
-MAX_PROMPTS = 80_000
-_CACHE_BYTES = 64 << 20
-
-
-class ClassMatrixCache:
-    """Least recently used class matrices [C, D] by the content they were made of."""
-
-    def __init__(self, max_bytes: int = _CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[str, Vectors] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get_or_make(
-        self, labels: Sequence[str], templates: Sequence[str], make: Callable[[], Vectors]
-    ) -> Vectors:
-        content = json.dumps([list(labels), list(templates)], ensure_ascii=True)
-        key = hashlib.sha256(content.encode()).hexdigest()
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        # made outside the lock: two callers may both make it, which costs time but never blocks
-        # a caller whose matrix is already here
-        class_CD = make()
-        with self._lock:
-            if key not in self._kept and class_CD.nbytes <= self._max_bytes:
-                self._kept[key] = class_CD
-                self._bytes += class_CD.nbytes
-            while self._bytes > self._max_bytes:
-                _, dropped_CD = self._kept.popitem(last=False)
-                self._bytes -= dropped_CD.nbytes
-        return class_CD
 
 
 class Classifier:
-    """Classify encoded pictures; `prepare` turns bytes into the encoder's input."""
+    """Classify encoded pictures; `prepare` turns bytes into the encoder's input.
 
-    def __init__(self, encoder: Encoder, prepare: Callable[[bytes], PreparedImage]) -> None:
+    Attributes:
+        store: where named label sets are kept, or None.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        prepare: Callable[[bytes], PreparedImage],
+        store: LabelSetStore | None = None,
+    ) -> None:
         self._encoder = encoder
         self._prepare = prepare
+        self.store = store
         self._cache = ClassMatrixCache()
 
     def classify(
         self,
         images: Sequence[bytes],
-        labels: Sequence[str],
+        label_set: LabelSet,
         *,
-        templates: Sequence[str] | None = None,
-        template_set: str | None = None,
-        multi_label: bool = False,
         top_k: int | None = None,
+        level: int | None = None,
+        abstain: float | bool | None = None,
+        name: str | None = None,
     ) -> ClassifyAnswer:
-        """See `Engine.classify`."""
-        names, chosen = check_classes(labels, templates, template_set, multi_label=multi_label)
+        """Score every picture against every label.
+
+        A picture that cannot be decoded carries its error in its own result; the others answer.
+
+        Args:
+            top_k: keep only the most likely labels, and the most likely parents.
+            level: of labels that are paths, answer at this depth instead of the leaves.
+            abstain: instead of the label set's own; False never abstains.
+            name: the stored label set this is, if any; its class matrix is then kept on disk.
+
+        Raises:
+            InputError: a level without paths, or `abstain` out of range.
+            LabelSetError: examples or temperature were made with another encoder pair.
+        """
+        self.check(label_set, level)
+        threshold = self._threshold(label_set, abstain)
         watch = Stopwatch()
         prepared: list[PreparedImage] = []
         errors: dict[int, DiptychError] = {}
@@ -91,69 +88,247 @@ class Classifier:
             except DiptychError as error:
                 errors[index] = error
         watch.lap("prepare")
-        class_CD = self._cache.get_or_make(
-            names, chosen, lambda: class_matrix(self._encoder, names, chosen)
-        )
-        background_D = None
-        if multi_label and self._encoder.logit_bias is None:
-            # a softmax-trained pair judges labels one by one only against something neutral
-            background_D = self._cache.get_or_make(
-                (), chosen, lambda: background(self._encoder, chosen)
-            )
+        self.class_directions(label_set, keep=name is not None)
         watch.lap("classes")
         image_BD = self._encoder.embed_images(prepared)
         watch.lap("embed")
-        chance_BC = probabilities(
-            image_BD,
-            class_CD,
-            logit_scale=self._encoder.logit_scale,
-            logit_bias=self._encoder.logit_bias,
-            multi_label=multi_label,
-            background_D=background_D,
-        )
-        rows = iter(chance_BC)
+        rows = iter(self.results(image_BD, label_set, top_k=top_k, level=level, abstain=abstain))
         results = tuple(
-            ImageResult(error=errors[index])
-            if index in errors
-            else ImageResult(_ranked(next(rows), names, top_k))
+            ImageResult(error=errors[index]) if index in errors else next(rows)
             for index in range(len(images))
         )
         return ClassifyAnswer(
             results=results,
-            multi_label=multi_label,
+            multi_label=label_set.multi_label,
             model=self._encoder.fingerprint.model,
+            label_set=name,
+            temperature=label_set.temperature or 1.0,
+            abstain=threshold,
             timings=watch.stop(),
         )
 
+    def results(
+        self,
+        image_BD: Vectors,
+        label_set: LabelSet,
+        *,
+        top_k: int | None = None,
+        level: int | None = None,
+        abstain: float | bool | None = None,
+    ) -> list[ImageResult]:
+        """As `classify`, of pictures already embedded -> one result per row."""
+        self.check(label_set, level)
+        threshold = self._threshold(label_set, abstain)
+        class_CD = self.class_directions(label_set)
+        word_WD = None if threshold is None else self._background(label_set)
+        chance_BC, background_B = self._judge(image_BD, class_CD, label_set, word_WD)
+        found = []
+        for row in range(len(image_BD)):
+            nothing = None if background_B is None else float(background_B[row])
+            found.append(
+                ImageResult(
+                    predictions=predictions(chance_BC[row], label_set, level, top_k),
+                    parents=parents(chance_BC[row], label_set, top_k),
+                    background=nothing,
+                    abstained=threshold is not None
+                    and nothing is not None
+                    and nothing >= threshold,
+                )
+            )
+        return found
 
-def _ranked(
-    chance_C: npt.NDArray[np.float64], labels: Sequence[str], top_k: int | None
-) -> tuple[Prediction, ...]:
-    order = np.argsort(-chance_C, kind="stable")[:top_k]
-    return tuple(Prediction(labels[i], float(chance_C[i])) for i in order)
+    def check(self, label_set: LabelSet, level: int | None = None) -> None:
+        """Refuse what cannot be answered, before anything is decoded.
 
+        Raises:
+            InputError: a level without paths.
+            LabelSetError: examples or temperature were made with another encoder pair.
+        """
+        if level is not None and (label_set.tree is None or not 1 <= level <= MAX_DEPTH):
+            raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
+        learnt = label_set.examples.targets or label_set.temperature is not None
+        if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
+            raise LabelSetError(
+                "the examples or the temperature of the label set were made with another model",
+                code="label-set-mismatch",
+                hint="store the label set again with the model in use",
+            )
 
-def check_classes(
-    labels: Sequence[str],
-    templates: Sequence[str] | None,
-    template_set: str | None,
-    *,
-    multi_label: bool,
-) -> tuple[list[str], tuple[str, ...]]:
-    """The labels and the templates to use, once both are known to be usable.
+    def logits(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        """Zero-shot logits and what the examples add, before any temperature -> [B, C]."""
+        return class_logits(
+            image_BD, self.class_directions(label_set), logit_scale=self._encoder.logit_scale
+        ) + self._added(image_BD, label_set)
 
-    Raises:
-        InvalidLabelsError: see `models.prompts`; both kinds of templates; an unknown set.
-    """
-    if templates is not None and template_set is not None:
-        raise InvalidLabelsError("give templates or a template set, not both")
-    if template_set is not None and template_set not in TEMPLATE_SETS:
-        raise InvalidLabelsError(f"unknown template set; there are {', '.join(TEMPLATE_SETS)}")
-    if template_set is not None:
-        chosen = TEMPLATE_SETS[template_set]
-    else:
-        chosen = DEFAULT_TEMPLATES if templates is None else tuple(check_templates(templates))
-    names = check_labels(labels, multi_label=multi_label)
-    if len(names) * len(chosen) > MAX_PROMPTS:
-        raise InvalidLabelsError(f"labels x templates may be at most {MAX_PROMPTS:,} prompts")
-    return names, chosen
+    def _judge(
+        self,
+        image_BD: Vectors,
+        class_CD: Vectors,
+        label_set: LabelSet,
+        word_WD: Vectors | None = None,
+    ) -> tuple[Chances, Chances | None]:
+        """Probabilities [B, C], and with `word_WD` those of none of these [B]."""
+        scale = self._encoder.logit_scale
+        temperature = label_set.temperature or 1.0
+        added_BC = self._added(image_BD, label_set)
+        logits_BC = class_logits(image_BD, class_CD, logit_scale=scale) + added_BC
+        neutral_B = None
+        if label_set.multi_label and self._encoder.logit_bias is None:
+            # a softmax-trained pair judges labels one by one only against something neutral
+            neutral_D = self._kept(
+                "neutral", label_set, lambda: background(self._encoder, label_set.prompts)
+            )
+            neutral_B = class_logits(image_BD, neutral_D[None], logit_scale=scale)[:, 0]
+        chance_BC = chances(
+            logits_BC,
+            logit_bias=self._encoder.logit_bias,
+            multi_label=label_set.multi_label,
+            background_B=neutral_B,
+            temperature=temperature,
+        )
+        if word_WD is None:
+            return chance_BC, None
+        word_B = background_logits(image_BD, word_WD, class_CD, logit_scale=scale)
+        # examples lift every label a little; what they lift on average must not hide the background
+        word_B = word_B + added_BC.mean(axis=1)
+        return chance_BC, none_of_these(logits_BC, word_B, temperature=temperature)
+
+    def class_directions(self, label_set: LabelSet, *, keep: bool = False) -> Vectors:
+        """The class matrix [C, D]; with `keep` from and to the store's disk as well."""
+        names, prompts = label_set.prompt_names, label_set.prompts
+        key = self._key(label_set)
+
+        def make() -> Vectors:
+            store = self.store if keep else None
+            kept_CD = None if store is None else store.matrix(key, len(names), self._encoder.dim)
+            if kept_CD is not None:
+                return kept_CD
+            class_CD = class_matrix(self._encoder, names, prompts)
+            if store is not None:
+                store.keep_matrix(key, class_CD)
+            return class_CD
+
+        return self._cache.get_or_make(key, make)
+
+    def with_examples(
+        self, label_set: LabelSet, examples: Mapping[str, Sequence[bytes]]
+    ) -> LabelSet:
+        """The label set with few-shot pictures embedded into it.
+
+        Raises:
+            InvalidLabelsError: an unknown label, too many pictures, or one that cannot be read.
+        """
+        position = {label: at for at, label in enumerate(label_set.labels)}
+        if sum(map(len, examples.values())) > MAX_EXAMPLES:
+            raise InvalidLabelsError(f"at most {MAX_EXAMPLES} example pictures are possible")
+        prepared: list[PreparedImage] = []
+        targets: list[int] = []
+        for label, pictures in examples.items():
+            at = position.get(label.strip())
+            if at is None:
+                raise InvalidLabelsError("an example's label is not among the labels")
+            for number, data in enumerate(pictures):
+                try:
+                    prepared.append(self._prepare(data))
+                except ImageError as error:
+                    raise InvalidLabelsError(
+                        f"example {number + 1} of label {at + 1} is no usable picture",
+                        hint=error.code,
+                    ) from error
+                targets.append(at)
+        if not targets:
+            return label_set
+        return self.with_vectors(label_set, self._encoder.embed_images(prepared), targets)
+
+    def with_vectors(
+        self, label_set: LabelSet, example_ND: Vectors, targets: Sequence[int]
+    ) -> LabelSet:
+        """The label set with few-shot pictures that are embedded already."""
+        return self.own(replace(label_set, examples=Examples(example_ND, tuple(targets))))
+
+    def own(self, label_set: LabelSet) -> LabelSet:
+        """Mark a label set as made with this encoder pair, now."""
+        return replace(
+            label_set,
+            model=self._encoder.fingerprint.model,
+            encoder=self._encoder.fingerprint.digest,
+            updated=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+
+    def stored(self, name: str) -> LabelSet:
+        """A stored label set.
+
+        Raises:
+            LabelSetNotFoundError: also where the service keeps none.
+            InvalidLabelsError, LabelSetError: see `LabelSetStore.get`.
+        """
+        if self.store is None:
+            raise LabelSetNotFoundError("no label set has this name")
+        return self.store.get(name)
+
+    def keep(self, name: str, label_set: LabelSet) -> tuple[LabelSet, bool]:
+        """Embed a label set and store it durably -> (as stored, whether the name is new).
+
+        Raises:
+            InvalidLabelsError: the name, or labels whose prompts cancel out.
+            LabelSetError: see `LabelSetStore.put`.
+        """
+        store = self.check_storable(name)
+        owned = self.own(label_set)
+        # first: labels that cannot be embedded are never stored
+        class_CD = self.class_directions(owned)
+        created = store.put(name, owned)
+        store.keep_matrix(self._key(owned), class_CD)
+        return owned, created
+
+    def forget(self, name: str) -> None:
+        """Delete a stored label set. Raises as `LabelSetStore.delete`."""
+        self.check_storable(name).delete(name)
+
+    def check_storable(self, name: str) -> LabelSetStore:
+        """The store, before anything is embedded for it.
+
+        Raises:
+            InvalidLabelsError: no possible name.
+            LabelSetError: the service keeps no label sets.
+        """
+        check_name(name)
+        if self.store is None:
+            raise LabelSetError(
+                "the label sets of this service cannot be changed", code="label-sets-read-only"
+            )
+        return self.store
+
+    def _key(self, label_set: LabelSet) -> str:
+        return matrix_key(
+            label_set.prompt_names, label_set.prompts, self._encoder.fingerprint.digest
+        )
+
+    def _added(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        examples = label_set.examples
+        if not examples.targets:
+            return np.zeros((len(image_BD), len(label_set.labels)))
+        alpha, beta = label_set.mix
+        return cache_logits(
+            image_BD,
+            examples.vectors_ND,
+            examples.targets,
+            len(label_set.labels),
+            alpha=alpha,
+            beta=beta,
+        )
+
+    def _background(self, label_set: LabelSet) -> Vectors:
+        return self._kept(
+            "background", label_set, lambda: background_matrix(self._encoder, label_set.prompts)
+        )
+
+    def _kept(self, what: str, label_set: LabelSet, make: Callable[[], Vectors]) -> Vectors:
+        digest = self._encoder.fingerprint.digest
+        # a list of one name of NUL cannot be a caller's labels
+        return self._cache.get_or_make(matrix_key(["\0" + what], label_set.prompts, digest), make)
+
+    @staticmethod
+    def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:
+        asked = label_set.abstain if abstain is None else check_abstain(abstain)
+        return DEFAULT_ABSTAIN if asked is True else (None if asked is None else float(asked))

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.manifest import check_encoder
-from models.encoder import Encoder, Fingerprint, PreparedImage
+from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
-from models.vectors import Vectors
+from models.vectors import Vectors, weighted_sum
 from service.classifier import Classifier
+from service.explaining import Explanations
+from service.judging import judge, query_kind
+from service.label_set_store import LabelSetStore
+from service.label_sets import check_label_set
 from service.queries import (
     MAX_TEXT_CHARS,
     ClassifyAnswer,
@@ -28,8 +32,10 @@ from service.queries import (
     SearchQuery,
     Target,
     TextQuery,
+    Weighted,
     check_embedding,
     check_page,
+    check_parts,
     check_text,
     storable,
 )
@@ -37,26 +43,47 @@ from service.serial import SerialEncoder
 from service.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from indexer.facets import Facet
+    from indexer.filters import Filter
     from indexer.snapshot import Hit, IndexInfo, Item, Snapshot
 
 # a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
 _DECODE_SLOTS = 4
+DEFAULT_NAME = "default"
 
 
 class Engine:
     """Use cases over one encoder pair and one snapshot (`None`: classification only).
 
+    Engines that share a pair share its `SerialEncoder`, so that the device still has one caller.
+
+    Attributes:
+        name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
+        explanations: which part of a picture answers to a text.
+        classifier: zero-shot classification with this pair, and the stored label sets.
+
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
     """
 
-    def __init__(self, encoder: Encoder, snapshot: Snapshot | None = None) -> None:
+    # of the process, not of an engine: it bounds the memory of pictures being decoded
+    _decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        snapshot: Snapshot | None = None,
+        *,
+        name: str = DEFAULT_NAME,
+        label_sets: LabelSetStore | None = None,
+    ) -> None:
         if snapshot is not None:
             check_encoder(snapshot.fingerprint, encoder.fingerprint)
-        self._encoder = SerialEncoder(encoder)
+        self.name = name
+        self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = snapshot
-        self._decoding = threading.BoundedSemaphore(_DECODE_SLOTS)
-        self._classifier = Classifier(self._encoder, self._prepare)
+        self.explanations = Explanations(self._encoder, self._decoding)
+        self.classifier = Classifier(self._encoder, self._prepare, label_sets)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -80,31 +107,46 @@ class Engine:
         target: Target = "images",
         k: int = 10,
         offset: int = 0,
+        filter: Filter | None = None,
         min_score: float | None = None,
         include_vectors: bool = False,
     ) -> SearchAnswer:
         """The `k` items of `target` closest to the query, best first, after skipping `offset`.
 
         Args:
+            filter: which items may be found at all.
             min_score: drop hits whose cosine is lower.
             include_vectors: also return the hits' embeddings.
 
         Raises:
-            InvalidTextError, InvalidVectorError, ImageError, NotFoundError (query by id),
-            InputError (k or offset out of range), IndexNotFoundError (no index loaded).
+            InvalidTextError, InvalidVectorError (also: parts that cancel out), ImageError,
+            NotFoundError (query by id), InvalidFilterError, InputError (k, offset, number of parts
+            or a weight out of range), IndexNotFoundError (no index loaded).
         """
         check_page(k, offset)
         snapshot = self.snapshot
+        if filter is not None:
+            snapshot.check_filter(filter)  # before anything is embedded
         watch = Stopwatch()
-        query_1D, truncated = self._query_vector(query, watch)
-        if isinstance(query, ItemQuery):
-            # the item is its own nearest neighbour wherever the page starts, so drop it first
-            own = snapshot.item(query.id)
-            found = snapshot.search(query_1D, offset + k + 1, target=target)[0]
-            found = [hit for hit in found if hit.item != own][offset : offset + k]
-        else:
-            found = snapshot.search(query_1D, k, target=target, offset=offset)[0]
+        parts = check_parts(query)
+        query_1D, truncated = self._query_vector(parts, watch)
+        # an item is its own nearest neighbour wherever the page starts, so drop it first
+        own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
+
+        def page(k: int, offset: int) -> list[Hit]:
+            if not own:
+                return snapshot.search(query_1D, k, target=target, offset=offset, filter=filter)[0]
+            more = offset + k + len(own)
+            found = snapshot.search(query_1D, more, target=target, filter=filter)[0]
+            return [hit for hit in found if hit.item not in own][offset : offset + k]
+
+        found = page(k, offset)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
+        # a later page is judged by the query's best hit too
+        best = found[:1] if offset == 0 else page(1, 0)
+        judgement = judge(
+            snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
+        )
         watch.lap("search")
         return SearchAnswer(
             hits=hits,
@@ -114,6 +156,8 @@ class Engine:
             truncated=truncated,
             index_version=snapshot.version,
             model=self.fingerprint.model,
+            relevance_K=judgement.relevance_K,
+            no_good_match=judgement.no_good_match,
             vectors_KD=self._vectors(hits) if include_vectors else None,
             timings=watch.stop(),
         )
@@ -128,7 +172,7 @@ class Engine:
         multi_label: bool = False,
         top_k: int | None = None,
     ) -> ClassifyAnswer:
-        """Score every picture against every label.
+        """Score every picture against labels of the caller's; `classifier` can do more.
 
         A picture that cannot be decoded carries its error in its own result; the others answer.
         Probabilities are softmax over the labels, or one sigmoid per label for `multi_label`.
@@ -143,14 +187,10 @@ class Engine:
         Raises:
             InvalidLabelsError: labels, templates or the template set.
         """
-        return self._classifier.classify(
-            images,
-            labels,
-            templates=templates,
-            template_set=template_set,
-            multi_label=multi_label,
-            top_k=top_k,
+        label_set = check_label_set(
+            labels, templates=templates, template_set=template_set, multi_label=multi_label
         )
+        return self.classifier.classify(images, label_set, top_k=top_k)
 
     def item(self, item_id: str) -> Item:
         """One indexed item. Raises NotFoundError."""
@@ -167,6 +207,10 @@ class Engine:
 
     def index_info(self) -> IndexInfo:
         return self.snapshot.info()
+
+    def facets(self) -> Sequence[Facet]:
+        """What filters can ask for: the declared fields and their values."""
+        return self.snapshot.facets()
 
     def warm_up(self) -> None:
         """Run both towers and a search once, so the first caller does not pay for lazy set-up."""
@@ -185,25 +229,31 @@ class Engine:
         with self._decoding:
             return self._encoder.prepare_image(decode_image(data))
 
-    def _query_vector(self, query: SearchQuery, watch: Stopwatch) -> tuple[Vectors, bool]:
-        """The query as a unit row [1, D], and whether its text was cut."""
-        truncated = False
-        match query:
-            case TextQuery(text):
-                prepared_text = self._encoder.prepare_text(check_text(text))
-                truncated = prepared_text.truncated
-                watch.lap("prepare")
-                query_1D = self._encoder.embed_texts([prepared_text])
-            case ImageQuery(data):
-                prepared_image = self._prepare(data)
-                watch.lap("prepare")
-                query_1D = self._encoder.embed_images([prepared_image])
-            case ItemQuery(item_id):
-                query_1D = self.snapshot.vector(_check_id(item_id))[None]
-            case EmbeddingQuery(values):
-                query_1D = check_embedding(values, self._encoder.dim)
+    def _query_vector(self, parts: Sequence[Weighted], watch: Stopwatch) -> tuple[Vectors, bool]:
+        """The query as a unit row [1, D], and whether a text of it was cut."""
+        texts: dict[int, PreparedText] = {}
+        images: dict[int, PreparedImage] = {}
+        vectors: dict[int, Vectors] = {}
+        for position, weighted in enumerate(parts):
+            match weighted.part:
+                case TextQuery(text):
+                    texts[position] = self._encoder.prepare_text(check_text(text))
+                case ImageQuery(data):
+                    images[position] = self._prepare(data)
+                case ItemQuery(item_id):
+                    vectors[position] = self.snapshot.vector(_check_id(item_id))
+                case EmbeddingQuery(values):
+                    vectors[position] = check_embedding(values, self._encoder.dim)[0]
+        watch.lap("prepare")
+        # one call a tower, however many parts
+        if texts:
+            vectors |= zip(texts, self._encoder.embed_texts(list(texts.values())), strict=True)
+        if images:
+            vectors |= zip(images, self._encoder.embed_images(list(images.values())), strict=True)
         watch.lap("embed")
-        return query_1D, truncated
+        vectors_PD = np.stack([vectors[position] for position in range(len(parts))])
+        query_1D = weighted_sum(vectors_PD, [weighted.weight for weighted in parts])
+        return query_1D, any(text.truncated for text in texts.values())
 
     def _vectors(self, hits: Sequence[Hit]) -> Vectors:
         if not hits:

@@ -62,7 +62,9 @@ class Limits:
         limits = self._limits
         if scope["method"] in ("CONNECT", "TRACE"):  # on any path: a proxy's and a debugger's
             detail = "This service takes no such method."
-            return Problem("method-not-allowed", detail, headers={"Allow": "GET, POST"})
+            return Problem(
+                "method-not-allowed", detail, headers={"Allow": "GET, POST, PUT, DELETE"}
+            )
         uri = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
         if uri > limits.uri_bytes:
             return Problem("uri-too-long", f"The limit is {limits.uri_bytes} bytes.")

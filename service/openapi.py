@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service import answers, problems, schemas
+from service import answers, explain_shapes, label_set_shapes, problems, schemas
 
 _REF = "#/components/schemas/"
 _BODIES = (
@@ -20,6 +20,9 @@ _BODIES = (
     schemas.TextToImageRequest,
     schemas.ClassifyRequest,
     schemas.ClassifyForm,
+    label_set_shapes.LabelSetRequest,
+    explain_shapes.ExplainRequest,
+    explain_shapes.ExplainForm,
     answers.ProblemDocument,
 )
 _PICTURE = {"type": "string", "format": "binary"}
@@ -57,6 +60,18 @@ def body_classify() -> dict[str, Any]:
             "content": {
                 "application/json": {"schema": _ref("ClassifyRequest")},
                 "multipart/form-data": {"schema": _ref("ClassifyForm")},
+            },
+        }
+    }
+
+
+def body_explain() -> dict[str, Any]:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _ref("ExplainRequest")},
+                "multipart/form-data": {"schema": _ref("ExplainForm")},
             },
         }
     }

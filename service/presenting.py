@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from models.errors import NotFoundError
 from service import answers, problems
-from service.engine import Engine
-from service.queries import ClassifyAnswer, SearchAnswer
+from service.engine import DEFAULT_NAME, Engine
+from service.queries import ClassifyAnswer, Prediction, SearchAnswer
 
 if TYPE_CHECKING:
+    from indexer.facets import Facet
     from indexer.snapshot import Item
 
 
-def thumbnail_url(item: Item) -> str | None:
+def thumbnail_url(engine: Engine, item: Item) -> str | None:
     """The picture's thumbnail, or that of the picture a text belongs to."""
     image_id = item.id if item.modality == "image" else item.image_id
+    if image_id is None:
+        return None
     # an id may hold slashes, '#' and '?': all of it is one path segment
-    return None if image_id is None else f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    url = f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    return url if engine.name == DEFAULT_NAME else f"{url}?index={quote(engine.name, safe='')}"
 
 
-def _common(item: Item) -> dict[str, Any]:
+def _common(engine: Engine, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "modality": item.modality,
@@ -32,7 +36,7 @@ def _common(item: Item) -> dict[str, Any]:
         "language": item.language,
         "image_id": item.image_id,
         "label": item.label,
-        "thumbnail_url": thumbnail_url(item),
+        "thumbnail_url": thumbnail_url(engine, item),
     }
 
 
@@ -43,7 +47,7 @@ def item(engine: Engine, item_id: str) -> answers.Item:
         for text in engine.captions(found)
     ]
     return answers.Item(
-        **_common(found),
+        **_common(engine, found),
         attributes=dict(found.attributes),
         content_hash=found.content_hash,
         captions=captions,
@@ -53,9 +57,38 @@ def item(engine: Engine, item_id: str) -> answers.Item:
 def index_info(engine: Engine) -> answers.IndexResponse:
     # without the sources: they name the operator's folders
     info = engine.index_info().to_dict()
-    return answers.IndexResponse(
-        **{name: info[name] for name in answers.IndexResponse.model_fields}
+    known = {name: info[name] for name in answers.IndexResponse.model_fields if name in info}
+    fields = [_field(facet) for facet in engine.facets()]
+    more = {"name": engine.name, "fields": fields, "explains": engine.explanations.possible}
+    return answers.IndexResponse(**known | more)
+
+
+def _field(facet: Facet) -> answers.FieldSummary:
+    values = None
+    if facet.values is not None:
+        values = [
+            answers.FieldValue(value=one.value, count=one.images, texts=one.texts)
+            for one in facet.values
+        ]
+    return answers.FieldSummary(
+        name=facet.name,
+        type=facet.type,
+        present=facet.images,
+        distinct=facet.distinct,
+        values=values,
+        min=facet.low,
+        max=facet.high,
     )
+
+
+def indexes(engines: Mapping[str, Engine]) -> answers.IndexesResponse:
+    first = next(iter(engines))
+    listed = []
+    for name, engine in engines.items():
+        info = engine.index_info().to_dict()
+        fields = {key: info[key] for key in answers.IndexSummary.model_fields if key in info}
+        listed.append(answers.IndexSummary(**fields, name=name, default=name == first))
+    return answers.IndexesResponse(indexes=listed)
 
 
 def search(
@@ -63,16 +96,19 @@ def search(
 ) -> answers.SearchResponse:
     hits = []
     for rank, hit in enumerate(answer.hits):
-        fields = _common(hit.item)
+        fields = _common(engine, hit.item)
         if "attributes" in include:
             fields["attributes"] = dict(hit.item.attributes)
         if "embedding" in include and answer.vectors_KD is not None:
             fields["embedding"] = answer.vectors_KD[rank].tolist()
         if "thumbnail" in include:
             fields["thumbnail"] = _inline(engine, hit.item)
-        hits.append(answers.Hit(**fields, score=float(hit.score)))
+        if answer.relevance_K is not None:
+            fields["relevance"] = round(answer.relevance_K[rank], 4)
+        hits.append(answers.Hit(**{"relevance": None} | fields, score=float(hit.score)))
     return answers.SearchResponse(
         hits=hits,
+        no_good_match=answer.no_good_match,
         k=answer.k,
         offset=answer.offset,
         target=answer.target,
@@ -104,14 +140,33 @@ def classification(answer: ClassifyAnswer) -> answers.ClassifyResponse:
             error = answers.PictureError(
                 code=problem.code, title=problem.title, detail=problem.detail
             )
-        predictions = [
-            answers.Prediction(label=p.label, probability=p.probability) for p in result.predictions
-        ]
-        results.append(answers.ClassifyResult(index=index, predictions=predictions, error=error))
+        parents = None if result.parents is None else _predictions(result.parents)
+        results.append(
+            answers.ClassifyResult(
+                index=index,
+                predictions=_predictions(result.predictions),
+                parents=parents,
+                abstained=result.abstained,
+                background=result.background,
+                error=error,
+            )
+        )
     return answers.ClassifyResponse(
         results=results,
         multi_label=answer.multi_label,
+        label_set=answer.label_set,
+        temperature=answer.temperature,
+        abstain=answer.abstain,
         model=answer.model,
         took_ms=answer.timings["total"],
         timings=dict(answer.timings),
     )
+
+
+def _predictions(found: Sequence[Prediction]) -> list[answers.Prediction]:
+    return [
+        answers.Prediction(
+            label=p.label, probability=p.probability, path=None if p.path is None else list(p.path)
+        )
+        for p in found
+    ]

@@ -19,8 +19,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
-from models.errors import DiptychError, ImageError, InputError, NotFoundError, StoreError
+from models.errors import (
+    DiptychError,
+    ImageError,
+    InputError,
+    InvalidFilterError,
+    LabelSetError,
+    LabelSetNotFoundError,
+    NotFoundError,
+    StoreError,
+)
 
 _LOG = logging.getLogger("diptych.service")
 
@@ -44,7 +54,15 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-input": (422, "A value is out of range"),
     "invalid-text": (422, "The text cannot be searched for"),
     "invalid-vector": (422, "The embedding cannot be used"),
+    "label-set-not-found": (404, "No label set has this name"),
+    "label-sets-read-only": (403, "Label sets cannot be changed here"),
+    "label-sets-full": (409, "There are too many label sets"),
+    "label-set-mismatch": (409, "The label set was made with another model"),
+    "label-set-damaged": (500, "The stored label set is damaged"),
+    "label-sets-unwritable": (503, "The label set could not be stored"),
+    "invalid-filter": (422, "The filter cannot be used"),
     "invalid-labels": (422, "The labels or templates cannot be used"),
+    "cannot-explain": (422, "This model cannot explain its answers"),
     "image-empty": (422, "The picture is empty"),
     "image-undecodable": (422, "The picture cannot be decoded"),
     "image-bad-dimensions": (422, "The picture's dimensions are not usable"),
@@ -60,6 +78,18 @@ CATALOGUE: dict[str, tuple[int, str]] = {
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 _RULES = {
     "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label.",
+}
+# code -> (detail, hint)
+_LABEL_SETS: dict[str, tuple[str, str | None]] = {
+    "label-set-not-found": ("No label set has this name.", "GET /v1/label-sets lists them."),
+    "label-set-damaged": ("Its file cannot be read.", "Store it again, or delete it."),
+    "label-set-mismatch": (
+        "Its examples or its temperature belong to another model.",
+        "Store it again with the model in use.",
+    ),
+    "label-sets-full": ("No more can be stored.", "Delete one that is not needed."),
+    "label-sets-read-only": ("The service keeps no label sets, or may not write them.", None),
+    "label-sets-unwritable": ("What was stored before still is; the log has the cause.", None),
 }
 _MAX_ERRORS = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -122,7 +152,11 @@ def refuse(code: str, detail: str, **more: Any) -> ProblemError:
 def of_domain(error: DiptychError) -> Problem:
     """A domain error as a problem. Only messages that describe numbers and rules pass through."""
     code, detail, hint, headers = error.code, error.message, error.hint, {}
-    if isinstance(error, NotFoundError):
+    errors: list[dict[str, str]] = []
+    if isinstance(error, LabelSetNotFoundError | LabelSetError):
+        detail, hint = _LABEL_SETS[code]
+        headers = {"Retry-After": "5"} if code == "label-sets-unwritable" else {}
+    elif isinstance(error, NotFoundError):
         code, detail, hint = "not-found", "No item has this id.", None
     elif isinstance(error, ImageError):
         if code not in CATALOGUE or code == ImageError.code:
@@ -133,14 +167,18 @@ def of_domain(error: DiptychError) -> Problem:
         if "'" in detail or '"' in detail:
             # the message quotes what was sent (labels, templates): name the rule instead
             detail = _RULES.get(code, "The value cannot be used.")
+        if isinstance(error, InvalidFilterError):
+            errors = [{"pointer": f"#/filter{error.where}", "code": code, "detail": detail}]
     elif isinstance(error, StoreError):
         # the message names files; the operator finds it in the log
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None
         headers = {"Retry-After": "5"}
     else:
+        if code == "cannot-explain":
+            return Problem(code, "There is no method for its architecture.")
         code = code if code == "model-unusable" else "internal-error"
         detail, hint = "The request could not be answered; the log has the cause.", None
-    return Problem(code, detail, hint=hint, headers=headers)
+    return Problem(code, detail, errors, hint=hint, headers=headers)
 
 
 def of_pictures(refused: Sequence[DiptychError]) -> Problem:
@@ -202,6 +240,20 @@ def internal() -> Problem:
     return Problem("internal-error", "The request could not be answered; the log has the cause.")
 
 
+def _allowed(request: Request) -> str:
+    """Every method of a path: routes that share one each know only their own."""
+    # a mount takes any method and refuses later; ours hold files, which are only read
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    allowed = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+        )
+    ]
+    return ", ".join(allowed) or "GET"
+
+
 def _safe_name(part: object) -> str:
     """A field's name if it looks like one; the caller's text is not repeated."""
     text = str(part)
@@ -236,6 +288,8 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            error.headers = {**(error.headers or {}), "Allow": _allowed(request)}
         return of_http(error).response(request_id_of(request))
 
     async def gone(request: Request, _: Exception) -> Response:

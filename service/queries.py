@@ -23,6 +23,8 @@ Target: TypeAlias = Literal["images", "texts"]
 MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_TEXT_CHARS = 10_000
+MAX_PARTS = 16
+MAX_WEIGHT = 100.0
 
 # float32 squares overflow above this; an embedding this large was never meant as one
 _LARGEST_ENTRY = 1e19
@@ -52,7 +54,25 @@ class EmbeddingQuery:
     values: Sequence[float]
 
 
-SearchQuery: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+Part: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A part of a composed query; a negative weight asks for less of it."""
+
+    part: Part
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedQuery:
+    """Several parts at once: the weighted sum of their unit vectors, normalised once."""
+
+    parts: tuple[Weighted, ...]
+
+
+SearchQuery: TypeAlias = Part | ComposedQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,9 @@ class SearchAnswer:
     """Hits best first.
 
     Attributes:
+        relevance_K: per hit how far it stands above the index's background, 0 to 1; None where
+            the index cannot tell (`service.judging`).
+        no_good_match: the best hit of the whole query does not stand above it; None likewise.
         vectors_KD: the hits' embeddings in hit order, when asked for.
         truncated: the query text was longer than the model's context and was cut.
         timings: milliseconds per stage (`prepare`, `embed`, `search`, `total`).
@@ -72,31 +95,53 @@ class SearchAnswer:
     truncated: bool
     index_version: int
     model: str
+    relevance_K: tuple[float, ...] | None = None
+    no_good_match: bool | None = None
     vectors_KD: Vectors | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
+    """A label, or a node of a tree of labels with its path."""
+
     label: str
     probability: float
+    path: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One picture's classes, most likely first, or the error that refused it."""
+    """One picture's classes, most likely first, or the error that refused it.
+
+    Attributes:
+        parents: the inner nodes of a tree of labels, most likely first; None without a tree.
+        background: how probable none of these is, where that was asked for.
+        abstained: `background` reached the threshold; the predictions stay.
+    """
 
     predictions: tuple[Prediction, ...] = ()
     error: DiptychError | None = None
+    parents: tuple[Prediction, ...] | None = None
+    background: float | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyAnswer:
-    """One result per picture, in the order given; timings as in `SearchAnswer`."""
+    """One result per picture, in the order given; timings as in `SearchAnswer`.
+
+    Attributes:
+        label_set: the stored label set's name, if one was used.
+        abstain: the threshold on `background`, or None where it was not judged.
+    """
 
     results: tuple[ImageResult, ...]
     multi_label: bool
     model: str
+    label_set: str | None = None
+    temperature: float = 1.0
+    abstain: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -151,3 +196,19 @@ def check_page(k: int, offset: int) -> None:
         raise InputError(f"k must be between 1 and {MAX_K}")
     if not 0 <= offset <= MAX_OFFSET:
         raise InputError(f"offset must be between 0 and {MAX_OFFSET}")
+
+
+def check_parts(query: SearchQuery) -> tuple[Weighted, ...]:
+    """The parts of a query, one for a query that is not composed.
+
+    Raises:
+        InputError: not 1 to `MAX_PARTS` parts, or a weight that is zero, not finite or larger than
+            `MAX_WEIGHT` either way.
+    """
+    parts = query.parts if isinstance(query, ComposedQuery) else (Weighted(query),)
+    if not 1 <= len(parts) <= MAX_PARTS:
+        raise InputError(f"a query has 1 to {MAX_PARTS} parts, not {len(parts)}")
+    for part in parts:
+        if not 0.0 < abs(part.weight) <= MAX_WEIGHT:  # false for NaN too
+            raise InputError(f"a weight lies between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, not zero")
+    return parts

@@ -14,6 +14,7 @@ import numpy as np
 
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import ModelError
+from models.explain import Area, Explainer, RelevanceMap, cannot_explain
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -56,6 +57,29 @@ class SerialEncoder:
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
         with self._lock:
             return _finite(self._encoder.embed_texts(texts))
+
+    @property
+    def explanation_method(self) -> str | None:
+        """How the pair explains its answers (`models.explain`); None if it cannot."""
+        try:
+            return self._explainer().explanation_method
+        except ModelError:
+            return None
+
+    def explained_area(self, width: int, height: int) -> Area:
+        """See `models.explain.Explainer`. Raises ModelError, code `cannot-explain`."""
+        return self._explainer().explained_area(width, height)
+
+    def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
+        """See `models.explain.Explainer`. Raises ModelError, code `cannot-explain`."""
+        explainer = self._explainer()
+        with self._lock:
+            return explainer.relevance_map(image, direction_D)
+
+    def _explainer(self) -> Explainer:
+        if not isinstance(self._encoder, Explainer):
+            raise cannot_explain("it has no method")
+        return self._encoder
 
 
 def _finite(vectors_BD: Vectors) -> Vectors:

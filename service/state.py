@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
 from service.engine import Engine
+from service.problems import refuse
 
 
 @dataclass(slots=True)
 class AppState:
-    """The engine, and whether it has answered a warm-up and is not draining."""
+    """The engines by name, and whether they have answered a warm-up and are not draining.
 
-    engine: Engine
+    The first engine answers requests that name none.
+    """
+
+    engines: Mapping[str, Engine]
     ready: bool = False
+
+    def engine(self, name: str | None) -> Engine:
+        """The engine of a name; raises a `not-found` problem."""
+        if name is None:
+            return next(iter(self.engines.values()))
+        if name not in self.engines:
+            raise refuse("not-found", "No index has this name.")
+        return self.engines[name]
 
 
 def app_state(request: Request) -> AppState:
@@ -24,9 +37,18 @@ def app_state(request: Request) -> AppState:
     return state
 
 
-def _engine(request: Request) -> Engine:
-    return app_state(request).engine
+IndexName = Annotated[
+    str | None,
+    Query(description="Which index answers, as /v1/indexes names it; without it the first."),
+]
+
+
+def _engine(request: Request, index: IndexName = None) -> Engine:
+    if len(request.query_params.getlist("index")) > 1:
+        raise refuse("invalid-request", "A query parameter is given twice.")
+    return app_state(request).engine(index)
 
 
 EngineOf = Annotated[Engine, Depends(_engine)]
+"""The engine of the index a request names."""
 StateOf = Annotated[AppState, Depends(app_state)]

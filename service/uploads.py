@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 
 from service import bodies, schemas
-from service.problems import refuse
+from service.problems import ProblemError, refuse
 
 _SPLIT = re.compile(r"[,\n，、]")
 
@@ -18,18 +19,22 @@ _SPLIT = re.compile(r"[,\n，、]")
 class PictureSearch:
     image: bytes
     options: schemas.ImageSearchOptions
+    filter: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class PictureClasses:
     images: list[bytes]
     options: schemas.ClassifyOptions
+    examples: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
 
 async def picture_search(request: Request) -> PictureSearch:
     """A FastAPI dependency: one picture and the options beside it."""
     parameters: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
+        if name == "index":  # which index answers is the route's affair, for every route
+            continue
         if name in parameters:
             raise refuse("invalid-request", "A query parameter is given twice.")
         parameters[name] = value
@@ -49,7 +54,18 @@ async def picture_search(request: Request) -> PictureSearch:
     else:
         raise refuse("unsupported-media-type", "Send multipart/form-data or an image/* body.")
     options = bodies.validated(schemas.ImageSearchOptions, parameters, place="query")
-    return PictureSearch(picture, options)
+    return PictureSearch(picture, options, _filter(options.filter))
+
+
+def _filter(text: str | None) -> Any:
+    """A filter that came as text; None without one."""
+    if text is None:
+        return None
+    try:
+        return bodies.parse_json(text.encode())
+    except ProblemError as error:
+        error_list = [{"parameter": "filter", "code": "invalid-filter", "detail": error.detail}]
+        raise refuse("invalid-filter", f"As JSON: {error.detail}", errors=error_list) from None
 
 
 async def picture_classes(request: Request) -> PictureClasses:
@@ -59,7 +75,11 @@ async def picture_classes(request: Request) -> PictureClasses:
         document = bodies.parse_json(await request.body())
         body = bodies.validated(schemas.ClassifyRequest, document)
         # a picture whose base64 is broken fails alone, as an undecodable one does
-        return PictureClasses([bodies.decode_base64(text) or b"?" for text in body.images], body)
+        images = bodies.decode_pictures(body.images)
+        examples = {
+            label: bodies.decode_pictures(texts) for label, texts in (body.examples or {}).items()
+        }
+        return PictureClasses(images, body, examples)
     if kind != "multipart/form-data":
         raise refuse("unsupported-media-type", "Send multipart/form-data or application/json.")
     form = await bodies.read_form(request)

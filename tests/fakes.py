@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from models.encoder import Fingerprint, PreparedImage, PreparedText
+from models.explain import Area, RelevanceMap, seen_area, to_unit_range
 from models.vectors import Vectors, unit_rows
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -89,6 +90,20 @@ class ColourEncoder:
             if not row.any():
                 row[-1] = 1.0
         return unit_rows(rows)
+
+    # -- models.explain.Explainer: a cell of 4 x 4 pixels answers by how much of a colour it holds
+
+    explanation_method = "local-head"
+
+    def explained_area(self, width: int, height: int) -> Area:
+        return seen_area(width, height, resize="squash")
+
+    def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
+        cells = np.asarray(image).reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, 4, 4, 3)
+        embedded = self.images_embedded
+        scores = self.embed_images(list(cells)) @ direction_D
+        self.images_embedded = embedded
+        return to_unit_range(scores.reshape(4, 4))
 
 
 def solid(colour: str, *, size: tuple[int, int] = (32, 32), fmt: str = "PNG") -> bytes:

@@ -10,7 +10,8 @@ from fakes import ColourEncoder, halves, solid
 from indexes import ListSource
 from starlette.testclient import TestClient
 
-from indexer.builder import build_index
+from indexer.builder import BuildOptions, build_index
+from indexer.fields import parse_fields
 from indexer.snapshot import open_snapshot
 from models.data.records import Record
 from service.app import ServiceSettings, create_app
@@ -32,7 +33,8 @@ RECORDS = [
 
 
 def build_colours(out: Path) -> Path:
-    build_index([ListSource(RECORDS)], out, ColourEncoder())
+    options = BuildOptions(fields=parse_fields(["year:int", "mood", "shiny:bool,tags:str[]"]))
+    build_index([ListSource(RECORDS)], out, ColourEncoder(), options=options)
     return out
 
 

@@ -135,3 +135,44 @@ def mean_per_class_recall(score_BC: Scores, target_B: Sequence[int]) -> float:
 def _class_hits(score_BC: Scores, target_B: Sequence[int], k: int) -> Scores:
     relevant_BC = np.asarray(target_B)[:, None] == np.arange(score_BC.shape[1])[None, :]
     return hits_at_k(score_BC, relevant_BC, k)
+
+
+def reliability(
+    confidence_B: Scores, correct_B: npt.NDArray[np.bool_], bins: int = 15
+) -> list[tuple[int, float, float]]:
+    """Pictures by how sure the classifier was: (count, mean confidence, accuracy) per bin.
+
+    Bin i of M holds confidences in (i / M, (i + 1) / M]; an empty bin is (0, 0.0, 0.0).
+    """
+    # a confidence of exactly i / M belongs below, and 0 to the first bin
+    at_B = np.clip(np.ceil(np.asarray(confidence_B) * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for i in range(bins):
+        inside = at_B == i
+        count = int(inside.sum())
+        sure = float(np.asarray(confidence_B)[inside].mean()) if count else 0.0
+        right = float(np.asarray(correct_B)[inside].mean()) if count else 0.0
+        rows.append((count, sure, right))
+    return rows
+
+
+def expected_calibration_error(
+    probability_BC: Scores, target_B: Sequence[int], bins: int = 15
+) -> float:
+    """How far confidence and accuracy lie apart: Guo et al. 2017 (arXiv:1706.04599), equation 3.
+
+        ECE = sum over bins i of count[i] / B * |accuracy[i] - confidence[i]|
+
+    Args:
+        probability_BC: rows that add up to one; the largest entry is the confidence.
+
+    Example: sure at 0.8 of both pictures, right about one:
+
+        >>> chances = np.array([[0.8, 0.2], [0.8, 0.2]])
+        >>> round(expected_calibration_error(chances, [0, 1]), 3)
+        0.3
+    """
+    confidence_B = probability_BC.max(axis=1)
+    correct_B = probability_BC.argmax(axis=1) == np.asarray(target_B)
+    rows = reliability(confidence_B, correct_B, bins)
+    return sum(count * abs(right - sure) for count, sure, right in rows) / len(probability_BC)

@@ -87,6 +87,14 @@ class ImageTower:
         result: Tensor = features_BF.float()
         return result
 
+    @torch.inference_mode()
+    def feature_map(self, image: PreparedImage) -> Tensor:
+        """float32 [H W, 1280] of one picture, row by row, whose mean is its features; 9 x 9."""
+        pixels_1HWC = torch.from_numpy(np.array(image)[None]).to(self.device)
+        pixels_1CHW = pixels_1HWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
+        map_1FHW: Tensor = self._network.forward_features(pixels_1CHW)  # type: ignore[operator]
+        return map_1FHW[0].flatten(1).T.float()
+
 
 class TextTower:
     """Texts -> 512 features. One thread at a time; `prepare` from any thread."""

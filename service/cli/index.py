@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,7 +31,8 @@ def index() -> None:
     epilog="\b\nExamples:\n"
     "  diptych index build ~/Pictures --out photos.index\n"
     "  diptych index build 'shards/{00000..00012}.tar' --out big.index --text-field captions.en\n"
-    "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n\n"
+    "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n"
+    "  diptych index build items.jsonl --out shop.index --filterable 'year:int,tags:str[]'\n\n"
     "Run the same command again to resume a killed build or to bring the index up to date: only "
     "new and changed pictures are embedded."
 )
@@ -46,6 +47,14 @@ def index() -> None:
 @click.option("--text-field", help="Dotted path of the captions, e.g. captions.en.")
 @click.option("--label-field", help="Dotted path of the label, e.g. label.")
 @click.option(
+    "--filterable",
+    multiple=True,
+    metavar="NAME[=PATH]:TYPE",
+    help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
+    "float, str, bool or str[], PATH a dotted path. They are declared when an index is made and "
+    "kept from then on. label and language need no declaration.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
@@ -54,6 +63,7 @@ def index() -> None:
 )
 @click.option("--no-thumbnails", is_flag=True, help="Store no previews in the index.")
 @click.option("--no-captions", is_flag=True, help="Do not index texts as items of their own.")
+@click.option("--no-relevance", is_flag=True, help="Keep no background to judge hits against.")
 @click.option(
     "--rejects",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -75,9 +85,11 @@ def build(
     threads: int | None,
     text_field: str | None,
     label_field: str | None,
+    filterable: tuple[str, ...],
     batch_size: int,
     no_thumbnails: bool,
     no_captions: bool,
+    no_relevance: bool,
     rejects: Path | None,
     max_errors: int | None,
     as_json: bool,
@@ -88,11 +100,15 @@ def build(
     everything else is indexed then.
     """
     from indexer.builder import BuildOptions, build_index
+    from indexer.fields import parse_fields
     from indexer.store import require_index_or_empty
     from models.data import open_source
     from models.registry import load_encoder
 
     require_index_or_empty(out)  # before a model is loaded for nothing
+    fields = parse_fields(filterable) if filterable else None
+    if label_field is not None and label_field in {field.path for field in fields or ()}:
+        raise click.UsageError(f"{label_field} is the label: filter by label, undeclared")
     opened = [
         open_source(source, text_field=text_field, label_field=label_field) for source in sources
     ]
@@ -100,8 +116,10 @@ def build(
         batch_size=batch_size,
         thumbnails=not no_thumbnails,
         captions=not no_captions,
+        fields=fields,
         rejects=rejects,
         max_errors=max_errors,
+        relevance=not no_relevance,
     )
     name = model or _model_of(out)
     note(f"Loading {name} ...")
@@ -136,6 +154,8 @@ def info(path: Path, as_json: bool) -> None:
         "items": f"{about.images:,} images, {about.texts:,} texts",
         "segments": f"{about.segments}, {about.tombstones:,} rows superseded",
         "size": _bytes(about.bytes),
+        "fields": ", ".join(f"{field['name']} ({field['type']})" for field in about.fields),
+        "relevance": _relevance(about.relevance),
     }
     for name, value in lines.items():
         click.echo(f"{name:<9} {value}")
@@ -162,6 +182,17 @@ def verify(path: Path, as_json: bool) -> int:
         state = "sound" if report.ok else f"{len(report.problems)} problems"
         click.echo(f"{path}: {state}; {report.files} files, {_bytes(report.bytes)} checked")
     return OK if report.ok else CORRUPT
+
+
+def _relevance(about: dict[str, Any] | None) -> str:
+    """What hits are judged against."""
+    if about is None:
+        return "none kept: hits carry a score only"
+    parts = [
+        f"{target} by {', '.join(one['kinds']) or 'nothing, too few'}"
+        for target, one in about.items()
+    ]
+    return f"{about['images']['queries']} background queries; {'; '.join(parts)}"
 
 
 def _model_of(out: Path) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import click
 
+from models.errors import InvalidFilterError
 from service.cli.exits import OK
 from service.cli.output import emit_json, json_option, model_options, note
 
 if TYPE_CHECKING:
+    from indexer.filters import Filter
     from indexer.snapshot import Item
     from service.queries import SearchAnswer, SearchQuery, Target
 
@@ -21,7 +26,10 @@ _TEXT_WIDTH = 80
 @click.command(
     epilog='\b\nExamples:\n  diptych search --index photos.index "a dog on the beach"\n'
     "  diptych search --index photos.index --image cat.jpg -k 5\n"
-    "  diptych search --index photos.index --image cat.jpg --target texts --json"
+    "  diptych search --index photos.index --image cat.jpg --target texts --json\n"
+    "  diptych search --index photos.index beach --plus sunset --minus people --like IMG_7.jpg\n"
+    "  diptych search --index photos.index bag --filter '"
+    '{"field": "year", "gte": 2020}\''
 )
 @click.option(
     "--index",
@@ -34,7 +42,16 @@ _TEXT_WIDTH = 80
 @click.option(
     "--image",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Search by this picture instead of a text.",
+    help="Search by this picture, instead of a text or together with it.",
+)
+@click.option("--plus", multiple=True, metavar="TEXT", help="Also this; repeatable.")
+@click.option("--minus", multiple=True, metavar="TEXT", help="Less of this; repeatable.")
+@click.option("--like", multiple=True, metavar="ID", help="Like this item; repeatable.")
+@click.option(
+    "--filter",
+    "filter_json",
+    metavar="JSON",
+    help="Only items that meet this; `diptych index info` lists the fields.",
 )
 @click.option(
     "--target",
@@ -63,6 +80,10 @@ def search(
     index_dir: Path,
     text: str | None,
     image: Path | None,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    like: tuple[str, ...],
+    filter_json: str | None,
     target: Target,
     k: int,
     offset: int,
@@ -72,19 +93,19 @@ def search(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Search an index by TEXT, or by a picture with --image.
+    """Search an index by TEXT, by a picture with --image, or by several things at once.
 
     Prints rank, score (the cosine), path and text, best first.
     """
     from indexer.snapshot import open_snapshot
-    from service.queries import ImageQuery, TextQuery, check_text
 
-    if (text is None) == (image is None):
-        raise click.UsageError("give either a text or --image FILE")
-    query: SearchQuery
     # what is wrong with the query is said before a model is loaded for it
-    query = TextQuery(check_text(text)) if text is not None else ImageQuery(_read(image))
+    query = _query(text, image, plus, minus, like)
+    wanted = None if filter_json is None else _filter(filter_json)
     with open_snapshot(index_dir, fingerprint=None) as snapshot:
+        if wanted is not None:
+            with _pointing_into_the_filter():
+                snapshot.check_filter(wanted)
         from models.registry import load_encoder
         from service.engine import Engine
 
@@ -94,7 +115,9 @@ def search(
             precision=precision,
             threads=threads,
         )
-        answer = Engine(encoder, snapshot).search(query, target=target, k=k, offset=offset)
+        answer = Engine(encoder, snapshot).search(
+            query, target=target, k=k, offset=offset, filter=wanted
+        )
     if as_json:
         emit_json(_document(answer))
     else:
@@ -104,8 +127,55 @@ def search(
     return OK
 
 
-def _read(path: Path | None) -> bytes:
-    assert path is not None, "one of text and image is given"
+def _query(
+    text: str | None,
+    image: Path | None,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    like: tuple[str, ...],
+) -> SearchQuery:
+    from service.queries import (
+        ComposedQuery,
+        ImageQuery,
+        ItemQuery,
+        TextQuery,
+        Weighted,
+        check_parts,
+        check_text,
+    )
+
+    texts = [*([] if text is None else [text]), *plus]
+    parts = [Weighted(TextQuery(check_text(one))) for one in texts]
+    parts += [] if image is None else [Weighted(ImageQuery(_read(image)))]
+    parts += [Weighted(ItemQuery(one)) for one in like]
+    if not parts:
+        raise click.UsageError("give either a text or --image FILE, or --plus or --like")
+    parts += [Weighted(TextQuery(check_text(one)), -1.0) for one in minus]
+    check_parts(ComposedQuery(tuple(parts)))
+    return parts[0].part if len(parts) == 1 else ComposedQuery(tuple(parts))
+
+
+def _filter(text: str) -> Filter:
+    from indexer.filters import parse_filter
+
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise click.UsageError("--filter is not JSON") from None
+    with _pointing_into_the_filter():
+        return parse_filter(document)
+
+
+@contextmanager
+def _pointing_into_the_filter() -> Iterator[None]:
+    try:
+        yield
+    except InvalidFilterError as error:
+        where = f" at {error.where}" if error.where else ""
+        raise click.UsageError(f"--filter{where}: {error.message}") from None
+
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -118,6 +188,7 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
             {
                 "rank": answer.offset + rank,
                 "score": round(hit.score, 6),
+                "relevance": _relevance(answer, rank - 1),
                 "id": hit.item.id,
                 "modality": hit.item.modality,
                 "uri": hit.item.uri,
@@ -129,6 +200,7 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
             }
             for rank, hit in enumerate(answer.hits, start=1)
         ],
+        "no_good_match": answer.no_good_match,
         "k": answer.k,
         "offset": answer.offset,
         "target": answer.target,
@@ -139,9 +211,15 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
     }
 
 
+def _relevance(answer: SearchAnswer, position: int) -> float | None:
+    return None if answer.relevance_K is None else round(answer.relevance_K[position], 4)
+
+
 def _print(answer: SearchAnswer) -> None:
     if not answer.hits:
         note("Nothing found.")
+    elif answer.no_good_match:
+        note("Nothing here fits well; these are the closest.")
     for rank, hit in enumerate(answer.hits, start=answer.offset + 1):
         line = f"{rank:3d}  {hit.score:6.3f}  {_where(hit.item)}"
         if hit.item.text:

@@ -1,43 +1,58 @@
-"""`diptych serve`: an index over HTTP, with the page at `/`.
+"""`diptych serve`: one index or several over HTTP, with the page at `/`.
 
-Whatever can fail does so before the model is loaded: the address, the port, the index.
+Whatever can fail does so before a model is loaded: the address, the port, every index.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from models.errors import DiptychError
 from service.cli.exits import OK
 from service.cli.output import emit_json, json_option, model_options, note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import uvicorn
 
+    from indexer.snapshot import Snapshot
     from service.app import ServiceSettings
     from service.engine import Engine
+    from service.label_set_store import LabelSetStore
 
 _KEEP_ALIVE_S = 15
 _DRAIN_S = 30
+_NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 
 
 @click.command(
     epilog="\b\nExamples:\n  diptych serve --index photos.index\n"
-    "  diptych serve --index photos.index --port 9000 --device cpu"
+    "  diptych serve --index photos.index --port 9000 --device cpu\n"
+    "  diptych serve --index small=a.index --index large=b.index"
 )
 @click.option(
     "--index",
-    "index_dir",
+    "indexes",
+    metavar="[NAME=]PATH",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The index directory, as `diptych index build --out` made it.",
+    multiple=True,
+    help="An index directory, as `diptych index build --out` made it; repeatable. Requests choose "
+    "by NAME, the directory's name without .index unless given; the first answers the others.",
+)
+@click.option(
+    "--label-sets",
+    "label_sets",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where named label sets are kept. [default: PATH.label-sets beside the first index]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -56,7 +71,8 @@ _DRAIN_S = 30
 @model_options
 @json_option
 def serve(
-    index_dir: Path,
+    indexes: tuple[str, ...],
+    label_sets: Path | None,
     host: str,
     port: int,
     insecure_public: bool,
@@ -66,7 +82,7 @@ def serve(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Serve an index over HTTP, with a web page at / and documentation at /docs.
+    """Serve indexes over HTTP, with a web page at / and documentation at /docs.
 
     Prints the address once it answers. Ctrl-C or SIGTERM lets running requests finish.
     """
@@ -76,26 +92,97 @@ def serve(
             f"{host} can be reached from other machines and there are no API keys yet; "
             "use 127.0.0.1, or --insecure-public behind a proxy of your own"
         )
+    paths = _paths(indexes)
     listener = _listen(host, port)
-    with listener:
-        from indexer.snapshot import open_snapshot
-        from service.engine import Engine
-
+    with listener, ExitStack() as closing:
         # without binding first: verifying the files is quick, loading a model is not
-        with open_snapshot(index_dir, fingerprint=None) as snapshot:
+        snapshots = _open(paths, closing)
+        store = _label_sets(label_sets, next(iter(paths.values())))
+        engines = _engines(
+            snapshots, store, model, device=device, precision=precision, threads=threads
+        )
+        for engine in engines:
+            engine.warm_up()
+        _run(engines, listener, loopback=loopback, as_json=as_json)
+    return OK
+
+
+def _paths(values: Sequence[str]) -> dict[str, Path]:
+    """`[NAME=]PATH` options as paths by name, in order."""
+    paths: dict[str, Path] = {}
+    for value in values:
+        named = _NAMED.fullmatch(value)
+        # a directory's own name may hold an equals sign
+        if named is not None and not Path(value).exists():
+            name, path = named["name"], Path(named["path"])
+        else:
+            path = Path(value)
+            name = path.resolve().name.removesuffix(".index") or "index"
+        if name in paths:
+            raise click.UsageError(
+                f"two indexes would be named {name}; tell them apart with --index NAME=PATH"
+            )
+        paths[name] = path
+    return paths
+
+
+def _open(paths: dict[str, Path], closing: ExitStack) -> dict[str, Snapshot]:
+    from indexer.snapshot import open_snapshot
+
+    snapshots = {}
+    for name, path in paths.items():
+        try:
+            snapshots[name] = closing.enter_context(open_snapshot(path, fingerprint=None))
+        except DiptychError as error:
+            error.message = f"index {name}: {error.message}"
+            raise
+    return snapshots
+
+
+def _label_sets(directory: Path | None, index: Path) -> LabelSetStore:
+    """The label sets, by default in a directory beside the index, which is never written to."""
+    from service.label_set_store import LabelSetStore
+
+    beside = index.resolve()
+    return LabelSetStore(directory or beside.with_name(beside.name + ".label-sets"))
+
+
+def _engines(
+    snapshots: dict[str, Snapshot],
+    label_sets: LabelSetStore,
+    model: str | None,
+    *,
+    device: str,
+    precision: str,
+    threads: int | None,
+) -> list[Engine]:
+    """An engine per index; indexes of one encoder pair share it, and its place on the device."""
+    from service.engine import Engine
+    from service.serial import SerialEncoder
+
+    loaded: dict[str, SerialEncoder] = {}
+    engines = []
+    for name, snapshot in snapshots.items():
+        # with --model all share that one, and an index of another pair refuses it below
+        key = model or snapshot.fingerprint.digest
+        if key not in loaded:
             note(f"Loading {model or snapshot.fingerprint.model} ...")
             from models.registry import load_encoder
 
-            encoder = load_encoder(
-                model or snapshot.fingerprint.model,
-                device=device,
-                precision=precision,
-                threads=threads,
+            loaded[key] = SerialEncoder(
+                load_encoder(
+                    model or snapshot.fingerprint.model,
+                    device=device,
+                    precision=precision,
+                    threads=threads,
+                )
             )
-            engine = Engine(encoder, snapshot)
-            engine.warm_up()
-            _run(engine, listener, loopback=loopback, as_json=as_json)
-    return OK
+        try:
+            engines.append(Engine(loaded[key], snapshot, name=name, label_sets=label_sets))
+        except DiptychError as error:
+            error.message = f"index {name}: {error.message}"
+            raise
+    return engines
 
 
 def _is_loopback(host: str) -> bool:
@@ -139,7 +226,9 @@ def _url_host(listener: socket.socket) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _run(engine: Engine, listener: socket.socket, *, loopback: bool, as_json: bool) -> None:
+def _run(
+    engines: Sequence[Engine], listener: socket.socket, *, loopback: bool, as_json: bool
+) -> None:
     import uvicorn
 
     from service.app import create_app
@@ -148,7 +237,7 @@ def _run(engine: Engine, listener: socket.socket, *, loopback: bool, as_json: bo
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # stderr
     logging.getLogger("diptych").setLevel(logging.INFO)
     config = uvicorn.Config(
-        create_app(engine, _settings(listener, loopback=loopback)),
+        create_app(engines, _settings(listener, loopback=loopback)),
         http=ProblemH11Protocol,
         ws="none",
         lifespan="on",
@@ -164,10 +253,14 @@ def _run(engine: Engine, listener: socket.socket, *, loopback: bool, as_json: bo
     url = f"http://{_url_host(listener)}:{listener.getsockname()[1]}"
 
     def announce() -> None:
+        versions = {engine.name: engine.snapshot.version for engine in engines}
         if as_json:
-            emit_json({"url": url, "index_version": engine.snapshot.version, "ready": True})
+            first = next(iter(versions.values()))
+            emit_json({"url": url, "index_version": first, "indexes": versions, "ready": True})
         else:
-            click.echo(f"Serving {engine.index_info().images} pictures at {url}")
+            count = sum(engine.index_info().images for engine in engines)
+            among = f" in {len(engines)} indexes" if len(engines) > 1 else ""
+            click.echo(f"Serving {count} pictures{among} at {url}")
 
     # uvicorn raises the signal again once it has drained; a clean stop is not a failure
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

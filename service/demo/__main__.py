@@ -28,6 +28,7 @@ class Demo:
     text_queries: tuple[str, ...]
     picture: Path | None
     labels: str
+    filterable: tuple[str, ...] = ()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +46,10 @@ def demo(data: Path | None, home: Path, port: int, serve: bool) -> None:
     """Index real photographs, ask three questions, classify a picture, serve the page."""
     chosen = _own(data, home) if data else _collection(home)
     index = str(chosen.index)
-    _run(["index", "build", str(chosen.source), "--out", index], allow_partial=True)
+    build = ["index", "build", str(chosen.source), "--out", index]
+    if chosen.filterable and not chosen.index.exists():  # fields are declared once
+        build += ["--filterable", ",".join(chosen.filterable)]
+    _run(build, allow_partial=True)
     for query in chosen.text_queries:
         _run(["search", "--index", index, query, "-k", "3"])
     if chosen.picture:
@@ -72,6 +76,7 @@ def _collection(home: Path) -> Demo:
                 text_queries=("a bird with colourful feathers", "红色的水果"),
                 picture=manifest.parent / tiger,
                 labels="tiger,zebra,dog,strawberry,truck",
+                filterable=("category:str",),
             )
     click.echo("No apt packages here: using the photographs inside the scikit-image wheel instead.")
     manifest = wheel_photos.write_manifest(home / "wheel-photos")

@@ -6,8 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from models.errors import InvalidLabelsError
 from service import answers, presenting, problems
+from service.engine import Engine
+from service.explaining import direction_of
+from service.label_sets import LabelSet, check_label_set
 from service.openapi import body_classify
+from service.routes.explain import data_uri
+from service.schemas import MAX_EXPLAINED, MAX_IMAGES
 from service.state import EngineOf
 from service.uploads import PictureClasses, picture_classes
 
@@ -24,15 +30,51 @@ def classify(
     be read is the whole answer a problem.
     """
     options = upload.options
-    answer = engine.classify(
+    if options.explain:
+        if len(upload.images) > MAX_EXPLAINED:
+            raise problems.refuse(
+                "invalid-request", f"With `explain` at most {MAX_EXPLAINED} pictures."
+            )
+        engine.explanations.require()
+    label_set = _label_set(upload, engine)
+    answer = engine.classifier.classify(
         upload.images,
-        options.labels,
-        templates=options.templates,
-        template_set=options.template_set,
-        multi_label=options.multi_label,
+        label_set,
         top_k=options.top_k,
+        level=options.level,
+        abstain=options.abstain,
+        name=options.label_set,
     )
     refused = [result.error for result in answer.results if result.error is not None]
     if len(refused) == len(answer.results):
         raise problems.ProblemError(problems.of_pictures(refused))
-    return presenting.classification(answer)
+    found = presenting.classification(answer)
+    if options.explain:
+        class_CD = engine.classifier.class_directions(label_set)
+        for image, result, shown in zip(upload.images, answer.results, found.results, strict=True):
+            if result.predictions:
+                direction_D = direction_of(result.predictions[0], label_set, class_CD)
+                drawn = engine.explanations.explain_direction(image, direction_D)
+                shown.heatmap = data_uri(drawn.png)
+    return found
+
+
+def _label_set(upload: PictureClasses, engine: Engine) -> LabelSet:
+    """The stored label set a request names, or the one it spells out."""
+    options = upload.options
+    if options.label_set is not None:
+        return engine.classifier.stored(options.label_set)
+    assert options.labels is not None, "the schema asks for one of the two"
+    wanted = check_label_set(
+        options.labels,
+        templates=options.templates,
+        template_set=options.template_set,
+        multi_label=options.multi_label,
+        hierarchy=options.hierarchy,
+        temperature=options.temperature,
+        alpha=options.alpha,
+        beta=options.beta,
+    )
+    if sum(map(len, upload.examples.values())) > MAX_IMAGES:
+        raise InvalidLabelsError(f"at most {MAX_IMAGES} example pictures are possible here")
+    return engine.classifier.with_examples(wanted, upload.examples)

@@ -1,4 +1,4 @@
-"""GET /v1/index, /v1/items/{id} and its thumbnail."""
+"""GET /v1/indexes, /v1/index, /v1/items/{id} and its thumbnail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from service import answers, presenting, schemas
-from service.state import EngineOf
+from service.state import EngineOf, StateOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 
@@ -28,6 +28,12 @@ def index(engine: EngineOf, response: Response) -> answers.IndexResponse:
     info = presenting.index_info(engine)
     response.headers["Index-Version"] = str(info.version)
     return info
+
+
+@router.get("/indexes", summary="All that is served")
+def indexes(state: StateOf) -> answers.IndexesResponse:
+    """The indexes this service answers from, the one that needs no naming first."""
+    return presenting.indexes(state.engines)
 
 
 # before the plain item: its path would swallow this one

@@ -6,18 +6,42 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from indexer.filters import parse_filter
 from service import answers, bodies, presenting, schemas
 from service.engine import Engine
 from service.openapi import body_json, body_picture
 from service.problems import refuse
-from service.queries import EmbeddingQuery, ImageQuery, ItemQuery, SearchQuery, Target, TextQuery
+from service.queries import (
+    ComposedQuery,
+    EmbeddingQuery,
+    ImageQuery,
+    ItemQuery,
+    Part,
+    SearchQuery,
+    Target,
+    TextQuery,
+    Weighted,
+)
 from service.state import EngineOf
 from service.uploads import PictureSearch, picture_search
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
 
 
-def _query(query: schemas.Query) -> SearchQuery:
+def _query(given: schemas.Query | list[schemas.Query]) -> SearchQuery:
+    if not isinstance(given, list):
+        part = _part(given, "#/query")
+        # alone a weight only tells towards from away
+        return part if given.weight > 0 else ComposedQuery((Weighted(part, given.weight),))
+    return ComposedQuery(
+        tuple(
+            Weighted(_part(query, f"#/query/{number}"), query.weight)
+            for number, query in enumerate(given)
+        )
+    )
+
+
+def _part(query: schemas.Query, pointer: str) -> Part:
     if query.text is not None:
         return TextQuery(query.text)
     if query.id is not None:
@@ -30,7 +54,9 @@ def _query(query: schemas.Query) -> SearchQuery:
         raise refuse(
             "image-undecodable",
             "Not base64, and not a data: URI of base64.",
-            errors=[{"pointer": "#/query/image", "code": "image-undecodable", "detail": "base64"}],
+            errors=[
+                {"pointer": f"{pointer}/image", "code": "image-undecodable", "detail": "base64"}
+            ],
         )
     return ImageQuery(data)
 
@@ -43,6 +69,7 @@ def _answer(
         target=target,
         k=page.k,
         offset=page.offset,
+        filter=None if page.filter is None else parse_filter(page.filter),
         min_score=page.min_score,
         include_vectors="embedding" in page.include,
     )
@@ -61,7 +88,11 @@ def search(
     engine: EngineOf,
     response: Response,
 ) -> answers.SearchResponse:
-    """The `k` pictures or texts closest to the query, best first; `score` is the cosine."""
+    """The `k` pictures or texts closest to the query, best first; `score` is the cosine.
+
+    The query may have several parts, each with a weight: text, picture, item or embedding. Items
+    of the query are left out of the hits.
+    """
     return _answer(engine, response, _query(body.query), body.target, body)
 
 
@@ -98,7 +129,8 @@ def image_to_text(
     Send the picture as the field `image` of a multipart form, or as the body itself. Options are
     query parameters, or fields of the form.
     """
+    options = upload.options
     page = schemas.Page(
-        k=upload.options.k, offset=upload.options.offset, min_score=upload.options.min_score
+        k=options.k, offset=options.offset, min_score=options.min_score, filter=upload.filter
     )
-    return _answer(engine, response, ImageQuery(upload.image), upload.options.target, page)
+    return _answer(engine, response, ImageQuery(upload.image), options.target, page)

@@ -75,6 +75,32 @@ def test_serve_answers_and_stops_cleanly(index: Path, tmp_path: Path) -> None:
     assert "Traceback" not in written
 
 
+def test_label_sets_outlive_the_killed_process(index: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos.index"
+    shutil.copytree(index, copy)
+    body = json.dumps({"labels": ["red", "blue"], "abstain": 0.75}).encode()
+    with server(copy, tmp_path / "log") as (_, url):
+        put = Request(
+            url + "/v1/label-sets/mine", body, {"Content-Type": "application/json"}, method="PUT"
+        )
+        with urlopen(put, timeout=20) as response:
+            assert response.status == 201
+    # leaving the block is SIGKILL
+    assert (tmp_path / "photos.index.label-sets" / "mine.json").is_file()
+    with (
+        server(copy, tmp_path / "log") as (_, url),
+        urlopen(url + "/v1/label-sets/mine", timeout=20) as response,
+    ):
+        assert json.load(response)["abstain"] == 0.75
+    elsewhere = tmp_path / "empty"
+    with (
+        server(copy, tmp_path / "log", "--label-sets", str(elsewhere)) as (_, url),
+        urlopen(url + "/v1/label-sets", timeout=20) as response,
+    ):
+        assert json.load(response) == {"label_sets": [], "writable": True}
+        assert not elsewhere.exists(), "made by the first that is stored"
+
+
 def test_a_request_in_flight_is_answered_before_the_stop(index: Path, tmp_path: Path) -> None:
     with server(index, tmp_path / "log") as (process, url):
         parts = urlsplit(url)
@@ -168,6 +194,28 @@ def test_a_public_address_is_served_when_insisted_on(index: Path, tmp_path: Path
         assert b" 200 " in wire(f"http://127.0.0.1:{port}", host)
 
 
+def test_several_indexes_share_a_pair_and_choose_by_name(index: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    second = tmp_path / "zwei.index"
+    shutil.copytree(index, second)
+    with server(index, log, "--index", second, "--index", f"drei={index}") as (_, url):
+        with urlopen(url + "/v1/indexes", timeout=20) as response:
+            listed = json.load(response)["indexes"]
+        assert [entry["name"] for entry in listed] == ["colours", "zwei", "drei"]
+        assert [entry["default"] for entry in listed] == [True, False, False]
+        with urlopen(url + "/v1/index?index=drei", timeout=20) as response:
+            assert json.load(response)["name"] == "drei"
+    assert log.read_text().count("Loading") == 1, "one pair, loaded once"
+
+
+def test_serve_names_the_index_that_keeps_it_from_starting(index: Path, tmp_path: Path) -> None:
+    serve = ("serve", "--port", "0", "--index", index)
+    refused(*serve, "--index", tmp_path / "gone.index", code=2, says="index gone: no index at")
+    refused(*serve, "--index", f"b={tmp_path}", code=2, says="index b: no index at")
+    refused(*serve, "--index", index, code=2, says="--index NAME=PATH")
+    refused(*serve, "--model", "others", code=4, says="index colours: ")
+
+
 # -- search ---------------------------------------------------------------------------------------
 
 
@@ -215,7 +263,6 @@ def test_classify_answers_and_names_what_failed(tmp_path: Path) -> None:
         tmp_path / "r.png",
         tmp_path / "x.png",
         tmp_path / "gone.png",
-        tmp_path,
         tmp_path / "b.png",
     ]
     done = run("classify", *paths, "--labels", "red, blue", "--json")
@@ -225,7 +272,7 @@ def test_classify_answers_and_names_what_failed(tmp_path: Path) -> None:
     top = [
         r["predictions"][0]["label"] if r["predictions"] else r["error"]["code"] for r in results
     ]
-    assert top == ["red", "image-undecodable", "image-unreadable", "image-unreadable", "blue"]
+    assert top == ["red", "image-undecodable", "image-unreadable", "blue"]
     people = run("classify", *paths, "--labels", "red,blue", "--top-k", "1")
     assert people.returncode == 3
     assert [line.split()[1] for line in people.stdout.splitlines() if "%" in line] == [

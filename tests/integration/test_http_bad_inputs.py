@@ -59,7 +59,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [*SEARCHES, "/v1/classify"])
+@pytest.mark.parametrize("path", [*SEARCHES, "/v1/classify", "/v1/explain"])
 @pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_json(client: TestClient, path: str, body: bytes) -> None:
     begun = perf_counter()
@@ -302,11 +302,47 @@ def test_format_strings_are_only_text(client: TestClient) -> None:
     assert client.post("/v1/classify", json=body).status_code == 200
 
 
+# -- composed queries -----------------------------------------------------------------------------
+
+RED = {"text": "red"}
+WRONG_PARTS: list[tuple[Any, str, str]] = [
+    ([], "invalid-request", "#/query"),
+    ([RED] * 17, "invalid-request", "#/query"),
+    ([RED, {}], "invalid-request", "#/query/1"),
+    ([RED, {"text": " "}], "invalid-text", "#/query/1/text"),
+    ([RED, {"text": "x", "weight": 0}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": 100.5}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": "2"}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"text": "x", "weight": True}], "invalid-request", "#/query/1/weight"),
+    ([RED, {"image": "?"}], "image-undecodable", "#/query/1/image"),
+    ([[RED]], "invalid-request", "#/query/0"),
+    ("red", "invalid-request", "#/query"),
+    ({"text": "x", "weight": 0}, "invalid-request", "#/query/weight"),
+    ({"text": "x", "id": "y"}, "invalid-request", "#/query"),
+]
+
+
+@pytest.mark.parametrize(("query", "code", "pointer"), WRONG_PARTS, ids=range(len(WRONG_PARTS)))
+def test_parts_that_do_not_fit(client: TestClient, query: Any, code: str, pointer: str) -> None:
+    response = client.post("/v1/search", json={"query": query})
+    check(response, 422, code=code)
+    assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
+
+
+def test_parts_that_cancel_out_say_so(client: TestClient) -> None:
+    query = [RED, {"image": base64.b64encode(PNG).decode(), "weight": -1}]
+    response = client.post("/v1/search", json={"query": query})
+    check(response, 422, code="invalid-vector")
+    assert "cancel out" in response.json()["detail"]
+    missing = client.post("/v1/search", json={"query": [RED, {"id": "none"}]})
+    check(missing, 404, code="not-found")
+
+
 # -- protocol -------------------------------------------------------------------------------------
 
 
 def test_an_oversized_body(client: TestClient) -> None:
-    for path in (*SEARCHES, "/v1/search/image-to-text", "/v1/classify"):
+    for path in (*SEARCHES, "/v1/search/image-to-text", "/v1/classify", "/v1/explain"):
         for kind in ("application/json", "image/png", "multipart/form-data; boundary=b"):
             declared = client.post(
                 path, content=b"x" * (BODY_LIMIT + 1), headers={"content-type": kind}
@@ -332,7 +368,10 @@ def test_encoded_bodies_and_long_addresses(client: TestClient) -> None:
 
 PATHS = {
     "/v1/search": "POST", "/v1/search/text-to-image": "POST", "/v1/search/image-to-text": "POST",
-    "/v1/classify": "POST", "/v1/index": "GET", "/v1/items/x": "GET",
+    "/v1/classify": "POST", "/v1/explain": "POST",
+    "/v1/index": "GET", "/v1/indexes": "GET",
+    "/v1/items/x": "GET", "/v1/template-sets": "GET", "/v1/label-sets": "GET",
+    "/v1/label-sets/x": "GET PUT DELETE",
     "/v1/items/x/thumbnail": "GET",
     "/healthz": "GET", "/readyz": "GET", "/": "GET", "/docs": "GET", "/openapi.json": "GET",
     "/static/app.js": "GET", "/favicon.ico": "GET",
@@ -342,17 +381,20 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"]
 
 def test_every_route_is_in_the_walk(client: TestClient) -> None:
     known = {path.replace("/v1/items/x", "/v1/items/{id}") for path in PATHS}
+    known.add("/v1/label-sets/{name}")
     assert set(client.get("/openapi.json").json()["paths"]) <= known
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_wrong_methods(client: TestClient, path: str, method: str) -> None:
-    if method == PATHS[path]:
+    allowed = PATHS[path].split()
+    if method in allowed:
         return
     response = client.request(method, path, headers={"origin": "https://evil.example"})
     check(response, 405, code="method-not-allowed")
-    assert PATHS[path] in response.headers["allow"]
+    for name in allowed:
+        assert name in response.headers["allow"]
 
 
 @pytest.mark.parametrize(

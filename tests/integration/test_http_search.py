@@ -58,6 +58,7 @@ def test_a_hit_says_everything(client: TestClient) -> None:
     assert hit == {
         "id": APPLE,
         "score": pytest.approx(1.0, abs=1e-3),
+        "relevance": pytest.approx(1.0, abs=1e-3),
         "modality": "image",
         "uri": "file:///p/fruit/red%20apple.png",
         "text": "a red apple",
@@ -224,6 +225,18 @@ def test_the_index_describes_itself_without_the_operators_folders(client: TestCl
     assert (info["model"], info["fingerprint"]) == ("colours", ColourEncoder().fingerprint.digest)
     assert "sources" not in info
     assert response.headers["index-version"] == "1"
+
+
+def test_parts_are_weighed_and_their_items_left_out(client: TestClient) -> None:
+    red, blue = {"text": "red"}, {"text": "blue"}
+    assert hits(client, {"query": [red, blue], "k": 1}) == [FLAG]
+    assert hits(client, {"query": [red, {**blue, "weight": -0.5}], "k": 4})[0] == APPLE
+    assert hits(client, {"query": [red, {"id": APPLE}], "k": 1}) == [FLAG]
+    assert hits(client, {"query": [red], "k": 1}) == hits(client, {"query": red, "k": 1})
+    assert hits(client, {"query": {**red, "weight": 7}, "k": 1}) == [APPLE]
+    assert hits(client, {"query": {**red, "weight": -1}, "k": 4})[-1] == APPLE
+    picture = {"image": base64.b64encode(solid("blue")).decode(), "weight": 0.9}
+    assert hits(client, {"query": [red, picture], "k": 1}) == [FLAG]
 
 
 # -- life -----------------------------------------------------------------------------------------

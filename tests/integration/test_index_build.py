@@ -439,6 +439,7 @@ def test_info_adds_up(out: Path) -> None:
         for entry in manifest["segments"]
         for name in entry["files"]
     ]
-    files += [out / "tombstones" / "00000003.npy", out / "manifests" / "00000003.json"]
+    files += [out / folder / "00000003.npy" for folder in ("tombstones", "relevance")]
+    files += [out / "manifests" / "00000003.json"]
     assert info.bytes == sum(path.stat().st_size for path in files)
     json.dumps(info.to_dict())

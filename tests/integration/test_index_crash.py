@@ -120,7 +120,7 @@ def kill_through_generations(
         assert code in (0, -9)
         killed += code != 0
         # wait as long as makes both outcomes common, however slow the machine is today
-        span *= 0.8 if code == 0 else 1.03
+        span *= 0.8 if code == 0 else 1.06
         # what is committed is never embedded again
         assert committed + len(embedded.read_bytes()) <= SIZE
         if (out / "CURRENT").exists():

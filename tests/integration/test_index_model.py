@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from indexes import build
 from PIL import Image
 
+from indexer.manifest import read_manifest
+from indexer.relevance import read_background
 from indexer.snapshot import Snapshot, open_snapshot
 from indexer.verify import verify_index
 from models.data.records import Record
@@ -44,8 +47,13 @@ class HashEncoder(ColourEncoder):
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
         if not texts:
             return np.zeros((0, DIM), dtype=np.float32)
-        self.texts_embedded += len(texts)
-        return np.stack([direction(1000 + WORDS.index(text.tokens[0])) for text in texts])
+        words = [text.tokens[0] for text in texts]
+        self.texts_embedded += sum(word in WORDS for word in words)  # not the background's
+        return np.stack([direction(1000 + _number(word)) for word in words])
+
+
+def _number(word: str) -> int:
+    return WORDS.index(word) if word in WORDS else zlib.crc32(word.encode())
 
 
 def direction(seed: int) -> Vectors:
@@ -116,6 +124,21 @@ class IndexHistory(RuleBasedStateMachine):
             self.snapshot.close()
         self.snapshot = open_snapshot(self.path, fingerprint=self.encoder.fingerprint)
         assert self.snapshot.version == report.version
+        self.background()
+
+    def background(self) -> None:
+        """Whatever was added, replaced or carried over: it is that of the live rows."""
+        manifest = read_manifest(self.path)
+        stored = read_background(self.path, manifest)
+        if not self.model:
+            assert stored is None
+            return
+        assert stored is not None
+        assert stored.targets["images"].rows == len(self.images())
+        assert stored.targets["texts"].rows == len(self.texts())
+        for target, rows in (("images", self.images()), ("texts", self.texts())):
+            mean_D = np.mean(list(rows.values()), axis=0) if rows else np.zeros(DIM)
+            np.testing.assert_allclose(stored.mean_D[target], mean_D, atol=1e-3)  # float16 rows
 
     def images(self) -> dict[str, Vectors]:
         return {

@@ -9,6 +9,7 @@ import pytest
 from fakes import solid
 
 from models.errors import SourceError
+from service.demo import __main__ as main
 from service.demo import stamps, wheel_photos
 
 
@@ -70,3 +71,19 @@ def test_wheel_photographs_are_real_and_named(tmp_path: Path) -> None:
     assert len(found) >= 10
     assert {row["id"] for row in found} >= {"chelsea", "rocket", "coffee"}
     assert all((tmp_path / str(row["image"])).stat().st_size > 1000 for row in found)
+
+
+def test_the_demo_declares_a_field_when_it_makes_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(main, "_run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(stamps, "available", lambda: True)
+    monkeypatch.setattr(stamps, "fetch", lambda folder: folder / "stamps.jsonl")
+    demo = ["--home", str(tmp_path), "--no-serve"]
+    main.demo.main(demo, standalone_mode=False)
+    assert commands[0][-2:] == ["--filterable", "category:str"]
+    (tmp_path / "stamps.index").mkdir()
+    commands.clear()
+    main.demo.main(demo, standalone_mode=False)
+    assert "--filterable" not in commands[0], "an index keeps what it has declared"

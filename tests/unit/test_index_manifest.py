@@ -98,6 +98,13 @@ def change(path: str, value: object) -> Any:
         change("live", None),
         change("index", "zz"),
         change("ann", {}),
+        change("fields", []),
+        change("fields", {"year": {"type": "date", "path": "year"}}),
+        change("fields", {"year": {"type": "int"}}),
+        change("fields", {"a) OR 1": {"type": "int", "path": "year"}}),
+        change("fields", {"year": {"type": "int", "path": "a..b"}}),
+        change("fields", {"label": {"type": "str", "path": "label"}}),
+        change("fields", {f"f{i}": {"type": "int", "path": "x"} for i in range(33)}),
     ],
 )
 def test_a_manifest_with_a_wrong_field_is_refused(index: Path, spoil: Any) -> None:

@@ -111,6 +111,9 @@ FINDINGS: list[tuple[Edit, str]] = [
     (sql("UPDATE items SET id = 'd' WHERE row = 1"), "id 'd' is live twice"),
     (sql("UPDATE items SET content_hash = x'00' WHERE row = 1"), "no content hash"),
     (sql("DROP TABLE items"), "SQLite: no such table"),
+    (sql("DELETE FROM fields WHERE row = 1"), "2 of 3 rows can be filtered"),
+    (sql("UPDATE fields SET language = 'xx' WHERE row = 1"), "filtered by another"),
+    (sql("DROP TABLE fields"), "SQLite: no such table"),
     (scribble, "SQLite"),
     (tombstones([[0, 0], [1, 5]]), "row out of range"),
     (tombstones([[9, 0]]), "segment out of range"),
@@ -143,7 +146,7 @@ def test_resealing_alone_is_no_damage(index: Path) -> None:
     assert report.ok
     assert report.version == 2
     manifest = json.loads((index / "manifests" / "00000002.json").read_bytes())
-    assert report.files == 2 * len(manifest["segments"]) + 1 + 2
+    assert report.files == 2 * len(manifest["segments"]) + 1 + 1 + 2  # tombstones, background
 
 
 def test_a_pickled_array_is_never_loaded(index: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoints import inspect_weights
 from models.encoder import Encoder
 from models.errors import InvalidTextError, ModelError
+from models.explain import Explainer
 from models.images import decode_image
 from models.openclip import OpenClipEncoder
 from models.registry import load_encoder
@@ -452,3 +453,27 @@ def test_a_siglip_without_its_tokenizer_says_what_to_copy(copy_of: Path) -> None
     (copy_of / CONFIG).write_text(json.dumps(content), encoding="utf-8")
     error = refusal(copy_of)
     assert "timm/ViT-B-16-SigLIP" in f"{error} {error.hint}"
+
+
+@pytest.mark.parametrize("config", [CLIP, SIGLIP], ids=["clip", "siglip"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pairs_explain(tmp_path: Path, config: dict[str, Any], precision: str) -> None:
+    pixels = SIGLIP_PIXELS if config is SIGLIP else None
+    encoder = load_encoder(
+        f"local-dir:{make_pair(tmp_path / 'pair', config, pixels=pixels)}",
+        device="cpu",
+        precision=precision,
+    )
+    assert isinstance(encoder, Explainer)
+    assert encoder.explanation_method == "legrad"
+    squashed = config is SIGLIP
+    assert encoder.explained_area(60, 40) == ((0, 0, 60, 40) if squashed else (10, 0, 50, 40))
+    image = encoder.prepare_image(decode_image(halves("red", "blue", size=(40, 40))))
+    text = encoder.embed_texts([encoder.prepare_text("a red square")])[0]
+    before = encoder.embed_images([image])
+    found = encoder.relevance_map(image, text)
+    assert found.shape == (4, 4)
+    assert (found.min(), found.max()) == (0.0, 1.0)
+    # another text, another map; and explaining leaves the model as it was
+    assert np.abs(found - encoder.relevance_map(image, -text)).max() > 0.1
+    assert np.array_equal(before, encoder.embed_images([image]))

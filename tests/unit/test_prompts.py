@@ -40,6 +40,23 @@ def test_every_named_set_is_valid_and_without_repetition() -> None:
         assert len(set(prompts)) == len(templates)
 
 
+def test_the_domain_sets_are_as_long_as_clips() -> None:
+    """Counted in openai/CLIP's data/prompts.md, where they are named after datasets."""
+    clip = {
+        "general": 18, "food": 1, "pets": 1, "birds": 1, "flowers": 1, "aircraft": 2, "cars": 8,
+        "textures": 8, "scenes": 2, "satellite": 18, "actions": 48, "countries": 5, "emotions": 6,
+        "traffic-signs": 3,
+    }  # fmt: skip
+    assert {name: len(TEMPLATE_SETS[name]) for name in clip} == clip
+    assert "a demonstration of the person practicing {c}." in TEMPLATE_SETS["actions"]
+    assert "aerial view of the {c}." in TEMPLATE_SETS["satellite"]
+    assert "a photo of the big {c}." in TEMPLATE_SETS["general"]
+    assert {name for name in TEMPLATE_SETS if name.startswith("zh-")} >= {
+        f"zh-{name}" for name in ("food", "pets", "flowers", "aircraft", "textures", "scenes",
+                                  "satellite", "cars", "actions")
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "template",
     ["{c} {0.__class__}", "{c}{0.__init__.__globals__}", "{c} %s {c!r} {c:>9999999999}", "{c} {{}"],

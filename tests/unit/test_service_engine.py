@@ -22,9 +22,18 @@ from models.errors import (
     ModelError,
     NotFoundError,
 )
-from service.classifier import ClassMatrixCache
+from service.class_cache import ClassMatrixCache
 from service.engine import Engine
-from service.queries import EmbeddingQuery, ImageQuery, ItemQuery, SearchAnswer, TextQuery
+from service.queries import (
+    ComposedQuery,
+    EmbeddingQuery,
+    ImageQuery,
+    ItemQuery,
+    Part,
+    SearchAnswer,
+    TextQuery,
+    Weighted,
+)
 from service.serial import SerialEncoder
 
 RED_D = np.eye(9)[0]
@@ -273,10 +282,10 @@ def test_the_cache_is_bounded_by_bytes_and_drops_the_oldest() -> None:
         return np.zeros(10, dtype=np.float32)
 
     for name in ["a", "b", "c", "a", "d", "a", "b"]:
-        cache.get_or_make([name], [], lambda name=name: matrix(name))
+        cache.get_or_make(name, lambda name=name: matrix(name))
     assert len(cache) == 3
     assert made == ["a", "b", "c", "d", "b"]  # "a" was used again and stayed; "b" had to go
-    cache.get_or_make(["huge"], [], lambda: np.zeros(1000, dtype=np.float32))
+    cache.get_or_make("huge", lambda: np.zeros(1000, dtype=np.float32))
     assert len(cache) == 3
 
 
@@ -326,3 +335,88 @@ def test_a_vector_of_nan_is_an_error_and_never_an_answer(index: Path) -> None:
 def test_the_sky_is_there_too(engine: Engine) -> None:
     assert ids(engine.search(TextQuery("blue"), k=1)) == [SKY]
     assert ids(engine.search(TextQuery("绿"), k=1)) == [LEAF]
+
+
+# -- composed queries -----------------------------------------------------------------------------
+
+
+def composed(*parts: tuple[Part, float]) -> ComposedQuery:
+    return ComposedQuery(tuple(Weighted(part, weight) for part, weight in parts))
+
+
+def test_parts_add_up_and_pull_apart(engine: Engine) -> None:
+    red, blue = TextQuery("red"), TextQuery("blue")
+    both = engine.search(composed((red, 1.0), (blue, 1.0)), k=1)
+    assert ids(both) == [FLAG]
+    assert both.hits[0].score == pytest.approx(1.0, abs=1e-3)
+    away = engine.search(composed((red, 1.0), (blue, -0.5)), k=4)
+    assert ids(away)[0] == APPLE
+    assert ids(away)[-1] == SKY
+    # (1, -0.5) normalised against the basis: closed form
+    assert away.hits[0].score == pytest.approx(1.25**-0.5, abs=1e-3)
+    assert away.hits[-1].score == pytest.approx(-0.5 * 1.25**-0.5, abs=1e-3)
+
+
+def test_every_kind_of_part_takes_part(engine: Engine) -> None:
+    query = composed(
+        (TextQuery("red"), 1.0),
+        (ImageQuery(solid("blue")), 1.0),
+        (EmbeddingQuery(list(RED_D * 7)), 1.0),
+        (ItemQuery(LEAF), 0.1),
+    )
+    answer = engine.search(query, k=4, include_vectors=True)
+    expected_D = 2 * np.eye(9)[0] + np.eye(9)[2] + 0.1 * np.eye(9)[1]
+    expected_D /= np.sqrt((expected_D**2).sum())
+    assert answer.vectors_KD is not None
+    assert [hit.score for hit in answer.hits] == pytest.approx(
+        (answer.vectors_KD @ expected_D).tolist(), abs=1e-3
+    )
+    assert LEAF not in ids(answer), "an item of the query is left out"
+
+
+def test_all_items_of_a_query_are_left_out_on_every_page(engine: Engine) -> None:
+    query = composed((ItemQuery(APPLE), 1.0), (ItemQuery(FLAG), 1.0), (ItemQuery(APPLE), 1.0))
+    assert ids(engine.search(query, k=4)) == [SKY, LEAF]
+    assert ids(engine.search(query, k=1)) == [SKY]
+    assert ids(engine.search(query, k=1, offset=1)) == [LEAF]
+
+
+def test_a_lone_negative_part_asks_for_the_opposite(engine: Engine) -> None:
+    answer = engine.search(composed((TextQuery("red"), -3.0)), k=4)
+    assert ids(answer)[-1] == APPLE
+    assert answer.hits[-1].score == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_one_call_a_tower_however_many_parts(index: Path) -> None:
+    class Counting(ColourEncoder):
+        calls = 0
+
+        def embed_texts(self, texts):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            return super().embed_texts(texts)
+
+    encoder = Counting()
+    with colour_engine(index, encoder) as engine:
+        engine.search(composed(*[(TextQuery(f"red {i}"), 1.0) for i in range(16)]))
+    assert (encoder.calls, encoder.texts_embedded) == (1, 16)
+
+
+def test_a_long_part_is_reported_as_cut(engine: Engine) -> None:
+    query = composed((TextQuery("red"), 1.0), (TextQuery("blue " * 100), 1.0))
+    assert engine.search(query).truncated
+
+
+@pytest.mark.parametrize("weight", [0.0, 100.1, -101.0, float("nan"), float("inf"), -float("inf")])
+def test_weights_out_of_range(engine: Engine, weight: float) -> None:
+    with pytest.raises(InputError, match="weight"):
+        engine.search(composed((TextQuery("red"), 1.0), (TextQuery("blue"), weight)))
+
+
+def test_too_many_parts_none_and_parts_that_cancel(engine: Engine) -> None:
+    red = (TextQuery("red"), 1.0)
+    with pytest.raises(InputError, match="parts"):
+        engine.search(composed(*[red] * 17))
+    with pytest.raises(InputError, match="parts"):
+        engine.search(composed())
+    with pytest.raises(InvalidVectorError, match="cancel out"):
+        engine.search(composed(red, (ImageQuery(solid("red")), -1.0)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidVectorError
-from models.vectors import unit_rows
+from models.vectors import unit_rows, weighted_sum
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -52,3 +52,37 @@ def test_refuses_what_has_no_direction(bad: list[object]) -> None:
 
 def test_empty_batch_stays_empty() -> None:
     assert unit_rows(np.zeros((0, 4))).shape == (0, 4)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.floats(-100, 100).filter(lambda w: abs(w) > 1e-3), min_size=1, max_size=6),
+)
+def test_weighted_sum_is_the_loop_of_its_definition(seed: int, weights: list[float]) -> None:
+    parts = np.random.default_rng(seed).standard_normal((len(weights), 5)) * 37.0
+    total = [0.0] * 5
+    for weight, part in zip(weights, parts, strict=True):
+        length = math.sqrt(math.fsum(x * x for x in part))
+        total = [t + weight * x / length for t, x in zip(total, part, strict=True)]
+    length = math.sqrt(math.fsum(x * x for x in total))
+    if length < 1e-3 * sum(map(abs, weights)):
+        return  # close to cancelling out: float32 parts do not say where it points
+    found = weighted_sum(parts, weights)
+    assert found.shape == (1, 5)
+    assert found[0].tolist() == pytest.approx([x / length for x in total], abs=1e-4)
+
+
+def test_parts_that_cancel_out_have_no_direction() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 512))
+    for parts, weights in [
+        ([first, first * 3.0], [1.0, -1.0]),
+        ([first, second, first, second], [1.0, -2.5, -1.0, 2.5]),
+        ([first, -first], [50.0, 50.0]),
+    ]:
+        with pytest.raises(InvalidVectorError, match="cancel out"):
+            weighted_sum(parts, weights)
+    # close to it is not there: a hundredth of a part is a direction
+    assert weighted_sum([first, second, first], [1.0, 0.01, -1.0])[0] == pytest.approx(
+        unit_rows(second[None])[0], abs=1e-4
+    )

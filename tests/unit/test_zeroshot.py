@@ -171,7 +171,7 @@ def test_probabilities_are_probabilities(
 def test_misuse() -> None:
     with pytest.raises(InvalidLabelsError):
         probabilities(directions(2), directions(1), logit_scale=1.0)
-    with pytest.raises(ValueError, match="background_D"):
+    with pytest.raises(ValueError, match="background"):
         probabilities(directions(2), directions(3), logit_scale=1.0, multi_label=True)
     with pytest.raises(ValueError, match="do not fit"):
         probabilities(directions(2), directions(3, dim=5), logit_scale=1.0)

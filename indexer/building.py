@@ -1,0 +1,79 @@
+"""What a build takes and tells: options, progress, the report.
+
+Plain values, shared by the builder and whoever calls it; nothing is done here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from indexer.fields import Field
+
+Stage = Literal["embedding", "committing", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        batch_size: pictures per call of the image tower.
+        segment_rows: pictures per commit.
+        thumbnails: store a JPEG preview of every picture.
+        thumbnail_side: its longest side in pixels.
+        captions: index texts as items of their own.
+        languages: index texts of these language tags only; None indexes all.
+        fields: the filterable fields of a new index; None keeps those of an existing one.
+        max_errors: stop, committing what is done, once more than this many were rejected.
+        rejects: the rejects file; None puts `<index>.rejects.jsonl` beside the index.
+        decode_threads: None uses up to four, one per core.
+        relevance: keep a background (`indexer.background`) so that hits carry a relevance; an
+            index that has one keeps it in any case.
+    """
+
+    batch_size: int = 32
+    segment_rows: int = 8192
+    thumbnails: bool = True
+    thumbnail_side: int = 320
+    captions: bool = True
+    languages: tuple[str, ...] | None = None
+    fields: tuple[Field, ...] | None = None
+    max_errors: int | None = None
+    rejects: Path | None = None
+    decode_threads: int | None = None
+    relevance: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build stands; `total` is None where a source cannot tell cheaply."""
+
+    stage: Stage
+    done: int
+    total: int | None
+    rejected: int
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What a build did.
+
+    `added`, `updated` and `unchanged` count records and `rejected` the lines of the rejects file;
+    `images` and `texts` are what the index holds now; `stopped` tells that `max_errors` ended it.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    rejected: int = 0
+    images: int = 0
+    texts: int = 0
+    version: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    rejects_file: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,84 @@
+// The service, as the page asks it. Knows addresses and shapes; draws nothing.
+
+/** A refusal or failure, in the words of the service's problem document. */
+export class ServiceError extends Error {
+  constructor(problem) {
+    super(problem.detail || problem.title || "");
+    this.title = problem.title;
+    this.code = problem.code;
+    this.offline = Boolean(problem.offline);
+    this.refused = problem.status >= 400 && problem.status < 500;
+  }
+}
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError({ offline: true });
+  }
+  if (response.ok) return response;
+  let problem = {};
+  try {
+    problem = await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+  }
+  throw new ServiceError({ title: response.statusText, status: response.status, ...problem });
+}
+
+export async function call(path, options = {}) {
+  const response = await ask(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+const json = (method, value, signal) => ({
+  method,
+  headers: { "Content-Type": "application/json" },
+  body: JSON.stringify(value),
+  signal,
+});
+
+/** The address of a route in one index; null is the service's default. */
+const at = (path, index) => (index ? `${path}?index=${encodeURIComponent(index)}` : path);
+const itemPath = (id) => `/v1/items/${encodeURIComponent(id)}`;
+
+export const search = (body, index, signal) => call(at("/v1/search", index), json("POST", body, signal));
+export const classify = (body, index, signal) => call(at("/v1/classify", index), json("POST", body, signal));
+export const item = (id, index) => call(at(itemPath(id), index));
+export const thumbnailOf = (id, index) => at(`${itemPath(id)}/thumbnail`, index);
+export const indexInfo = (index) => call(at("/v1/index", index));
+/** Names of what is served, the default first. */
+export const indexes = async () => (await call("/v1/indexes")).indexes;
+
+/** A picture with its warm places drawn over it, as an object URL; whoever asked revokes it. */
+export async function explain(body, index, signal) {
+  const request = json("POST", body, signal);
+  request.headers.Accept = "image/png";
+  const response = await ask(at("/v1/explain", index), request);
+  return URL.createObjectURL(await response.blob());
+}
+
+const setPath = (name) => `/v1/label-sets/${encodeURIComponent(name)}`;
+export const labelSets = () => call("/v1/label-sets");
+export const labelSet = (name) => call(setPath(name));
+export const saveLabelSet = (name, value) => call(setPath(name), json("PUT", value));
+export const deleteLabelSet = (name) => call(setPath(name), { method: "DELETE" });
+
+const encoded = new WeakMap();
+
+/** A picture's bytes as a data URI: as chosen, so that the service decodes what it was given. */
+export function dataUri(file) {
+  if (!encoded.has(file)) {
+    const reading = new Promise((resolve, reject) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve(`data:application/octet-stream;base64,${reader.result.split(",", 2)[1] ?? ""}`);
+      reader.onerror = () => reject(new ServiceError({ code: "image-undecodable", status: 422 }));
+      reader.readAsDataURL(file);
+    });
+    encoded.set(file, reading);
+  }
+  return encoded.get(file);
+}

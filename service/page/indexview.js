@@ -1,0 +1,103 @@
+// The index view: what is served, of what it is made, what can be asked of it.
+
+import { $, element } from "./dom.js";
+import { bytes, date, number, t } from "./i18n.js";
+import { notice } from "./notices.js";
+import { forgetInfo, info, servedIndexes } from "./served.js";
+
+const VALUES = 14;
+
+const figure = (value, name) => element("p", {}, element("strong", { text: value }), element("span", { text: name }));
+
+function facts(rows) {
+  return element(
+    "dl",
+    { className: "facts" },
+    ...rows
+      .filter(([, value]) => value !== null && value !== undefined)
+      .map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", {}, value))),
+  );
+}
+
+const code = (text, title) => element("code", { text, title });
+
+function made(known) {
+  const queries = known.relevance?.images?.queries ?? known.relevance?.texts?.queries;
+  return facts([
+    [t("model"), known.model],
+    [t("fingerprint"), code(`${known.fingerprint.slice(0, 12)}…${known.fingerprint.slice(-6)}`, known.fingerprint)],
+    [t("dimension"), number(known.dim)],
+    // every segment is scanned row by row; an approximate structure would bring its own figures
+    [t("structure"), t("exact")],
+    [t("recall"), t("recallExact")],
+    [t("relevanceFact"), "relevance" in known ? (queries ? t("relevanceKnown", number(queries)) : t("relevanceUnknown")) : null],
+    [t("explains"), "explains" in known ? t(known.explains ? "explainsYes" : "explainsNo") : null],
+    [t("segments"), number(known.segments)],
+    [t("tombstones"), known.tombstones ? number(known.tombstones) : null],
+    ["UUID", code(known.uuid)],
+  ]);
+}
+
+function declared(fields) {
+  if (!fields?.length) return element("p", { className: "hint", text: t("noFields") });
+  return element(
+    "div",
+    { className: "declared" },
+    ...fields.map((field) => {
+      const present = t("present", number(field.present));
+      const extent = field.distinct !== null && field.distinct !== undefined ? t("distinct", number(field.distinct)) : null;
+      const range = field.min !== null && field.min !== undefined ? t("between", field.min, field.max) : null;
+      return element(
+        "div",
+        {},
+        element("p", {}, field.name, element("small", { text: [field.type, extent ?? range, present].filter(Boolean).join(" · ") })),
+        field.values?.length &&
+          element("div", { className: "values" }, ...field.values.slice(0, VALUES).map(({ value, count, texts }) => element("span", {}, String(value), element("small", { text: number(count || texts) })))),
+      );
+    }),
+  );
+}
+
+function drawn(known, name) {
+  return element(
+    "div",
+    { className: "diptych index-card" },
+    element(
+      "div",
+      { className: "panel" },
+      element("h2", { text: name ?? known.name ?? t("index") }),
+      element("p", { className: "lead", text: t("committed", number(known.version), date(known.created)) }),
+      element(
+        "div",
+        { className: "figures" },
+        figure(number(known.images), t("pictureCount")),
+        figure(number(known.texts), t("captionCount")),
+        figure(bytes(known.bytes), t("onDisk")),
+      ),
+      element("section", {}, element("h3", { text: t("inside") }), made(known)),
+    ),
+    element("div", { className: "panel" }, element("h3", { text: t("declared") }), declared(known.fields)),
+  );
+}
+
+async function draw() {
+  const names = servedIndexes().map((one) => one.name);
+  const wanted = names.length ? names : [null];
+  try {
+    const all = await Promise.all(wanted.map((name) => info(name)));
+    $("index-cards").replaceChildren(...all.map((known, at) => drawn(known, wanted[at])));
+  } catch (error) {
+    const box = element("div", { className: "notice", role: "alert" });
+    notice(box, error, draw);
+    $("index-cards").replaceChildren(box);
+  }
+}
+
+export function activate(is) {
+  if (!is) return;
+  // counts may have grown since the page was opened
+  forgetInfo();
+  draw();
+}
+
+export const relabel = (view) => view === "index" && draw();

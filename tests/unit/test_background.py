@@ -1,0 +1,233 @@
+"""The background: its closed forms against loops, and right answers known by construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fakes import COLOURS, ColourEncoder, solid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer.background import (
+    MIN_NEIGHBOURS,
+    Background,
+    Neighbours,
+    Part,
+    Standing,
+    mean_vector,
+    measure,
+)
+from indexer.background_queries import background_queries, list_id
+from indexer.relevance import embed_background, still_good
+from models.images import decode_image
+from models.vectors import Vectors, unit_rows
+
+DIM = 6
+
+
+def rows(count: int, seed: int = 0) -> Vectors:
+    return unit_rows(np.random.default_rng(seed).standard_normal((count, DIM)))
+
+
+def parts(*segments: tuple[Vectors, list[bool]]) -> list[Part]:
+    return [(vectors.astype(np.float16), np.array(live)) for vectors, live in segments]
+
+
+def split(vectors_ND: Vectors) -> list[Part]:
+    """Two segments with a dead row in the middle that must not count."""
+    half = len(vectors_ND) // 2
+    dead = np.ones((1, DIM), dtype=np.float32)
+    first = np.concatenate([vectors_ND[:half], dead])
+    return parts(
+        (first, [*[True] * half, False]), (vectors_ND[half:], [True] * (len(vectors_ND) - half))
+    )
+
+
+def test_list_is_fixed_and_without_repeats() -> None:
+    queries = background_queries()
+    assert len(set(queries)) == len(queries) == 313
+    # changing it makes every index measure anew: a decision, not an accident
+    assert list_id().startswith("2e752e15960bf8e0")
+
+
+def test_mean_is_the_loop_over_live_rows() -> None:
+    vectors = rows(25)
+    stored = [row for matrix, live in split(vectors) for row in matrix[live]]
+    expected = sum(row.astype(np.float64) for row in stored) / len(stored)
+    found, count = mean_vector(split(vectors), DIM)
+    assert count == 25
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    empty, none = mean_vector([], DIM)
+    assert none == 0
+    assert not empty.any()
+
+
+def test_standing_is_the_loop() -> None:
+    images, queries = rows(40, 1), rows(50, 2)
+    stored = np.concatenate([matrix[live] for matrix, live in split(images)]).astype(np.float64)
+    found = measure(queries, split(images), []).targets["images"]
+    mean = stored.mean(axis=0)
+    excess, nonsense = [], []
+    for i, query in enumerate(queries.astype(np.float64)):
+        excess.append(max(float(query @ row) for row in stored) - float(query @ mean))
+        others = [float(query @ other) for j, other in enumerate(queries) if j != i]
+        nonsense.append(sum(others) / len(others))
+    standing = found.text
+    assert standing is not None
+    assert standing.excess_mean == pytest.approx(np.mean(excess), abs=1e-5)
+    assert standing.excess_std == pytest.approx(np.std(excess), abs=1e-5)
+    assert standing.nonsense_mean == pytest.approx(np.mean(nonsense), abs=1e-5)
+    assert standing.nonsense_std == pytest.approx(np.std(nonsense), abs=1e-5)
+    nearest = []
+    for i, one in enumerate(stored):
+        nearest.append(max(float(one @ other) for j, other in enumerate(stored) if j != i))
+    assert found.image is not None
+    assert found.image.gate == pytest.approx(np.quantile(nearest, 0.1), abs=1e-4)
+    assert found.rows == 40
+
+
+def test_mixed_probes_leave_their_own_picture_out() -> None:
+    images, queries = rows(12, 3), rows(30, 4)
+    stored = images.astype(np.float16).astype(np.float64)
+    mean, middle = stored.mean(axis=0), queries.mean(axis=0)
+    excess, nonsense = [], []
+    for i, query in enumerate(queries):
+        own = i % len(stored)
+        mixed = unit_rows((query + stored[own])[None])[0].astype(np.float64)
+        best = max(float(mixed @ row) for j, row in enumerate(stored) if j != own)
+        excess.append(best - float(mixed @ mean))
+        nonsense.append(float(mixed @ middle))
+    found = measure(queries, parts((images, [True] * 12)), []).targets["images"].mixed
+    assert found is not None
+    assert found.excess_mean == pytest.approx(np.mean(excess), abs=1e-4)
+    assert found.nonsense_mean == pytest.approx(np.mean(nonsense), abs=1e-4)
+
+
+def test_share_of_background_queries_above_the_gate() -> None:
+    queries = rows(400, 5)
+    background = measure(queries, split(rows(60, 6)), [])
+    stored = np.concatenate([matrix[live] for matrix, live in split(rows(60, 6))])
+    best = [
+        background.relevance(query, [float((stored @ query).max())], kind="text", target="images")
+        for query in queries
+    ]
+    relevance = np.array([one[0] for one in best if one])
+    assert (relevance > 0.5).mean() == pytest.approx(0.05, abs=0.02)
+    assert np.median(relevance) == pytest.approx(0.05, abs=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.floats(-1, 1), min_size=2, max_size=20),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(["text", "image", "mixed"]),
+)
+def test_relevance_never_falls_when_the_score_rises(
+    scores: list[float], seed: int, kind: str
+) -> None:
+    background = measure(rows(40, 7), parts((rows(20, 8), [True] * 20)), [])
+    ordered = sorted(scores)
+    found = background.relevance(rows(1, seed)[0], ordered, kind=kind, target="images")  # type: ignore[arg-type]
+    assert found is not None
+    assert all(0.0 <= one <= 1.0 for one in found)
+    assert all(a <= b for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, MIN_NEIGHBOURS - 1, MIN_NEIGHBOURS])
+def test_small_collections_judge_what_they_can(count: int) -> None:
+    background = measure(rows(40), parts((rows(count, 9), [True] * count)), [])
+    target = background.targets["images"]
+    assert (target.text is not None) == (count >= 2)
+    assert (target.image is not None) == (target.mixed is not None) == (count >= MIN_NEIGHBOURS)
+    judged = background.relevance(rows(1)[0], [0.5], kind="image", target="images")
+    assert (judged is not None) == (count >= MIN_NEIGHBOURS)
+    # nothing to look for among texts
+    assert background.relevance(rows(1)[0], [0.5], kind="text", target="texts") is None
+
+
+def colour_background(names: list[str]) -> tuple[ColourEncoder, Background, Vectors]:
+    encoder = ColourEncoder()
+    pictures = [encoder.prepare_image(decode_image(solid(name))) for name in names]
+    vectors = encoder.embed_images(pictures)
+    queries = embed_background(encoder)
+    assert queries is not None
+    images = [(vectors.astype(np.float16), np.ones(len(vectors), dtype=bool))]
+    return encoder, measure(queries, images, []), vectors
+
+
+def test_colours_that_are_there_stand_out_and_others_do_not() -> None:
+    there = ["red", "green", "blue"] * 4
+    encoder, background, vectors = colour_background(there)
+    for name in [*COLOURS, "gibberish"]:
+        query = encoder.embed_texts([encoder.prepare_text(name)])[0]
+        best = float((vectors @ query).max())
+        found = background.relevance(query, [best], kind="text", target="images")
+        assert found is not None
+        assert (found[0] > 0.5) == (name in there), (name, found)
+
+
+def test_pictures_unlike_the_collection_do_not_stand_out() -> None:
+    encoder, background, vectors = colour_background(["red", "green", "blue"] * 4)
+    for name in COLOURS:
+        query = encoder.embed_images([encoder.prepare_image(decode_image(solid(name)))])[0]
+        found = background.relevance(
+            query, [float((vectors @ query).max())], kind="image", target="images"
+        )
+        assert found is not None
+        assert (found[0] > 0.5) == (name in ("red", "green", "blue"))
+
+
+def test_formula_by_hand() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    mean = np.array([0.5, 0.0], dtype=np.float32)
+    standing = Standing(
+        excess_mean=0.1,
+        excess_std=0.2,
+        nonsense_mean=0.3,
+        nonsense_std=0.4,
+        low=-1.0,
+        gate=2.0,
+        width=0.5,
+    )
+    base = measure(queries, parts(), [])
+    judged = replace(base.targets["images"], text=standing, image=Neighbours(0.8, 0.05))
+    background = replace(
+        base, mean_D={**base.mean_D, "images": mean}, targets={**base.targets, "images": judged}
+    )
+    query = np.array([1.0, 0.0], dtype=np.float32)
+    # excess (0.9 - 0.5 - 0.1) / 0.2 = 1.5, nonsense (0.5 - 0.3) / 0.4 = 0.5; t = min(1, 10) = 1
+    [found] = background.relevance(query, [0.9], kind="text", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp((2.0 - 1.0) / 0.5)), abs=1e-6)
+    # excess (0.4 - 0.5 - 0.1) / 0.2 = -1, so 4 x (-1 + 1) = 0 is below -1 - 0.5 = -1.5: t = -1.5
+    [found] = background.relevance(query, [0.4], kind="text", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp((2.0 + 1.5) / 0.5)), abs=1e-6)
+    [found] = background.relevance(query, [0.85], kind="image", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
+
+
+def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
+    from indexer.manifest import Live, RelevanceEntry, TargetEntry
+
+    def entry(images: int, texts: int) -> RelevanceEntry:
+        def target(count: int) -> TargetEntry:
+            return TargetEntry(rows=count, text=None, mixed=None, image=None)
+
+        return RelevanceEntry(
+            file="00000001.npy",
+            size=1,
+            sha256="0" * 64,
+            queries="0" * 64,
+            count=1,
+            images=target(images),
+            texts=target(texts),
+        )
+
+    assert not still_good(entry(1000, 0), Live(images=1000, texts=0))
+    assert still_good(entry(100_000, 0), Live(images=109_000, texts=0))
+    assert not still_good(entry(100_000, 0), Live(images=111_000, texts=0))
+    assert not still_good(entry(100_000, 0), Live(images=89_000, texts=0))
+    assert not still_good(entry(100_000, 0), Live(images=100_000, texts=1))

@@ -1,0 +1,136 @@
+"""Temperature scaling and calibration error: loops, a grid search, closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from models.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    calibrate,
+    fit_temperature,
+    negative_log_likelihood,
+    platt_smoothing,
+)
+from models.errors import InvalidLabelsError
+from models.evaluation.metrics import expected_calibration_error, reliability
+from models.zeroshot import chances
+
+DICE = np.random.default_rng(11)
+
+
+def overconfident(pictures: int, factor: float) -> tuple[np.ndarray, list[int]]:
+    """Logits whose softmax at temperature `factor` is the very distribution of the targets."""
+    honest = DICE.normal(size=(pictures, 5)) * 2
+    weights = np.exp(honest) / np.exp(honest).sum(axis=1, keepdims=True)
+    targets = [int(DICE.choice(5, p=row)) for row in weights]
+    return honest * factor, targets
+
+
+def ece_loop(chance: np.ndarray, targets: list[int], bins: int) -> float:
+    total = 0.0
+    for i in range(bins):
+        inside = [b for b in range(len(chance)) if i / bins < chance[b].max() <= (i + 1) / bins]
+        if inside:
+            sure = sum(float(chance[b].max()) for b in inside) / len(inside)
+            right = sum(int(chance[b].argmax()) == targets[b] for b in inside) / len(inside)
+            total += len(inside) / len(chance) * abs(right - sure)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_ece_equals_the_loop(bins: int) -> None:
+    chance = DICE.dirichlet(np.ones(4), size=200)
+    targets = DICE.integers(4, size=200).tolist()
+    assert math.isclose(
+        expected_calibration_error(chance, targets, bins), ece_loop(chance, targets, bins)
+    )
+
+
+def test_ece_closed_forms() -> None:
+    sure = np.tile([1.0, 0.0], (10, 1))
+    assert expected_calibration_error(sure, [0] * 10) == 0
+    assert expected_calibration_error(sure, [1] * 10) == 1
+    even = np.tile([0.5, 0.5], (10, 1))
+    assert expected_calibration_error(even, [0] * 5 + [1] * 5) == 0
+
+
+def test_every_picture_is_in_one_bin_borders_included() -> None:
+    confidence = np.array([0.0, 0.1, 0.5, 1.0])
+    rows = reliability(confidence, np.array([True, False, True, True]), bins=10)
+    assert [count for count, _, _ in rows] == [2, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+    assert rows[0][2] == 0.5
+
+
+def test_nll_equals_the_loop_and_survives_extremes() -> None:
+    logits, targets = overconfident(20, 3)
+    expected = -sum(
+        math.log(math.exp(row[t] / 2) / sum(math.exp(z / 2) for z in row))
+        for row, t in zip(logits.tolist(), targets, strict=True)
+    )
+    assert math.isclose(negative_log_likelihood(logits, targets, 2.0), expected / 20)
+    assert negative_log_likelihood(np.array([[0.0, 1e4]]), [0]) == 1e4
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def test_the_temperature_is_the_one_a_grid_finds(factor: float) -> None:
+    logits, targets = overconfident(400, factor)
+    grid = np.geomspace(0.05, 20, 2000)
+    best = min(
+        grid,
+        key=lambda t: negative_log_likelihood(
+            logits, targets, float(t), smoothing=platt_smoothing(400)
+        ),
+    )
+    assert fit_temperature(logits, targets) == pytest.approx(best, rel=0.005)
+
+
+def test_the_true_temperature_is_recovered() -> None:
+    logits, targets = overconfident(6000, 3.0)
+    assert fit_temperature(logits, targets) == pytest.approx(3.0, rel=0.06)
+
+
+def test_calibration_mends_what_is_overconfident_and_leaves_the_order() -> None:
+    logits, targets = overconfident(1000, 4.0)
+    found = calibrate(logits, targets)
+    assert found.ece_before > 0.15
+    assert found.ece_after < 0.06
+    assert found.nll_after < found.nll_before
+    after = chances(logits, temperature=found.temperature)
+    assert (after.argmax(axis=1) == logits.argmax(axis=1)).all()
+    assert found.accuracy == np.mean(logits.argmax(axis=1) == targets)
+    assert found.chance_B.shape == found.correct_B.shape == found.before_B.shape == (1000,)
+
+
+def test_what_needs_no_calibration_keeps_a_temperature_of_one() -> None:
+    logits, targets = overconfident(4000, 1.0)
+    assert calibrate(logits, targets).temperature == pytest.approx(1.0, abs=0.07)
+
+
+def test_bounds() -> None:
+    right = np.eye(3)[[0, 1, 2] * 4]
+    assert fit_temperature(right / 100, [0, 1, 2] * 4) == pytest.approx(MIN_TEMPERATURE)
+    assert fit_temperature(right, [1, 2, 0] * 4) == pytest.approx(MAX_TEMPERATURE)
+    with pytest.raises(InvalidLabelsError, match="at least 10"):
+        calibrate(right[:9], [0] * 9)
+
+
+def test_smoothed_nll_equals_the_loop() -> None:
+    logits, targets = overconfident(12, 2)
+    total = 0.0
+    for row, target in zip(logits, targets, strict=True):
+        log_p = np.log(chances(row[None])[0])
+        for c in range(5):
+            total -= (0.9 * (c == target) + 0.1 / 5) * log_p[c]
+    assert negative_log_likelihood(logits, targets, smoothing=0.1) == pytest.approx(total / 12)
+
+
+def test_a_few_pictures_all_right_do_not_make_it_certain() -> None:
+    """With B all right, the target of a smoothed fit is 1 - e (1 - 1/C): here the closed form."""
+    right = np.eye(2)[[0, 1] * 6] * 20
+    temperature = fit_temperature(right, [0, 1] * 6)
+    wrong = 0.5 * platt_smoothing(12)
+    assert 20 / temperature == pytest.approx(np.log((1 - wrong) / wrong), rel=1e-6)

@@ -33,7 +33,13 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        # a shell that runs the suite in its background makes children ignore Ctrl-C; undo that
+        preexec_fn=_heed_interrupts,
     )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -176,7 +176,8 @@ function close() {
   const { at, opener } = shown;
   const grid = opener?.closest?.(".grid");
   const target = grid?.querySelectorAll("button.card")[at] ?? opener;
-  target?.focus?.();
+  // the browser gave focus back before this event came: do not pull it from where it went since
+  if ([opener, document.body].includes(document.activeElement)) target?.focus?.();
 }
 
 export function startDetail() {

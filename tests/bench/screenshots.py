@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     tests = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(tests.parent), str(tests)]
     import browsing
@@ -141,10 +142,10 @@ def main() -> None:
         keep(page, options.out / "page-detail.png")
 
         page = visit("#classify")
-        page.fill("#labels", "a rocket, an aeroplane, a lighthouse, a cat")
+        page.fill("#labels", "a cup of coffee, a bowl of soup, a vase, a cat")
         page.locator("#abstain").check()
         page.locator("#heat").check()
-        page.set_input_files("#classify-picture", root / "gallery" / "rocket.png")
+        page.set_input_files("#classify-picture", root / "gallery" / "coffee.png")
         page.locator("#heat-of:not(:empty)").wait_for()
         page.locator("#labels").blur()
         keep(page, options.out / "page-classify.png")

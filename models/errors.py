@@ -16,6 +16,7 @@ problem documents, `service/cli/exits.py` into exit codes. Nothing below `servic
     ├── ImageError              a picture was refused; `code` says which rule
     ├── SourceError             a whole source cannot be read (not one record of it)
     ├── ModelError              a model cannot be found, loaded or used
+    ├── DeadlineError           the time allowed has passed, or nobody waits any more
     └── StoreError              something about the index directory
         ├── IndexNotFoundError
         ├── IndexCorruptError   damaged or unknown format: `file`, `why`
@@ -103,6 +104,10 @@ class SourceError(DiptychError):
 
 class ModelError(DiptychError):
     code = "model-unusable"
+
+
+class DeadlineError(DiptychError):
+    code = "deadline-exceeded"
 
 
 class StoreError(DiptychError):

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from models.errors import (
+    DeadlineError,
     DiptychError,
     ImageError,
     InputError,
@@ -74,6 +75,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "model-unusable": (500, "The model failed"),
     "index-error": (503, "The index cannot answer"),
     "not-ready": (503, "Not ready"),
+    "overloaded": (429, "Too much is waiting already"),
+    "deadline-exceeded": (504, "The time allowed has passed"),
 }
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 _RULES = {
@@ -173,6 +176,8 @@ def of_domain(error: DiptychError) -> Problem:
         # the message names files; the operator finds it in the log
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None
         headers = {"Retry-After": "5"}
+    elif isinstance(error, DeadlineError):
+        detail, hint = "The answer was not ready in time.", "X-Request-Timeout allows more seconds."
     else:
         if code == "cannot-explain":
             return Problem(code, "There is no method for its architecture.")

@@ -3,16 +3,22 @@
 Holds an encoder pair and an opened snapshot and joins them. Does not know HTTP, JSON, click, torch
 or FAISS; raises only the errors of `models.errors`. Safe to call from many threads: the device is
 locked inside `SerialEncoder`, decoding is bounded but parallel, a snapshot is read-only.
+
+Over a `SnapshotHolder` the index may be replaced at any time; `pin` gives an engine that answers
+from one version, for as long as one request takes.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from indexer.holder import SnapshotHolder
 from indexer.manifest import check_encoder
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
@@ -59,6 +65,7 @@ class Engine:
 
     Attributes:
         name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
+        holder: the index, if versions of it may replace each other; `pin` before searching it.
         explanations: which part of a picture answers to a text.
         classifier: zero-shot classification with this pair, and the stored label sets.
 
@@ -72,18 +79,31 @@ class Engine:
     def __init__(
         self,
         encoder: Encoder,
-        snapshot: Snapshot | None = None,
+        snapshot: Snapshot | SnapshotHolder | None = None,
         *,
         name: str = DEFAULT_NAME,
         label_sets: LabelSetStore | None = None,
     ) -> None:
-        if snapshot is not None:
-            check_encoder(snapshot.fingerprint, encoder.fingerprint)
         self.name = name
+        self.holder = snapshot if isinstance(snapshot, SnapshotHolder) else None
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
-        self._snapshot = snapshot
+        self._snapshot = None if isinstance(snapshot, SnapshotHolder) else snapshot
         self.explanations = Explanations(self._encoder, self._decoding)
         self.classifier = Classifier(self._encoder, self._prepare, label_sets)
+        with self.pin() as pinned:
+            if pinned._snapshot is not None:
+                check_encoder(pinned._snapshot.fingerprint, encoder.fingerprint)
+
+    @contextmanager
+    def pin(self) -> Iterator[Self]:
+        """This engine with the version current now, which stays open until the block is left."""
+        if self.holder is None:
+            yield self
+            return
+        with self.holder.use() as snapshot:
+            pinned = copy.copy(self)
+            pinned.holder, pinned._snapshot = None, snapshot
+            yield pinned
 
     @property
     def snapshot(self) -> Snapshot:
@@ -92,6 +112,7 @@ class Engine:
         Raises:
             IndexNotFoundError: the engine was made without one.
         """
+        assert self.holder is None, "an index that may be replaced is pinned first"
         if self._snapshot is None:
             raise IndexNotFoundError("no index is loaded")
         return self._snapshot
@@ -218,10 +239,20 @@ class Engine:
 
         grey = self._encoder.prepare_image(Image.new("RGB", (64, 64), (128, 128, 128)))
         self._encoder.embed_images([grey])
+        with self.pin() as pinned:
+            self.try_out(pinned._snapshot)
+
+    def try_out(self, snapshot: Snapshot | None) -> None:
+        """A first search of an index not yet in use: what it raises keeps it from being used.
+
+        Raises:
+            EncoderMismatchError: it holds another pair's vectors.
+        """
         text_1D = self._encoder.embed_texts([self._encoder.prepare_text("a photo")])
-        if self._snapshot is not None:
-            self._snapshot.search(text_1D, 1, target="images")
-            self._snapshot.search(text_1D, 1, target="texts")
+        if snapshot is not None:
+            check_encoder(snapshot.fingerprint, self.fingerprint)
+            snapshot.search(text_1D, 1, target="images")
+            snapshot.search(text_1D, 1, target="texts")
 
     def _prepare(self, data: bytes) -> PreparedImage:
         from models.images import decode_image

@@ -85,7 +85,8 @@ def indexes(engines: Mapping[str, Engine]) -> answers.IndexesResponse:
     first = next(iter(engines))
     listed = []
     for name, engine in engines.items():
-        info = engine.index_info().to_dict()
+        with engine.pin() as pinned:
+            info = pinned.index_info().to_dict()
         fields = {key: info[key] for key in answers.IndexSummary.model_fields if key in info}
         listed.append(answers.IndexSummary(**fields, name=name, default=name == first))
     return answers.IndexesResponse(indexes=listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,12 +43,18 @@ IndexName = Annotated[
 ]
 
 
-def _engine(request: Request, index: IndexName = None) -> Engine:
+# async, so that resolving them costs no trip through the thread pool
+async def _engine(request: Request, index: IndexName = None) -> AsyncIterator[Engine]:
     if len(request.query_params.getlist("index")) > 1:
         raise refuse("invalid-request", "A query parameter is given twice.")
-    return app_state(request).engine(index)
+    with app_state(request).engine(index).pin() as engine:
+        yield engine
+
+
+async def _state(request: Request) -> AppState:
+    return app_state(request)
 
 
 EngineOf = Annotated[Engine, Depends(_engine)]
-"""The engine of the index a request names."""
-StateOf = Annotated[AppState, Depends(app_state)]
+"""The engine of the index a request names, pinned to one version of it until the answer is out."""
+StateOf = Annotated[AppState, Depends(_state)]

@@ -10,12 +10,15 @@ problem documents, `service/cli/exits.py` into exit codes. Nothing below `servic
     │   ├── InvalidVectorError  wrong dimension, NaN, infinite, zero
     │   ├── InvalidLabelsError  label sets and prompt templates
     │   ├── InvalidFilterError  a search's filter; `where` points into it
-    │   └── NotFoundError       a named item does not exist
-    │       └── LabelSetNotFoundError
+    │   ├── NotFoundError       a named item does not exist
+    │   │   └── LabelSetNotFoundError
+    │   └── UrlError            a picture's address is refused, or gave no picture; see `code`
     ├── LabelSetError           a stored label set cannot be read, used or written; see `code`
     ├── ImageError              a picture was refused; `code` says which rule
     ├── SourceError             a whole source cannot be read (not one record of it)
     ├── ModelError              a model cannot be found, loaded or used
+    ├── KeyFileError            the file of API keys cannot be read or changed
+    ├── OverloadedError         too much is waiting already; later may work
     ├── DeadlineError           the time allowed has passed, or nobody waits any more
     └── StoreError              something about the index directory
         ├── IndexNotFoundError
@@ -78,6 +81,16 @@ class LabelSetNotFoundError(NotFoundError):
     code = "label-set-not-found"
 
 
+class UrlError(InputError):
+    """A picture that a caller named by its address. Messages repeat nothing of the address.
+
+    Codes: `url-not-allowed` (by its text alone), `url-fetch-failed` (anything after that: one code
+    and one message, so that nobody learns from it what is inside a network).
+    """
+
+    code = "url-fetch-failed"
+
+
 class LabelSetError(DiptychError):
     """A stored label set. Messages name no path and repeat nothing a caller sent.
 
@@ -108,6 +121,16 @@ class ModelError(DiptychError):
 
 class DeadlineError(DiptychError):
     code = "deadline-exceeded"
+
+
+class OverloadedError(DiptychError):
+    """Nothing was begun; the same request may succeed a moment later."""
+
+    code = "overloaded"
+
+
+class KeyFileError(DiptychError):
+    code = "keys-unreadable"
 
 
 class StoreError(DiptychError):

@@ -1,6 +1,7 @@
 """The composition root of the HTTP service: built parts in, an application out.
 
-Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, routes.
+Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, `CrossOrigin`
+and `Authentication` where they are asked for, routes.
 Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
 """
 
@@ -11,11 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InputError
 from service import openapi, problems
+from service.auth import Authentication, Guard, confirm
+from service.cors import CrossOrigin
 from service.engine import Engine
 from service.frame import RequestFrame
 from service.limits import Limits, RequestLimits
@@ -26,9 +29,16 @@ from service.state import AppState
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What the operator may choose."""
+    """What the operator may choose.
+
+    Attributes:
+        guard: the API keys that are let in; None lets everybody in.
+        cors_origins: web origins whose pages may call, such as `https://photos.example`.
+    """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
+    guard: Guard | None = None
+    cors_origins: tuple[str, ...] = ()
 
 
 def create_app(
@@ -62,6 +72,7 @@ def create_app(
         redoc_url=None,
         # a redirect would answer a wrong path with something that is not a problem
         redirect_slashes=False,
+        dependencies=[] if settings.guard is None else [Depends(confirm)],
     )
     app.state.diptych = state
     problems.install(app)
@@ -75,7 +86,12 @@ def create_app(
         page_router(),
     ):
         app.include_router(router)
-    openapi.install(app)
+    openapi.install(app, keys=settings.guard is not None)
+    if settings.guard is not None:
+        app.add_middleware(Authentication, guard=settings.guard)
+    if settings.cors_origins:
+        # outside of the keys: a preflight carries none
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Limits, limits=settings.limits)
     app.add_middleware(RequestFrame)  # added last, so it is the outermost
     return app

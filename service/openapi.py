@@ -10,9 +10,11 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
 from service import answers, explain_shapes, label_set_shapes, problems, schemas
+from service.auth import access_of
 
 _REF = "#/components/schemas/"
 _BODIES = (
@@ -77,12 +79,14 @@ def body_explain() -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Make `/openapi.json` complete; built once, on first use."""
+def install(app: FastAPI, *, keys: bool = False) -> None:
+    """Make `/openapi.json` complete, with `keys` also in who needs one; built on first use."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _build(app)
+            if keys:
+                _secure(app, app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
@@ -114,6 +118,21 @@ def _build(app: FastAPI) -> dict[str, Any]:
         for code, (status, title) in problems.CATALOGUE.items()
     }
     return document
+
+
+def _secure(app: FastAPI, document: dict[str, Any]) -> None:
+    """The two headers a key travels in, and per operation which scope it needs."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+        "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+    }
+    for route in iter_route_contexts(app.routes):
+        for method in getattr(route, "methods", None) or ():
+            operation = document["paths"].get(route.path_format, {}).get(method.lower())
+            needed = access_of(getattr(route, "endpoint", None), method)
+            if operation is not None and needed != "public":
+                operation["security"] = [{"bearer": []}, {"api-key": []}]
+                operation["x-scope"] = needed
 
 
 def _problem(description: str) -> dict[str, Any]:

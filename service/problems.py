@@ -44,6 +44,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "malformed-multipart": (400, "The body is not valid multipart/form-data"),
     "bad-request": (400, "The request cannot be understood"),
     "bad-host": (400, "The Host header names no host of this service"),
+    "unauthorized": (401, "A key is needed"),
+    "scope-missing": (403, "The key does not allow this"),
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),
     "body-timeout": (408, "The body did not arrive in time"),
@@ -54,6 +56,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-request": (422, "The request does not fit its schema"),
     "invalid-input": (422, "A value is out of range"),
     "invalid-text": (422, "The text cannot be searched for"),
+    "url-not-allowed": (422, "Pictures are not fetched from this address"),
+    "url-fetch-failed": (422, "The address gave no picture"),
     "invalid-vector": (422, "The embedding cannot be used"),
     "label-set-not-found": (404, "No label set has this name"),
     "label-sets-read-only": (403, "Label sets cannot be changed here"),
@@ -75,6 +79,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "model-unusable": (500, "The model failed"),
     "index-error": (503, "The index cannot answer"),
     "not-ready": (503, "Not ready"),
+    "too-many-attempts": (429, "Too many requests without a valid key"),
+    "shutting-down": (503, "Shutting down"),
     "overloaded": (429, "Too much is waiting already"),
     "deadline-exceeded": (504, "The time allowed has passed"),
 }
@@ -178,6 +184,8 @@ def of_domain(error: DiptychError) -> Problem:
         headers = {"Retry-After": "5"}
     elif isinstance(error, DeadlineError):
         detail, hint = "The answer was not ready in time.", "X-Request-Timeout allows more seconds."
+        if code == "shutting-down":
+            detail, hint, headers = "Ask again, or another server.", None, {"Retry-After": "1"}
     else:
         if code == "cannot-explain":
             return Problem(code, "There is no method for its architecture.")

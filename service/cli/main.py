@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("service.cli.search:search", "Search an index by text or by picture."),
     "classify": ("service.cli.classify:classify", "Sort pictures into labels you name."),
     "serve": ("service.cli.serve:serve", "Serve an index over HTTP, with a web page."),
+    "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
     "train": ("service.cli.train:train", "Train an encoder pair on captioned pictures."),
     "evaluate": ("service.cli.evaluate:evaluate", "Measure retrieval or zero-shot accuracy."),
     "models": ("service.cli.models:models", "List and describe encoder pairs."),

@@ -37,7 +37,8 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 @click.command(
     epilog="\b\nExamples:\n  diptych serve --index photos.index\n"
     "  diptych serve --index photos.index --port 9000 --device cpu\n"
-    "  diptych serve --index small=a.index --index large=b.index"
+    "  diptych serve --index small=a.index --index large=b.index\n"
+    "  diptych serve --index photos.index --host 0.0.0.0 --keys keys.json"
 )
 @click.option(
     "--index",
@@ -63,10 +64,32 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option(
+    "--keys",
+    "keys",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Ask every caller for an API key of this file (`diptych keys new`). Changes of the file "
+    "count within a second.",
+)
+@click.option(
     "--insecure-public",
     is_flag=True,
-    help="Allow an address other machines can reach. There are no API keys yet: everyone who can "
-    "reach the port can search, so put a proxy with authentication in front.",
+    help="Without --keys, allow an address other machines can reach: everyone who can reach the "
+    "port can search.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="A web origin whose pages may call, such as https://photos.example; repeatable. "
+    "[default: none]",
+)
+@click.option(
+    "--forwarded-allow-ips",
+    "proxies",
+    metavar="ADDRESSES",
+    help="Proxies whose X-Forwarded-For and -Proto are believed, comma-separated. [default: none]",
 )
 @model_options
 @json_option
@@ -75,7 +98,10 @@ def serve(
     label_sets: Path | None,
     host: str,
     port: int,
+    keys: Path | None,
     insecure_public: bool,
+    cors_origins: tuple[str, ...],
+    proxies: str | None,
     model: str | None,
     device: str,
     precision: str,
@@ -87,11 +113,13 @@ def serve(
     Prints the address once it answers. Ctrl-C or SIGTERM lets running requests finish.
     """
     loopback = _is_loopback(host)
-    if not loopback and not insecure_public:
+    if not loopback and keys is None and not insecure_public:
         raise click.UsageError(
-            f"{host} can be reached from other machines and there are no API keys yet; "
-            "use 127.0.0.1, or --insecure-public behind a proxy of your own"
+            f"{host} can be reached from other machines, and without --keys everyone there could "
+            "search; make a key with: diptych keys new --file keys.json"
         )
+    access = _access(keys, cors_origins)
+    proxies = _proxies(proxies)
     paths = _paths(indexes)
     listener = _listen(host, port)
     with listener, ExitStack() as closing:
@@ -103,7 +131,8 @@ def serve(
         )
         for engine in engines:
             engine.warm_up()
-        _run(engines, listener, loopback=loopback, as_json=as_json)
+        settings = _settings(access, listener, loopback=loopback)
+        _run(engines, listener, settings, proxies, as_json=as_json)
     return OK
 
 
@@ -211,14 +240,49 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _settings(listener: socket.socket, *, loopback: bool) -> ServiceSettings:
+def _access(keys: Path | None, cors_origins: tuple[str, ...]) -> ServiceSettings:
+    """Who may call, checked before anything slow begins."""
     from service.app import ServiceSettings
+    from service.auth import Guard
+    from service.cors import check_origin
+    from service.keys import KeyFile
+
+    origins = tuple(check_origin(origin) for origin in cors_origins)
+    if keys is None:
+        return ServiceSettings(cors_origins=origins)
+    guard = Guard.of(KeyFile(keys))
+    if not len(guard.keys.ring()):
+        raise click.UsageError(
+            f"{keys} holds no key; make one with: diptych keys new --file {keys}"
+        )
+    return ServiceSettings(guard=guard, cors_origins=origins)
+
+
+def _proxies(addresses: str | None) -> str | None:
+    """The addresses, checked: a server that is given nonsense here believes nobody, silently."""
+    import ipaddress
+
+    for address in addresses.split(",") if addresses else ():
+        try:
+            ipaddress.ip_network(address.strip(), strict=False)
+        except ValueError:
+            raise click.UsageError(
+                "--forwarded-allow-ips takes addresses or networks, such as 10.0.0.7 or 10.0.0.0/24"
+            ) from None
+    return addresses
+
+
+def _settings(
+    access: ServiceSettings, listener: socket.socket, *, loopback: bool
+) -> ServiceSettings:
+    from dataclasses import replace
+
     from service.limits import LOOPBACK_HOSTS, RequestLimits
 
     if not loopback:
-        return ServiceSettings()
+        return access
     own = _url_host(listener)
-    return ServiceSettings(limits=RequestLimits(hosts=LOOPBACK_HOSTS | {own}))
+    return replace(access, limits=RequestLimits(hosts=LOOPBACK_HOSTS | {own}))
 
 
 def _url_host(listener: socket.socket) -> str:
@@ -227,7 +291,12 @@ def _url_host(listener: socket.socket) -> str:
 
 
 def _run(
-    engines: Sequence[Engine], listener: socket.socket, *, loopback: bool, as_json: bool
+    engines: Sequence[Engine],
+    listener: socket.socket,
+    settings: ServiceSettings,
+    proxies: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     import uvicorn
 
@@ -237,7 +306,7 @@ def _run(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # stderr
     logging.getLogger("diptych").setLevel(logging.INFO)
     config = uvicorn.Config(
-        create_app(engines, _settings(listener, loopback=loopback)),
+        create_app(engines, settings),
         http=ProblemH11Protocol,
         ws="none",
         lifespan="on",
@@ -245,7 +314,9 @@ def _run(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_DRAIN_S,
         server_header=False,
-        proxy_headers=False,
+        # whoever connects could claim any address
+        proxy_headers=proxies is not None,
+        forwarded_allow_ips=proxies,
         # uvicorn's access log holds query strings; ours holds route templates
         access_log=False,
         log_config=None,

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 
 from models.errors import InvalidLabelsError
 from service import answers, presenting, problems
+from service.auth import reads
 from service.engine import Engine
 from service.explaining import direction_of
 from service.label_sets import LabelSet, check_label_set
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/v1/classify", tags=["classify"])
 
 
 @router.post("", summary="Sort pictures into labels you name", openapi_extra=body_classify())
+@reads
 def classify(
     upload: Annotated[PictureClasses, Depends(picture_classes)], engine: EngineOf
 ) -> answers.ClassifyResponse:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from service.auth import reads
 from service.explain_shapes import ExplainResponse, HeatMap, PictureText, picture_text
 from service.explaining import Explanation
 from service.openapi import body_explain
@@ -28,6 +29,7 @@ router = APIRouter(prefix="/v1/explain", tags=["classify"])
         }
     },
 )
+@reads
 def explain(
     asked: Annotated[PictureText, Depends(picture_text)], engine: EngineOf, request: Request
 ) -> Response:

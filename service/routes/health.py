@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service import answers
+from service.auth import public
 from service.problems import refuse
 from service.state import StateOf
 
@@ -12,11 +13,13 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Alive")
+@public
 async def healthz() -> answers.Health:
     return answers.Health(status="ok")
 
 
 @router.get("/readyz", summary="Ready to answer")
+@public
 async def readyz(state: StateOf) -> answers.Health:
     """503 until a warm-up query has run, and again while the service drains."""
     if not state.ready:

@@ -9,6 +9,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 
+from service.auth import public
 from service.frame import DOCS_POLICY, PAGE_POLICY, STRICT_PAGE_POLICY
 from service.problems import refuse
 
@@ -47,13 +48,18 @@ def _serve(file: _File, request: Request, policy: str) -> Response:
 
 
 def page_router() -> APIRouter:
-    """Routes of `/`, `/docs` and `/static/{name}`."""
+    """Routes of `/`, `/docs` and `/static/{name}`.
+
+    The files are public, being those of the package and nothing of an index. The documentation is
+    not: it describes the service to whoever may use it.
+    """
     router = APIRouter(include_in_schema=False)
     static = {path.name: _read(path) for path in sorted(_PAGE.iterdir()) if path.suffix in _TYPES}
     static |= {name: _read(_SWAGGER / name) for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
     index, docs = static.pop("index.html"), static.pop("docs.html")
 
     @router.get("/")
+    @public
     async def page(request: Request) -> Response:
         return _serve(index, request, STRICT_PAGE_POLICY)
 
@@ -62,10 +68,12 @@ def page_router() -> APIRouter:
         return _serve(docs, request, DOCS_POLICY)
 
     @router.get("/favicon.ico")
+    @public
     async def favicon(request: Request) -> Response:
         return _serve(static["icon.svg"], request, PAGE_POLICY)
 
     @router.get("/static/{name}")
+    @public
     async def asset(name: str, request: Request) -> Response:
         if name not in static:
             raise refuse("not-found", "There is nothing at this path.")

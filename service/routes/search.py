@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from indexer.filters import parse_filter
 from service import answers, bodies, presenting, schemas
+from service.auth import reads
 from service.engine import Engine
 from service.openapi import body_json, body_picture
 from service.problems import refuse
@@ -83,6 +84,7 @@ def _answer(
     openapi_extra=body_json("SearchRequest"),
     response_model_exclude_unset=True,  # optional parts appear only when asked for
 )
+@reads
 def search(
     body: Annotated[schemas.SearchRequest, Depends(bodies.json_body(schemas.SearchRequest))],
     engine: EngineOf,
@@ -102,6 +104,7 @@ def search(
     openapi_extra=body_json("TextToImageRequest"),
     response_model_exclude_unset=True,  # optional parts appear only when asked for
 )
+@reads
 def text_to_image(
     body: Annotated[
         schemas.TextToImageRequest, Depends(bodies.json_body(schemas.TextToImageRequest))
@@ -119,6 +122,7 @@ def text_to_image(
     openapi_extra=body_picture(),
     response_model_exclude_unset=True,  # optional parts appear only when asked for
 )
+@reads
 def image_to_text(
     upload: Annotated[PictureSearch, Depends(picture_search)],
     engine: EngineOf,

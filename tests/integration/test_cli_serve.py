@@ -161,7 +161,7 @@ def refused(*arguments: str | Path, code: int, says: str) -> None:
 def test_serve_refuses_early(index: Path, tmp_path: Path) -> None:
     serve = ("serve", "--port", "0", "--index")
     refused(*serve, tmp_path / "nothing", code=2, says="no index")
-    refused(*serve, index, "--host", "0.0.0.0", code=2, says="--insecure-public")
+    refused(*serve, index, "--host", "0.0.0.0", code=2, says="--keys")
     refused(*serve, index, "--host", "no.such.host.invalid", code=2, says="not an address")
     refused(*serve, index, "--model", "others", code=4, says="colours")
     refused(*serve, index, "--model", "missing", code=2, says="no such model")

@@ -27,37 +27,40 @@ class Deadline:
     def __init__(self, at: float = math.inf) -> None:
         self.at = at
         self._lock = threading.Lock()
-        self._cancelled = False
+        self._cancelled: str | None = None
         self._callbacks: list[Callable[[], object]] = []
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled
+        return self._cancelled is not None
 
     @property
     def expired(self) -> bool:
         """Passed or cancelled: work for it must not begin."""
-        return self._cancelled or monotonic() >= self.at
+        return self.cancelled or monotonic() >= self.at
 
     def left(self) -> float | None:
         """Seconds left, at least 0; None without end. Fits `timeout=` of futures and queues."""
-        if self._cancelled:
+        if self.cancelled:
             return 0.0
         return None if math.isinf(self.at) else max(0.0, self.at - monotonic())
 
     def check(self) -> None:
         """Raises DeadlineError if `expired`."""
+        if self._cancelled is not None:
+            raise DeadlineError("nobody waits for this any more", code=self._cancelled)
         if self.expired:
-            raise DeadlineError(
-                "the caller has gone" if self._cancelled else "the time allowed has passed"
-            )
+            raise DeadlineError("the time allowed has passed")
 
-    def cancel(self) -> None:
-        """The caller has gone. Runs what `on_cancel` was given, once, in this thread."""
+    def cancel(self, code: str = DeadlineError.code) -> None:
+        """Nobody waits any more: the caller has gone, or the service stops (`shutting-down`).
+
+        Runs what `on_cancel` was given, once, in this thread.
+        """
         with self._lock:
-            if self._cancelled:
+            if self._cancelled is not None:
                 return
-            self._cancelled = True
+            self._cancelled = code
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
@@ -68,7 +71,7 @@ class Deadline:
         It must be quick and must not raise: it runs in the event loop's thread.
         """
         with self._lock:
-            if not self._cancelled:
+            if self._cancelled is None:
                 self._callbacks.append(callback)
                 return lambda: self._forget(callback)
         callback()

@@ -1,0 +1,236 @@
+"""Admission as bare ASGI in front of an application of set speed: who gets in, who hears what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Sequence
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.errors import DeadlineError
+from service import deadline
+from service.admission import Admission, AdmissionControl
+from service.lane_rules import AdmissionLimits
+from service.problems import ProblemError, of_domain
+
+
+class Slow:
+    """One at a time, `took` seconds each, in threads; what has expired is not begun."""
+
+    def __init__(self, took: float) -> None:
+        self.took = took
+        self.begun = 0
+        self._device = threading.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await Request(scope, receive).body()
+            await run_in_threadpool(self._work)
+        except ProblemError as error:
+            await error.problem.response("r")(scope, receive, send)
+            return
+        except DeadlineError as error:
+            await of_domain(error).response("r")(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+    def _work(self) -> None:
+        with self._device:
+            deadline.check()
+            self.begun += 1
+            sleep(self.took)
+
+
+class Call:
+    """One request; `pieces` of the body come one per `pace` seconds."""
+
+    def __init__(
+        self,
+        *pieces: bytes,
+        method: str = "POST",
+        path: str = "/v1/search",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        pace: float = 0,
+        hang_up_after: float | None = None,
+    ) -> None:
+        self.scope: dict[str, Any] = {
+            "type": "http", "method": method, "path": path, "query_string": b"", "state": {},
+            "headers": [(b"content-type", b"application/json"), *headers],
+        }  # fmt: skip
+        self.pieces = list(pieces or (b"{}",))
+        self.pace = pace
+        self.hang_up_after = hang_up_after
+        self.read = 0
+        self.sent: list[Message] = []
+        self.took = 0.0
+
+    async def run(self, app: ASGIApp) -> Call:
+        began = monotonic()
+        await app(self.scope, self.receive, self.send)
+        self.took = monotonic() - began
+        return self
+
+    async def receive(self) -> Message:
+        if self.read < len(self.pieces):
+            await asyncio.sleep(self.pace)
+            self.read += 1
+            body = self.pieces[self.read - 1]
+            return {"type": "http.request", "body": body, "more_body": self.read < len(self.pieces)}
+        await asyncio.sleep(3600 if self.hang_up_after is None else self.hang_up_after)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {k.decode().lower(): v.decode() for k, v in self.sent[0]["headers"]}
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.sent[1]["body"])["code"])
+
+
+def control(timeout_s: float = 2.0, **more: Any) -> AdmissionControl:
+    return AdmissionControl(AdmissionLimits(timeout_s=timeout_s, **more))
+
+
+def test_ten_times_too_many_are_refused_unread_and_the_others_are_answered_in_time() -> None:
+    slow, shared = Slow(0.01), control(timeout_s=1.0)
+    app = Admission(slow, shared)
+
+    async def run() -> list[Call]:
+        tasks = []
+        for _ in range(800):  # over 0.8 s
+            tasks.append(asyncio.create_task(Call().run(app)))
+            await asyncio.sleep(0.001)
+        return await asyncio.gather(*tasks)
+
+    began = monotonic()
+    calls = asyncio.run(run())
+    wall = monotonic() - began
+    answered = [call for call in calls if call.status == 200]
+    refused = [call for call in calls if call.status != 200]
+    assert {call.status for call in refused} == {429}
+    assert {call.code for call in refused} == {"overloaded"}
+    assert all(int(call.headers["retry-after"]) >= 1 for call in refused)
+    assert sum(call.read for call in refused) < len(refused) / 10, "refused before the body"
+    # the device was never idle: what it could do in that time, less what a busy machine took away
+    assert len(answered) >= 0.5 * wall / 0.011
+    assert slow.begun == len(answered), "no work was begun for nothing"
+    assert shared.in_flight == 0
+    assert shared.lanes["search"].cost == shared.bodies.held == 0
+
+
+def test_a_deadline_is_504_and_work_for_it_is_not_begun() -> None:
+    slow = Slow(0.2)
+    app = Admission(slow, control())
+
+    async def run() -> list[Call]:
+        first = asyncio.create_task(Call().run(app))
+        await asyncio.sleep(0.02)
+        second = asyncio.create_task(Call(headers=[(b"x-request-timeout", b"0.1")]).run(app))
+        return await asyncio.gather(first, second)
+
+    first, second = asyncio.run(run())
+    assert (first.status, second.status, second.code) == (200, 504, "deadline-exceeded")
+    assert slow.begun == 1
+
+
+@pytest.mark.parametrize("value", [b"0", b"-1", b"1e3", b"soon", b"99999", b"1.2345", b""])
+def test_a_timeout_that_is_none_is_refused(value: bytes) -> None:
+    call = asyncio.run(
+        Call(headers=[(b"x-request-timeout", value)]).run(Admission(Slow(0), control()))
+    )
+    assert (call.status, call.code, call.read) == (422, "invalid-request", 0)
+
+
+def test_a_caller_who_hangs_up_while_waiting_is_not_worked_for() -> None:
+    slow = Slow(0.1)
+    shared = AdmissionControl()
+    app = Admission(slow, shared)
+
+    async def run() -> list[Call]:
+        calls = [Call(), *(Call(hang_up_after=0.01) for _ in range(5))]
+        return await asyncio.gather(*(call.run(app) for call in calls))
+
+    calls = asyncio.run(run())
+    assert calls[0].status == 200
+    assert slow.begun == 1
+    assert shared.in_flight == 0
+
+
+def test_a_dripped_body_holds_no_place_and_does_not_use_up_its_time() -> None:
+    shared = control(timeout_s=0.1, capacity=3)
+    app = Admission(Slow(0.001), shared)
+
+    async def run() -> tuple[list[Call], list[Call]]:
+        drips = [asyncio.create_task(Call(*[b"x"] * 5, pace=0.05).run(app)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert shared.lanes["search"].cost == 0
+        assert shared.bodies.held > 0
+        honest = [await Call().run(app) for _ in range(20)]
+        return honest, await asyncio.gather(*drips)
+
+    honest, drips = asyncio.run(run())
+    assert {call.status for call in honest} == {200}
+    assert drips[0].status == 200
+    assert shared.bodies.held == 0
+
+
+def test_bytes_in_flight_are_bounded() -> None:
+    shared = AdmissionControl(AdmissionLimits(body_bytes=1000))
+    app = Admission(Slow(0.001), shared)
+
+    async def run() -> list[Call]:
+        declared = Call(b"x" * 1001, headers=[(b"content-length", b"1001")])
+        lying = Call(b"x" * 600, b"x" * 600)
+        held = asyncio.create_task(Call(b"x" * 900, b"y", pace=0.05).run(app))
+        await asyncio.sleep(0.07)
+        beside = await Call(b"x" * 200).run(app)
+        return [await declared.run(app), await lying.run(app), beside, await held]
+
+    declared, lying, beside, held = asyncio.run(run())
+    assert (declared.status, declared.code, declared.read) == (429, "overloaded", 0)
+    assert (lying.status, lying.headers["connection"]) == (429, "close")
+    assert beside.status == 429
+    assert held.status == 200
+    assert shared.bodies.held == 0
+
+
+def test_a_large_body_refused_unread_ends_the_connection() -> None:
+    shared = AdmissionControl(AdmissionLimits(body_bytes=1 << 20))
+    big = Call(headers=[(b"content-length", b"2000000")])
+    asyncio.run(big.run(Admission(Slow(0), shared)))
+    assert (big.status, big.headers["connection"]) == (429, "close")
+
+
+def test_giving_up_ends_what_waits_with_503_and_refuses_what_comes() -> None:
+    slow, shared = Slow(0.2), AdmissionControl(AdmissionLimits())
+    app = Admission(slow, shared)
+
+    async def run() -> list[Call]:
+        tasks = [asyncio.create_task(Call().run(app)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        shared.give_up()
+        done = await asyncio.gather(*tasks)
+        return [*done, await Call().run(app), await Call(path="/healthz", method="GET").run(app)]
+
+    *done, late, health = asyncio.run(run())
+    assert [call.status for call in done] == [200, 503, 503, 503, 503]
+    assert (late.status, late.code, late.read) == (503, "shutting-down", 0)
+    assert late.headers["retry-after"].isdigit()
+    assert health.status == 200
+    assert slow.begun == 2, "the first, and health, which is never refused"

@@ -1,8 +1,9 @@
 """The use cases, shared by HTTP and the command line: search, classify, item, thumbnail, info.
 
 Holds an encoder pair and an opened snapshot and joins them. Does not know HTTP, JSON, click, torch
-or FAISS; raises only the errors of `models.errors`. Safe to call from many threads: the device is
-locked inside `SerialEncoder`, decoding is bounded but parallel, a snapshot is read-only.
+or FAISS; raises only the errors of `models.errors`. Safe to call from many threads: the encoder
+shares the device out (`service.batching`, or one at a time `service.serial`), decoding is bounded
+but parallel, a snapshot is read-only.
 
 Over a `SnapshotHolder` the index may be replaced at any time; `pin` gives an engine that answers
 from one version, for as long as one request takes.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -23,14 +24,17 @@ from indexer.manifest import check_encoder
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
+from service.batch_queue import Call
 from service.classifier import Classifier
 from service.explaining import Explanations
 from service.judging import judge, query_kind
 from service.label_set_store import LabelSetStore
 from service.label_sets import check_label_set
 from service.queries import (
+    MAX_PARTS,
     MAX_TEXT_CHARS,
     ClassifyAnswer,
+    ComposedQuery,
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
@@ -45,7 +49,9 @@ from service.queries import (
     check_text,
     storable,
 )
+from service.searching import Ask, DirectSearch
 from service.serial import SerialEncoder
+from service.steps import Steps, finish
 from service.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -55,13 +61,16 @@ if TYPE_CHECKING:
 
 # a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
 _DECODE_SLOTS = 4
+# of a text that is tokenised on the event loop: a third of a millisecond with the starter
+_SHORT_TEXT = 500
 DEFAULT_NAME = "default"
 
 
 class Engine:
     """Use cases over one encoder pair and one snapshot (`None`: classification only).
 
-    Engines that share a pair share its `SerialEncoder`, so that the device still has one caller.
+    Engines that share a pair share its `BatchingEncoder` (or `SerialEncoder`) and `searches`, so
+    that the device still has one caller and requests to all of them share its runs.
 
     Attributes:
         name: how requests name the index among several; `DEFAULT_NAME` where it stands alone.
@@ -83,8 +92,10 @@ class Engine:
         *,
         name: str = DEFAULT_NAME,
         label_sets: LabelSetStore | None = None,
+        searches: DirectSearch | None = None,
     ) -> None:
         self.name = name
+        self._searches = searches or DirectSearch()
         self.holder = snapshot if isinstance(snapshot, SnapshotHolder) else None
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = None if isinstance(snapshot, SnapshotHolder) else snapshot
@@ -144,31 +155,59 @@ class Engine:
             NotFoundError (query by id), InvalidFilterError, InputError (k, offset, number of parts
             or a weight out of range), IndexNotFoundError (no index loaded).
         """
+        return finish(
+            self.search_steps(
+                query,
+                target=target,
+                k=k,
+                offset=offset,
+                filter=filter,
+                min_score=min_score,
+                include_vectors=include_vectors,
+            )
+        )
+
+    def search_steps(
+        self,
+        query: SearchQuery,
+        *,
+        target: Target = "images",
+        k: int = 10,
+        offset: int = 0,
+        filter: Filter | None = None,
+        min_score: float | None = None,
+        include_vectors: bool = False,
+    ) -> Steps[SearchAnswer]:
+        """`search` as steps, for who drives them on an event loop; see `only_waits`."""
         check_page(k, offset)
         snapshot = self.snapshot
         if filter is not None:
             snapshot.check_filter(filter)  # before anything is embedded
         watch = Stopwatch()
         parts = check_parts(query)
-        query_1D, truncated = self._query_vector(parts, watch)
+        query_1D, truncated = yield from self._query_vector(parts, watch)
         # an item is its own nearest neighbour wherever the page starts, so drop it first
         own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
 
-        def page(k: int, offset: int) -> list[Hit]:
+        def page(k: int, offset: int) -> Steps[list[Hit]]:
+            # with room for the query's own items, which are dropped
+            more, skip = (offset + k + len(own), 0) if own else (k, offset)
+            call = self._searches.submit(Ask(snapshot, more, skip, target, filter), query_1D)
+            found: list[Hit] = yield call
+            watch.lap("search", waited=call.waited)
             if not own:
-                return snapshot.search(query_1D, k, target=target, offset=offset, filter=filter)[0]
-            more = offset + k + len(own)
-            found = snapshot.search(query_1D, more, target=target, filter=filter)[0]
+                return found
             return [hit for hit in found if hit.item not in own][offset : offset + k]
 
-        found = page(k, offset)
+        found = yield from page(k, offset)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
         # a later page is judged by the query's best hit too
-        best = found[:1] if offset == 0 else page(1, 0)
+        best = found[:1] if offset == 0 else (yield from page(1, 0))
         judgement = judge(
             snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
         )
-        watch.lap("search")
+        vectors_KD = self._vectors(hits) if include_vectors else None
+        watch.lap("meta")
         return SearchAnswer(
             hits=hits,
             k=k,
@@ -179,7 +218,7 @@ class Engine:
             model=self.fingerprint.model,
             relevance_K=judgement.relevance_K,
             no_good_match=judgement.no_good_match,
-            vectors_KD=self._vectors(hits) if include_vectors else None,
+            vectors_KD=vectors_KD,
             timings=watch.stop(),
         )
 
@@ -260,7 +299,9 @@ class Engine:
         with self._decoding:
             return self._encoder.prepare_image(decode_image(data))
 
-    def _query_vector(self, parts: Sequence[Weighted], watch: Stopwatch) -> tuple[Vectors, bool]:
+    def _query_vector(
+        self, parts: Sequence[Weighted], watch: Stopwatch
+    ) -> Steps[tuple[Vectors, bool]]:
         """The query as a unit row [1, D], and whether a text of it was cut."""
         texts: dict[int, PreparedText] = {}
         images: dict[int, PreparedImage] = {}
@@ -276,12 +317,15 @@ class Engine:
                 case EmbeddingQuery(values):
                     vectors[position] = check_embedding(values, self._encoder.dim)[0]
         watch.lap("prepare")
-        # one call a tower, however many parts
+        # one call a tower, however many parts, and both on their way before either is waited for
+        calls: list[tuple[Iterable[int], Call[Vectors]]] = []
         if texts:
-            vectors |= zip(texts, self._encoder.embed_texts(list(texts.values())), strict=True)
+            calls.append((texts, self._encoder.submit_texts(list(texts.values()))))
         if images:
-            vectors |= zip(images, self._encoder.embed_images(list(images.values())), strict=True)
-        watch.lap("embed")
+            calls.append((images, self._encoder.submit_images(list(images.values()))))
+        for positions, call in calls:
+            vectors |= zip(positions, (yield call), strict=True)
+        watch.lap("embed", waited=max((call.waited for _, call in calls), default=0.0))
         vectors_PD = np.stack([vectors[position] for position in range(len(parts))])
         query_1D = weighted_sum(vectors_PD, [weighted.weight for weighted in parts])
         return query_1D, any(text.truncated for text in texts.values())
@@ -290,6 +334,16 @@ class Engine:
         if not hits:
             return np.zeros((0, self._encoder.dim), dtype=np.float32)
         return np.stack([self.snapshot.vector(hit.item.id) for hit in hits])
+
+
+def only_waits(query: SearchQuery) -> bool:
+    """Whether a search for this is so little work besides waiting that an event loop can do it."""
+    parts = query.parts if isinstance(query, ComposedQuery) else (Weighted(query),)
+    return len(parts) <= MAX_PARTS and all(
+        isinstance(weighted.part, EmbeddingQuery)
+        or (isinstance(weighted.part, TextQuery) and len(weighted.part.text) <= _SHORT_TEXT)
+        for weighted in parts
+    )
 
 
 def _check_id(item_id: str) -> str:

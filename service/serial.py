@@ -1,7 +1,7 @@
 """One caller at a time on the device: an `Encoder` that holds a lock around `embed_*`.
 
-Preparation stays outside the lock, so pictures are decoded in parallel with the device's work. A
-batcher can replace this class without its callers noticing: it is an `Encoder` too.
+Preparation stays outside the lock, so pictures are decoded in parallel with the device's work. For
+the command line, which has one caller; the service batches (`service.batching`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import ModelError
 from models.explain import Area, Explainer, RelevanceMap, cannot_explain
 from models.vectors import Vectors
+from service.batch_queue import Call
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,11 +53,19 @@ class SerialEncoder:
 
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
         with self._lock:
-            return _finite(self._encoder.embed_images(images))
+            return check_finite(self._encoder.embed_images(images))
 
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
         with self._lock:
-            return _finite(self._encoder.embed_texts(texts))
+            return check_finite(self._encoder.embed_texts(texts))
+
+    def submit_images(self, images: Sequence[PreparedImage]) -> Call[Vectors]:
+        """`embed_images`, done when it returns; its error is in the call."""
+        return Call.at_once(lambda: self.embed_images(images))
+
+    def submit_texts(self, texts: Sequence[PreparedText]) -> Call[Vectors]:
+        """`embed_texts`, likewise."""
+        return Call.at_once(lambda: self.embed_texts(texts))
 
     @property
     def explanation_method(self) -> str | None:
@@ -82,8 +91,12 @@ class SerialEncoder:
         return self._encoder
 
 
-def _finite(vectors_BD: Vectors) -> Vectors:
-    # a NaN compares false with everything: it would answer with arbitrary hits and no error
+def check_finite(vectors_BD: Vectors) -> Vectors:
+    """The rows, unless one of them would compare false with everything.
+
+    Raises:
+        ModelError: NaN or infinity: it would answer with arbitrary hits and no error.
+    """
     if not np.isfinite(vectors_BD).all():
         raise ModelError("the encoder pair returned NaN or infinity")
     return vectors_BD

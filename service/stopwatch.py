@@ -12,10 +12,19 @@ class Stopwatch:
         self._start = self._last = perf_counter()
         self._laps: dict[str, float] = {}
 
-    def lap(self, stage: str) -> None:
+    def lap(self, stage: str, *, waited: float = 0.0) -> None:
+        """End a stage, of which `waited` seconds passed in a queue and are counted as `queue`.
+
+        A stage that ends twice counts both times.
+        """
         now = perf_counter()
-        self._laps[stage] = round((now - self._last) * 1000, 3)
+        if waited:
+            self._add("queue", waited)
+        self._add(stage, now - self._last - waited)
         self._last = now
 
     def stop(self) -> dict[str, float]:
         return {**self._laps, "total": round((perf_counter() - self._start) * 1000, 3)}
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self._laps[stage] = round(self._laps.get(stage, 0.0) + seconds * 1000, 3)

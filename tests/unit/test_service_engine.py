@@ -59,7 +59,7 @@ def test_a_text_finds_its_picture_and_scores_are_cosines(engine: Engine) -> None
     assert ids(answer) == [APPLE, FLAG]
     assert [hit.score for hit in answer.hits] == pytest.approx([1.0, 2**-0.5], abs=1e-3)
     assert (answer.index_version, answer.model, answer.truncated) == (1, "colours", False)
-    assert set(answer.timings) == {"prepare", "embed", "search", "total"}
+    assert set(answer.timings) == {"prepare", "embed", "search", "meta", "total"}
 
 
 def test_a_picture_finds_its_captions_in_both_languages(engine: Engine) -> None:

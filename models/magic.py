@@ -1,8 +1,8 @@
 """What bytes claim to be, judged before any decoder sees them.
 
-Three questions only: is this a known format that we do not accept, is it cut into so many pieces
-that merely listing them would keep a processor busy, and does a PNG end before its end? Nothing
-here decodes.
+Four questions only: does it begin as a format that we accept, is it a known one that we do not, is
+it cut into so many pieces that merely listing them would keep a processor busy, and does a PNG end
+before its end? Nothing here decodes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,17 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1aE\xdf\xa3", "Matroska video"),
 )
+
+
+_OURS = (
+    b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", b"BM",
+    b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
+)  # fmt: skip
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether the first bytes (12 suffice) are those of JPEG, PNG, WebP, GIF, BMP or TIFF."""
+    return head.startswith(_OURS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def foreign_format(data: bytes) -> str | None:

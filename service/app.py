@@ -1,7 +1,7 @@
 """The composition root of the HTTP service: built parts in, an application out.
 
 Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, `CrossOrigin`
-and `Authentication` where they are asked for, routes.
+and `Authentication` where they are asked for, `Admission`, routes.
 Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
 """
 
@@ -12,19 +12,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+from anyio import to_thread
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InputError
-from service import openapi, problems
+from service import metrics, openapi, problems
+from service.admission import Admission, AdmissionControl
 from service.auth import Authentication, Guard, confirm
 from service.cors import CrossOrigin
 from service.engine import Engine
 from service.frame import RequestFrame
+from service.lane_rules import AdmissionLimits, threads
 from service.limits import Limits, RequestLimits
 from service.routes import classify, explain, health, items, label_sets, search
 from service.routes.page import page_router
 from service.state import AppState
+from service.watching import DEFAULT_POLL_S, IndexWatcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,15 @@ class ServiceSettings:
     Attributes:
         guard: the API keys that are let in; None lets everybody in.
         cors_origins: web origins whose pages may call, such as `https://photos.example`.
+        admission: how much work is taken on, and how long it may take.
+        poll_s: how often indexes are looked at for a new version; 0 for never.
     """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    poll_s: float = DEFAULT_POLL_S
 
 
 def create_app(
@@ -52,15 +60,22 @@ def create_app(
         InputError: two engines share a name.
     """
     settings = settings or ServiceSettings()
-    state = AppState(_by_name([engines] if isinstance(engines, Engine) else engines))
+    state = AppState(
+        _by_name([engines] if isinstance(engines, Engine) else engines),
+        admission=AdmissionControl(settings.admission),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # a request that got its turn does not wait for a thread as well
+        to_thread.current_default_thread_limiter().total_tokens = threads(settings.admission)
         for engine in state.engines.values():
             await run_in_threadpool(engine.warm_up)
-        state.ready = True
-        yield
-        state.ready = False
+        with IndexWatcher([*state.engines.values()], settings.poll_s):
+            state.warm = True
+            metrics.READY.set(1)
+            yield
+            state.drain()
 
     app = FastAPI(
         title="Diptych",
@@ -87,13 +102,15 @@ def create_app(
     ):
         app.include_router(router)
     openapi.install(app, keys=settings.guard is not None)
+    # each that is added surrounds those before
+    app.add_middleware(Admission, control=state.admission)
     if settings.guard is not None:
         app.add_middleware(Authentication, guard=settings.guard)
     if settings.cors_origins:
         # outside of the keys: a preflight carries none
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Limits, limits=settings.limits)
-    app.add_middleware(RequestFrame)  # added last, so it is the outermost
+    app.add_middleware(RequestFrame, closing=lambda: state.draining)
     return app
 
 

@@ -1,21 +1,24 @@
 """What surrounds every request: an id, security headers, one log line, and the last catch.
 
 Pure ASGI, the outermost layer of the application, so that refusals of the layers inside and
-defects of ours leave with the same headers. Logs the route's template, never the path or the query:
-both may hold what somebody searched for.
+defects of ours leave with the same headers and are counted alike. Logs, counts and traces the
+route's template, never the path or the query: both may hold what somebody searched for.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 import uuid
+from collections.abc import Callable
 from time import perf_counter
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems
+from service import metrics, problems, timing
+from service.tracing import Trace, Tracer
 
 _LOG = logging.getLogger("diptych.service")
 
@@ -28,6 +31,9 @@ PAGE_POLICY = (
 STRICT_PAGE_POLICY = PAGE_POLICY + "; require-trusted-types-for 'script'; trusted-types 'none'"
 # Swagger UI sets inline styles on its own elements; scripts stay files
 DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"
+# others would be labels of a caller's choice
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_TIMING = re.compile(r"(?P<stage>[a-z_-]{1,32});dur=(?P<ms>[0-9]{1,9}(?:\.[0-9]{1,6})?)")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -40,10 +46,15 @@ _HEADERS = {
 
 
 class RequestFrame:
-    """ASGI middleware; a response keeps a header it set itself."""
+    """ASGI middleware; a response keeps a header it set itself.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `closing` says whether connections should end with the answer they are waiting for.
+    """
+
+    def __init__(self, app: ASGIApp, closing: Callable[[], bool] = lambda: False) -> None:
         self._app = app
+        self._closing = closing
+        self._tracer = Tracer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,17 +62,31 @@ class RequestFrame:
             return
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        with self._tracer.request(scope, request_id) as trace:
+            await self._answer(scope, receive, send, request_id, trace)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, trace: Trace
+    ) -> None:
         began = perf_counter()
         status = 0
+        stages = ""
 
         async def framed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stages
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                if trace.traceparent is not None:
+                    headers["traceparent"] = trace.traceparent
+                if self._closing():
+                    headers["Connection"] = "close"
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                stages = headers.get(timing.HEADER, "")
+                if scope["path"].startswith("/v1/"):
+                    headers[timing.HEADER] = timing.with_total(stages or None, began)
             await send(message)
 
         try:
@@ -69,11 +94,57 @@ class RequestFrame:
         except Exception as error:
             # the frames without the message: an exception's text may quote what was asked
             frames = "".join(traceback.format_tb(error.__traceback__))
-            _LOG.error("request=%s unhandled %s\n%s", request_id, type(error).__name__, frames)
+            kind = type(error).__name__
+            fields = {
+                "event": "unhandled",
+                "request_id": request_id,
+                "exception": kind,
+                "frames": frames,
+            }
+            _LOG.error(
+                "request=%s unhandled %s\n%s", request_id, kind, frames, extra={"fields": fields}
+            )
             if not status:
                 await problems.internal().response(request_id)(scope, receive, framed)
-        route = getattr(scope.get("route"), "path", "-")
-        took_ms = (perf_counter() - began) * 1000
-        _LOG.info(
-            "request=%s %s %s %d %.1f ms", request_id, scope["method"], route, status, took_ms
-        )
+        _report(scope, request_id, status, perf_counter() - began, _milliseconds(stages), trace)
+
+
+def _report(
+    scope: Scope, request_id: str, status: int, took: float, stages: dict[str, float], trace: Trace
+) -> None:
+    """Count, trace and log one answered request, in our own words."""
+    route = getattr(scope.get("route"), "path", "-")
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    metrics.REQUESTS.labels(route, method, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(route).observe(took)
+    trace.finish(route, method, status, stages)
+    if not _LOG.isEnabledFor(logging.INFO):
+        return
+    fields: dict[str, object] = {
+        "event": "request",
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "took_ms": round(took * 1000, 3),
+    }
+    optional = {
+        "stages_ms": stages or None,
+        "key": getattr(scope["state"].get("key"), "id", None),
+        "trace_id": trace.trace_id,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    _LOG.info(
+        "request=%s %s %s %d %.1f ms",
+        request_id,
+        method,
+        route,
+        status,
+        took * 1000,
+        extra={"fields": fields},
+    )
+
+
+def _milliseconds(server_timing: str) -> dict[str, float]:
+    """Stages from a `Server-Timing` header of ours."""
+    return {found["stage"]: float(found["ms"]) for found in _TIMING.finditer(server_timing)}

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from service import metrics
+from service.admission import AdmissionControl
 from service.engine import Engine
 from service.problems import refuse
 
 
 @dataclass(slots=True)
 class AppState:
-    """The engines by name, and whether they have answered a warm-up and are not draining.
+    """The engines by name, and whether they may be asked.
 
     The first engine answers requests that name none.
+
+    Attributes:
+        warm: every engine has answered a warm-up.
+        draining: the service is about to stop; what is asked is still answered.
+        admission: how much is being answered.
     """
 
     engines: Mapping[str, Engine]
-    ready: bool = False
+    warm: bool = False
+    draining: bool = False
+    admission: AdmissionControl = field(default_factory=AdmissionControl)
+
+    @property
+    def ready(self) -> bool:
+        return self.warm and not self.draining
+
+    def drain(self) -> None:
+        """Say no to health checks, and close connections with their next answer."""
+        self.draining = True
+        metrics.READY.set(0)
 
     def engine(self, name: str | None) -> Engine:
         """The engine of a name; raises a `not-found` problem."""

@@ -12,19 +12,18 @@ Knows nothing of encoders, indexes or HTTP. Who may queue at all is `service.adm
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from models.errors import DeadlineError, DiptychError, OverloadedError
-from service import deadline, metrics
-from service.deadline import Deadline
+from models.errors import OverloadedError
+from service import metrics
+from service.call import Call, told_together, too_late
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,110 +41,6 @@ class QueueLimits:
 
     batch: int
     waiting: int
-
-
-class Call(Generic[R]):
-    """One caller's place in a queue.
-
-    Attributes:
-        future: the answer, or the error.
-        waited: seconds from the submission to the start of the batch, once it has started.
-        ran: seconds the batch took, once it has ended.
-        must_end: the caller may not leave while the call runs, because it lends it something.
-    """
-
-    __slots__ = (
-        "cost", "deadline", "future", "items", "key",
-        "must_end", "payload", "ran", "since", "waited",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        payload: Any = None,
-        *,
-        cost: int = 1,
-        items: int = 1,
-        key: Hashable = None,
-        must_end: bool = False,
-    ) -> None:
-        self.payload = payload
-        self.cost = cost
-        self.items = items
-        self.key = key
-        self.must_end = must_end
-        self.deadline = deadline.current()
-        self.future: Future[R] = Future()
-        self.since = monotonic()
-        self.waited = 0.0
-        self.ran = 0.0
-
-    @classmethod
-    def at_once(cls, run: Callable[[], R]) -> Call[R]:
-        """A call that this thread makes, now; for places without a queue."""
-        call: Call[R] = cls()
-        call.future.set_running_or_notify_cancel()
-        try:
-            call.future.set_result(run())
-        except Exception as error:
-            call.future.set_exception(error)
-        call.ran = monotonic() - call.since
-        return call
-
-    def result(self) -> R:
-        """The answer; waits in this thread.
-
-        Raises:
-            DeadlineError: the time has passed, or the caller has gone; and what the call raised.
-        """
-        forget = self.deadline.on_cancel(self.future.cancel)
-        try:
-            with suppress(TimeoutError):  # whether the wait's or the call's own is asked below
-                self.future.exception(self.deadline.left())
-            if not self.future.done() and not self.future.cancel() and self.must_end:
-                self.future.exception()
-            if self.future.done():
-                return self.future.result()
-        except CancelledError:
-            pass
-        finally:
-            forget()
-        raise _too_late(self.deadline)
-
-    async def result_async(self) -> R:
-        """As `result`; the event loop goes on meanwhile."""
-        if self.future.done():
-            return self.future.result()
-        forget = self.deadline.on_cancel(self.future.cancel)
-        arrival = asyncio.wrap_future(self.future)
-        try:
-            async with asyncio.timeout(self.deadline.left()):
-                return await arrival
-        except TimeoutError:
-            if arrival.done() and not arrival.cancelled():
-                raise  # the call's own
-            await self._leave()
-            raise _too_late(self.deadline) from None
-        except asyncio.CancelledError:
-            gone = self.deadline.cancelled
-            await self._leave()
-            if gone:
-                raise _too_late(self.deadline) from None
-            raise
-        finally:
-            forget()
-
-    async def _leave(self) -> None:
-        if not self.future.cancel() and self.must_end:
-            await asyncio.to_thread(self.future.exception)
-
-
-def _too_late(passed: Deadline) -> DiptychError:
-    """Why a call of this deadline is not worth running any more."""
-    try:
-        passed.check()
-    except DiptychError as error:
-        return error
-    return DeadlineError("the time allowed has passed, or the caller has gone")
 
 
 class BatchQueue(Generic[T, R]):
@@ -169,9 +64,12 @@ class BatchQueue(Generic[T, R]):
         """Held while a batch runs; whoever else uses what `run` uses takes it."""
         self._run = run
         self._limits = limits
-        self._queue: deque[Call[R]] = deque()
+        # C code that never waits: with a condition variable submitting threads and this one kept
+        # waking each other only to wait for Python's lock
+        self._inbox: SimpleQueue[Call[R] | None] = SimpleQueue()
+        self._waiting: deque[Call[R]] = deque()  # of the thread alone
         self._cost = 0
-        self._changed = threading.Condition()
+        self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._depth = metrics.QUEUE_DEPTH.labels(name)
@@ -195,25 +93,25 @@ class BatchQueue(Generic[T, R]):
         """
         call: Call[R] = Call(payload, cost=cost, items=items, key=key, must_end=must_end)
         call.deadline.check()
-        with self._changed:
+        with self._counting:
             if self._stopping:
                 raise OverloadedError("the service is stopping")
-            if self._queue and self._cost + cost > self._limits.waiting:
+            if self._cost and self._cost + cost > self._limits.waiting:
                 raise OverloadedError("too much is waiting already")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
                 self._thread.start()
-            self._queue.append(call)
             self._cost += cost
-            self._changed.notify()
-            self._depth.inc(items)
+            self._inbox.put(call)
+        self._depth.inc(items)
         return call
 
     def stop(self, timeout: float | None = None) -> bool:
         """Refuse new calls, finish those that wait, end the thread -> whether it ended in time."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        with self._counting:
+            if not self._stopping:
+                self._stopping = True
+                self._inbox.put(None)  # the last there is
             thread = self._thread
         if thread is None:
             return True
@@ -221,45 +119,54 @@ class BatchQueue(Generic[T, R]):
         return not thread.is_alive()
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            batch, late = taken
-            for call in late:
-                call.future.set_exception(_too_late(call.deadline))
+        while self._gather():
+            batch, late = self._take()
+            with told_together():
+                for call in late:
+                    call.future.set_exception(too_late(call.deadline))
             if batch:
                 self._answer(batch)
-                # not kept alive by this frame until the next call comes
-                del batch
-            del taken, late
+            del batch, late  # not kept alive until the next call comes
 
-    def _take(self) -> tuple[list[Call[R]], list[Call[R]]] | None:
-        """The next batch, and calls that are too late; None once stopped and empty."""
+    def _gather(self) -> bool:
+        """Move all that was submitted to `_waiting`, waiting for the first; False: stop."""
+        open_ended = True
+        with suppress(Empty):
+            while True:
+                call = self._inbox.get(block=not self._waiting)
+                if call is None:
+                    open_ended = False
+                    self._inbox.put(None)  # still the last
+                    break
+                self._waiting.append(call)
+        return open_ended or bool(self._waiting)
+
+    def _take(self) -> tuple[list[Call[R]], list[Call[R]]]:
+        """The next batch, and calls that are too late."""
         batch: list[Call[R]] = []
         late: list[Call[R]] = []
         others: list[Call[R]] = []
-        cost = left = skipped = 0
-        with self._changed:
-            while not self._queue:
-                if self._stopping:
-                    return None
-                self._changed.wait()
-            while self._queue and cost < self._limits.batch:
-                call = self._queue.popleft()
-                if batch and (call.key != batch[0].key or cost + call.cost > self._limits.batch):
-                    # a smaller one may pass it now; it leads the next batch, so it never starves
-                    others.append(call)
-                    continue
-                self._cost -= call.cost
-                left += call.items
-                if not call.future.set_running_or_notify_cancel():
-                    skipped += call.items
-                elif call.deadline.expired:
-                    skipped += call.items
-                    late.append(call)
-                else:
-                    batch.append(call)
-                    cost += call.cost
-            self._queue.extendleft(reversed(others))
-            self._depth.dec(left)
+        cost = taken = left = skipped = 0
+        while self._waiting and cost < self._limits.batch:
+            call = self._waiting.popleft()
+            if batch and (call.key != batch[0].key or cost + call.cost > self._limits.batch):
+                # a smaller one may pass it now; it leads the next batch, so it never starves
+                others.append(call)
+                continue
+            taken += call.cost
+            left += call.items
+            if not call.future.set_running_or_notify_cancel():
+                skipped += call.items
+            elif call.deadline.expired:
+                skipped += call.items
+                late.append(call)
+            else:
+                batch.append(call)
+                cost += call.cost
+        self._waiting.extendleft(reversed(others))
+        with self._counting:
+            self._cost -= taken
+        self._depth.dec(left)
         if skipped:
             self._skipped.inc(skipped)
         return batch, late
@@ -274,18 +181,19 @@ class BatchQueue(Generic[T, R]):
             # one of them is to blame: alone, only that one fails
             answers = [self._alone(call) for call in batch]
         ran = monotonic() - began
-        for position, call in enumerate(batch):
-            call.ran = ran
-            call.payload = None  # a caller may keep its call; what it sent is not needed any more
-            answer = answers if isinstance(answers, BaseException) else answers[position]
-            if isinstance(answer, BaseException):
-                call.future.set_exception(answer)
-            else:
-                call.future.set_result(answer)
+        with told_together():
+            for position, call in enumerate(batch):
+                call.ran = ran
+                call.payload = None  # a caller may keep its call, but not what it sent
+                answer = answers if isinstance(answers, BaseException) else answers[position]
+                if isinstance(answer, BaseException):
+                    call.future.set_exception(answer)
+                else:
+                    call.future.set_result(answer)
 
     def _alone(self, call: Call[R]) -> R | BaseException:
         if call.deadline.expired:
-            return _too_late(call.deadline)
+            return too_late(call.deadline)
         answers = self._try([call])
         return answers if isinstance(answers, BaseException) else answers[0]
 

@@ -21,7 +21,8 @@ from models.encoder import Encoder, PreparedImage, PreparedText
 from models.errors import ModelError
 from models.explain import RelevanceMap
 from models.vectors import Vectors
-from service.batch_queue import BatchQueue, Call, QueueLimits
+from service.batch_queue import BatchQueue, QueueLimits
+from service.call import Call
 from service.serial import SerialEncoder, check_finite
 
 P = TypeVar("P")

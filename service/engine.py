@@ -24,8 +24,9 @@ from indexer.manifest import check_encoder
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
-from service.batch_queue import Call
+from service.call import Call
 from service.classifier import Classifier
+from service.embedding import Embeddings
 from service.explaining import Explanations
 from service.judging import judge, query_kind
 from service.label_set_store import LabelSetStore
@@ -77,6 +78,7 @@ class Engine:
         holder: the index, if versions of it may replace each other; `pin` before searching it.
         explanations: which part of a picture answers to a text.
         classifier: zero-shot classification with this pair, and the stored label sets.
+        embeddings: vectors of texts and pictures, for somebody else's index.
 
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
@@ -101,6 +103,7 @@ class Engine:
         self._snapshot = None if isinstance(snapshot, SnapshotHolder) else snapshot
         self.explanations = Explanations(self._encoder, self._decoding)
         self.classifier = Classifier(self._encoder, self._prepare, label_sets)
+        self.embeddings = Embeddings(self._encoder, self._prepare)
         with self.pin() as pinned:
             if pinned._snapshot is not None:
                 check_encoder(pinned._snapshot.fingerprint, encoder.fingerprint)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from models.vectors import Vectors
-from service.batch_queue import BatchQueue, Call, QueueLimits
+from service.batch_queue import BatchQueue, QueueLimits
+from service.call import Call
 
 if TYPE_CHECKING:
     from indexer.filters import Filter

@@ -16,7 +16,7 @@ from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import ModelError
 from models.explain import Area, Explainer, RelevanceMap, cannot_explain
 from models.vectors import Vectors
-from service.batch_queue import Call
+from service.call import Call
 
 if TYPE_CHECKING:
     from PIL.Image import Image

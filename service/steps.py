@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, TypeAlias, TypeVar
 
-from service.batch_queue import Call
+from service.call import Call
 
 R = TypeVar("R")
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _KEEP_ALIVE_S = 15
 _DRAIN_S = 30
+_STOP_S = 5.0  # of the batches still under way once no request is
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 
 
@@ -127,7 +128,7 @@ def serve(
         snapshots = _open(paths, closing)
         store = _label_sets(label_sets, next(iter(paths.values())))
         engines = _engines(
-            snapshots, store, model, device=device, precision=precision, threads=threads
+            snapshots, store, model, closing, device=device, precision=precision, threads=threads
         )
         for engine in engines:
             engine.warm_up()
@@ -180,16 +181,20 @@ def _engines(
     snapshots: dict[str, Snapshot],
     label_sets: LabelSetStore,
     model: str | None,
+    closing: ExitStack,
     *,
     device: str,
     precision: str,
     threads: int | None,
 ) -> list[Engine]:
-    """An engine per index; indexes of one encoder pair share it, and its place on the device."""
+    """An engine per index; indexes of one encoder pair share it, and its batches."""
+    from service.batching import BatchingEncoder
     from service.engine import Engine
-    from service.serial import SerialEncoder
+    from service.searching import BatchedSearch
 
-    loaded: dict[str, SerialEncoder] = {}
+    searches = BatchedSearch()
+    closing.callback(searches.stop, _STOP_S)
+    loaded: dict[str, BatchingEncoder] = {}
     engines = []
     for name, snapshot in snapshots.items():
         # with --model all share that one, and an index of another pair refuses it below
@@ -198,7 +203,7 @@ def _engines(
             note(f"Loading {model or snapshot.fingerprint.model} ...")
             from models.registry import load_encoder
 
-            loaded[key] = SerialEncoder(
+            loaded[key] = BatchingEncoder(
                 load_encoder(
                     model or snapshot.fingerprint.model,
                     device=device,
@@ -206,8 +211,11 @@ def _engines(
                     threads=threads,
                 )
             )
+            closing.callback(loaded[key].stop, _STOP_S)
         try:
-            engines.append(Engine(loaded[key], snapshot, name=name, label_sets=label_sets))
+            engines.append(
+                Engine(loaded[key], snapshot, name=name, label_sets=label_sets, searches=searches)
+            )
         except DiptychError as error:
             error.message = f"index {name}: {error.message}"
             raise

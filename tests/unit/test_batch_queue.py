@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
 from service import deadline, metrics
-from service.batch_queue import BatchQueue, Call, QueueLimits
+from service.batch_queue import BatchQueue, QueueLimits
+from service.call import Call
 from service.steps import Steps, finish, finish_async
 
 WAIT = 20.0

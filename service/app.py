@@ -16,6 +16,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from models.data.fetch import Fetcher
 from models.errors import InputError
 from service import metrics, openapi, problems
 from service.admission import Admission, AdmissionControl
@@ -25,7 +26,16 @@ from service.engine import Engine
 from service.frame import RequestFrame
 from service.lane_rules import AdmissionLimits, threads
 from service.limits import Limits, RequestLimits
-from service.routes import classify, explain, health, items, label_sets, search
+from service.routes import (
+    classify,
+    clip_retrieval,
+    embeddings,
+    explain,
+    health,
+    items,
+    label_sets,
+    search,
+)
 from service.routes.page import page_router
 from service.state import AppState
 from service.watching import DEFAULT_POLL_S, IndexWatcher
@@ -40,6 +50,7 @@ class ServiceSettings:
         cors_origins: web origins whose pages may call, such as `https://photos.example`.
         admission: how much work is taken on, and how long it may take.
         poll_s: how often indexes are looked at for a new version; 0 for never.
+        fetcher: fetches pictures that callers name by their address; None fetches none.
     """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -47,6 +58,7 @@ class ServiceSettings:
     cors_origins: tuple[str, ...] = ()
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     poll_s: float = DEFAULT_POLL_S
+    fetcher: Fetcher | None = None
 
 
 def create_app(
@@ -63,6 +75,7 @@ def create_app(
     state = AppState(
         _by_name([engines] if isinstance(engines, Engine) else engines),
         admission=AdmissionControl(settings.admission),
+        fetcher=settings.fetcher,
     )
 
     @asynccontextmanager
@@ -97,6 +110,8 @@ def create_app(
         explain.router,
         label_sets.router,
         items.router,
+        embeddings.router,
+        clip_retrieval.router,
         health.router,
         page_router(),
     ):

@@ -11,7 +11,14 @@ _COST_BYTES = 32 << 10
 _MAX_COST = 64
 # answered whatever happens: they are how one finds out what happens
 _ALWAYS = frozenset({"/healthz", "/readyz"})
-_LONG = ("/v1/search/batch", "/v1/classify", "/v1/explain", "/v1/label-sets")
+_LONG = (
+    "/v1/search/batch",
+    "/v1/classify",
+    "/v1/explain",
+    "/v1/label-sets",
+    "/v1/embeddings",
+    "/embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True)

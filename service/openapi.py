@@ -13,7 +13,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
-from service import answers, explain_shapes, label_set_shapes, problems, schemas
+from service import (
+    answers,
+    embedding_shapes,
+    explain_shapes,
+    knn_shapes,
+    label_set_shapes,
+    problems,
+    schemas,
+)
 from service.auth import access_of
 
 _REF = "#/components/schemas/"
@@ -25,6 +33,9 @@ _BODIES = (
     label_set_shapes.LabelSetRequest,
     explain_shapes.ExplainRequest,
     explain_shapes.ExplainForm,
+    embedding_shapes.EmbeddingRequest,
+    knn_shapes.KnnRequest,
+    knn_shapes.MetadataRequest,
     answers.ProblemDocument,
 )
 _PICTURE = {"type": "string", "format": "binary"}

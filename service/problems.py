@@ -59,6 +59,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "url-not-allowed": (422, "Pictures are not fetched from this address"),
     "url-fetch-failed": (422, "The address gave no picture"),
     "invalid-vector": (422, "The embedding cannot be used"),
+    "model-not-found": (404, "No model has this name"),
     "label-set-not-found": (404, "No label set has this name"),
     "label-sets-read-only": (403, "Label sets cannot be changed here"),
     "label-sets-full": (409, "There are too many label sets"),
@@ -81,6 +82,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "not-ready": (503, "Not ready"),
     "too-many-attempts": (429, "Too many requests without a valid key"),
     "shutting-down": (503, "Shutting down"),
+    "too-many-connections": (503, "Too many connections are open"),
     "overloaded": (429, "Too much is waiting already"),
     "deadline-exceeded": (504, "The time allowed has passed"),
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from models.data.fetch import Fetcher
 from service import metrics
 from service.admission import AdmissionControl
 from service.engine import Engine
@@ -24,12 +25,14 @@ class AppState:
         warm: every engine has answered a warm-up.
         draining: the service is about to stop; what is asked is still answered.
         admission: how much is being answered.
+        fetcher: fetches pictures that callers name by their address; None fetches none.
     """
 
     engines: Mapping[str, Engine]
     warm: bool = False
     draining: bool = False
     admission: AdmissionControl = field(default_factory=AdmissionControl)
+    fetcher: Fetcher | None = None
 
     @property
     def ready(self) -> bool:

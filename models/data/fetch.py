@@ -169,15 +169,16 @@ class Fetcher:
         self._tls = tls or ssl.create_default_context()
         self._slots = threading.BoundedSemaphore(self._limits.at_once)
 
-    def fetch(self, url: str) -> bytes:
-        """The bytes of a picture.
+    def fetch(self, url: str, *, within: float | None = None) -> bytes:
+        """The bytes of a picture; `within` can shorten the seconds it may take.
 
         Raises:
             UrlError: `url-not-allowed` by the text of `url`; `url-fetch-failed` for all else.
         """
         target = parse_url(url, ports=self._ports)
-        until = monotonic() + self._limits.seconds
-        if not self._slots.acquire(timeout=self._limits.seconds):
+        seconds = self._limits.seconds if within is None else min(within, self._limits.seconds)
+        until = monotonic() + seconds
+        if not self._slots.acquire(timeout=seconds):
             raise _failed()
         try:
             for _ in range(self._limits.redirects + 1):

@@ -44,7 +44,7 @@ def routes(client: TestClient) -> list[Any]:
 
 
 def filled(path: str) -> str:
-    for name, value in {"name": "app.js", "id:path": "sky.png"}.items():
+    for name, value in {"name": "app.js", "id:path": "sky.png", "model:path": "x"}.items():
         path = path.replace("{" + name + "}", value)
     assert "{" not in path, path
     return path

@@ -5,32 +5,29 @@ Whatever can fail does so before a model is loaded: the address, the port, every
 
 from __future__ import annotations
 
-import logging
+import gc
 import re
-import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from models.errors import DiptychError
 from service.cli.exits import OK
-from service.cli.output import emit_json, json_option, model_options, note
+from service.cli.output import json_option, model_options, note
+from service.cli.serve_run import Operating, operating_options, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import uvicorn
-
+    from indexer.holder import SnapshotHolder
     from indexer.snapshot import Snapshot
     from service.app import ServiceSettings
     from service.engine import Engine
     from service.label_set_store import LabelSetStore
 
-_KEEP_ALIVE_S = 15
-_DRAIN_S = 30
 _STOP_S = 5.0  # of the batches still under way once no request is
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 
@@ -92,6 +89,7 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
     metavar="ADDRESSES",
     help="Proxies whose X-Forwarded-For and -Proto are believed, comma-separated. [default: none]",
 )
+@operating_options
 @model_options
 @json_option
 def serve(
@@ -108,10 +106,12 @@ def serve(
     precision: str,
     threads: int | None,
     as_json: bool,
+    **operating: Any,
 ) -> int:
     """Serve indexes over HTTP, with a web page at / and documentation at /docs.
 
-    Prints the address once it answers. Ctrl-C or SIGTERM lets running requests finish.
+    Prints the address once it answers. A new version of an index is taken up without a restart.
+    Ctrl-C or SIGTERM lets running requests finish; a second one does not.
     """
     loopback = _is_loopback(host)
     if not loopback and keys is None and not insecure_public:
@@ -125,15 +125,29 @@ def serve(
     listener = _listen(host, port)
     with listener, ExitStack() as closing:
         # without binding first: verifying the files is quick, loading a model is not
-        snapshots = _open(paths, closing)
+        engines: dict[str, Engine] = {}
+        holders = _open(paths, engines, closing)
         store = _label_sets(label_sets, next(iter(paths.values())))
-        engines = _engines(
-            snapshots, store, model, closing, device=device, precision=precision, threads=threads
+        loading = _engines(
+            holders, store, model, closing, device=device, precision=precision, threads=threads
         )
-        for engine in engines:
-            engine.warm_up()
+        for engine in loading:
+            engine.warm_up()  # here, where a failure becomes one line
+        # what is loaded stays: a full collection that walks it all stops every request for 0.2 s
+        gc.collect()
+        gc.freeze()
+            engines[engine.name] = engine
         settings = _settings(access, listener, loopback=loopback)
-        _run(engines, listener, settings, proxies, as_json=as_json)
+        url = f"http://{_url_host(listener)}:{listener.getsockname()[1]}"
+        run(
+            [*engines.values()],
+            listener,
+            url,
+            settings,
+            Operating(**operating),
+            proxies,
+            as_json=as_json,
+        )
     return OK
 
 
@@ -156,17 +170,29 @@ def _paths(values: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
-def _open(paths: dict[str, Path], closing: ExitStack) -> dict[str, Snapshot]:
-    from indexer.snapshot import open_snapshot
+def _open(
+    paths: dict[str, Path], engines: dict[str, Engine], closing: ExitStack
+) -> dict[str, SnapshotHolder]:
+    """The indexes; a version that comes later is tried out by its engine before it is used."""
+    from indexer.holder import SnapshotHolder
 
-    snapshots = {}
+    def trial(name: str) -> Callable[[Snapshot], None]:
+        def try_out(snapshot: Snapshot) -> None:
+            if name in engines:
+                engines[name].try_out(snapshot)
+
+        return try_out
+
+    holders = {}
     for name, path in paths.items():
         try:
-            snapshots[name] = closing.enter_context(open_snapshot(path, fingerprint=None))
+            holders[name] = closing.enter_context(
+                SnapshotHolder(path, fingerprint=None, warm=trial(name))
+            )
         except DiptychError as error:
             error.message = f"index {name}: {error.message}"
             raise
-    return snapshots
+    return holders
 
 
 def _label_sets(directory: Path | None, index: Path) -> LabelSetStore:
@@ -178,7 +204,7 @@ def _label_sets(directory: Path | None, index: Path) -> LabelSetStore:
 
 
 def _engines(
-    snapshots: dict[str, Snapshot],
+    holders: dict[str, SnapshotHolder],
     label_sets: LabelSetStore,
     model: str | None,
     closing: ExitStack,
@@ -196,16 +222,18 @@ def _engines(
     closing.callback(searches.stop, _STOP_S)
     loaded: dict[str, BatchingEncoder] = {}
     engines = []
-    for name, snapshot in snapshots.items():
+    for name, holder in holders.items():
+        with holder.use() as snapshot:
+            built_with = snapshot.fingerprint
         # with --model all share that one, and an index of another pair refuses it below
-        key = model or snapshot.fingerprint.digest
+        key = model or built_with.digest
         if key not in loaded:
-            note(f"Loading {model or snapshot.fingerprint.model} ...")
+            note(f"Loading {model or built_with.model} ...")
             from models.registry import load_encoder
 
             loaded[key] = BatchingEncoder(
                 load_encoder(
-                    model or snapshot.fingerprint.model,
+                    model or built_with.model,
                     device=device,
                     precision=precision,
                     threads=threads,
@@ -214,7 +242,7 @@ def _engines(
             closing.callback(loaded[key].stop, _STOP_S)
         try:
             engines.append(
-                Engine(loaded[key], snapshot, name=name, label_sets=label_sets, searches=searches)
+                Engine(loaded[key], holder, name=name, label_sets=label_sets, searches=searches)
             )
         except DiptychError as error:
             error.message = f"index {name}: {error.message}"
@@ -296,63 +324,3 @@ def _settings(
 def _url_host(listener: socket.socket) -> str:
     name = str(listener.getsockname()[0])
     return f"[{name}]" if ":" in name else name
-
-
-def _run(
-    engines: Sequence[Engine],
-    listener: socket.socket,
-    settings: ServiceSettings,
-    proxies: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    import uvicorn
-
-    from service.app import create_app
-    from service.protocol import MAX_HEAD_BYTES, ProblemH11Protocol
-
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # stderr
-    logging.getLogger("diptych").setLevel(logging.INFO)
-    config = uvicorn.Config(
-        create_app(engines, settings),
-        http=ProblemH11Protocol,
-        ws="none",
-        lifespan="on",
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_DRAIN_S,
-        server_header=False,
-        # whoever connects could claim any address
-        proxy_headers=proxies is not None,
-        forwarded_allow_ips=proxies,
-        # uvicorn's access log holds query strings; ours holds route templates
-        access_log=False,
-        log_config=None,
-    )
-    url = f"http://{_url_host(listener)}:{listener.getsockname()[1]}"
-
-    def announce() -> None:
-        versions = {engine.name: engine.snapshot.version for engine in engines}
-        if as_json:
-            first = next(iter(versions.values()))
-            emit_json({"url": url, "index_version": first, "indexes": versions, "ready": True})
-        else:
-            count = sum(engine.index_info().images for engine in engines)
-            among = f" in {len(engines)} indexes" if len(engines) > 1 else ""
-            click.echo(f"Serving {count} pictures{among} at {url}")
-
-    # uvicorn raises the signal again once it has drained; a clean stop is not a failure
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _server(config, announce).run(sockets=[listener])
-
-
-def _server(config: uvicorn.Config, announce: Callable[[], None]) -> uvicorn.Server:
-    import uvicorn
-
-    class AnnouncingServer(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                announce()
-
-    return AnnouncingServer(config)

@@ -27,6 +27,7 @@ from service.frame import RequestFrame
 from service.lane_rules import AdmissionLimits, threads
 from service.limits import Limits, RequestLimits
 from service.routes import (
+    batch,
     classify,
     clip_retrieval,
     embeddings,
@@ -106,6 +107,7 @@ def create_app(
     problems.install(app)
     for router in (
         search.router,
+        batch.router,
         classify.router,
         explain.router,
         label_sets.router,

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from service import (
     answers,
+    batch_shapes,
     embedding_shapes,
     explain_shapes,
     knn_shapes,
@@ -28,6 +29,7 @@ _REF = "#/components/schemas/"
 _BODIES = (
     schemas.SearchRequest,
     schemas.TextToImageRequest,
+    batch_shapes.BatchRequest,
     schemas.ClassifyRequest,
     schemas.ClassifyForm,
     label_set_shapes.LabelSetRequest,

@@ -79,10 +79,18 @@ class Strict(BaseModel):
 
 
 class Query(Strict):
-    """Exactly one of text, image, id and embedding; the weight counts among several."""
+    """Exactly one of text, image, image_url, id and embedding; the weight counts among several."""
 
     text: SearchText | None = None
     image: Base64Image | None = None
+    image_url: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="A picture's address, http or https; only where the service was started "
+            "with --allow-urls.",
+        ),
+    ] = None
     id: Annotated[
         str | None, Field(description="More like this item; it is left out of the hits.")
     ] = None
@@ -98,10 +106,10 @@ class Query(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Query:
-        given = [self.text, self.image, self.id, self.embedding]
+        given = [self.text, self.image, self.image_url, self.id, self.embedding]
         if sum(value is not None for value in given) != 1:
             raise PydanticCustomError(
-                "invalid-request", "Give exactly one of text, image, id and embedding."
+                "invalid-request", "Give exactly one of text, image, image_url, id and embedding."
             )
         return self
 

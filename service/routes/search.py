@@ -9,21 +9,12 @@ from starlette.concurrency import run_in_threadpool
 
 from indexer.filters import parse_filter
 from service import answers, bodies, presenting, schemas, timing
+from service.asking import needs_thread, search_query
 from service.auth import reads
 from service.engine import Engine, only_waits
+from service.fetching import FetchOf
 from service.openapi import body_json, body_picture
-from service.problems import refuse
-from service.queries import (
-    ComposedQuery,
-    EmbeddingQuery,
-    ImageQuery,
-    ItemQuery,
-    Part,
-    SearchQuery,
-    Target,
-    TextQuery,
-    Weighted,
-)
+from service.queries import ImageQuery, SearchQuery, Target, TextQuery
 from service.state import EngineOf
 from service.steps import finish_async
 from service.uploads import PictureSearch, picture_search
@@ -32,39 +23,6 @@ router = APIRouter(prefix="/v1/search", tags=["search"])
 
 # hits that the event loop turns into JSON itself: a millisecond's work
 _SMALL_PAGE = 100
-
-
-def _query(given: schemas.Query | list[schemas.Query]) -> SearchQuery:
-    if not isinstance(given, list):
-        part = _part(given, "#/query")
-        # alone a weight only tells towards from away
-        return part if given.weight > 0 else ComposedQuery((Weighted(part, given.weight),))
-    return ComposedQuery(
-        tuple(
-            Weighted(_part(query, f"#/query/{number}"), query.weight)
-            for number, query in enumerate(given)
-        )
-    )
-
-
-def _part(query: schemas.Query, pointer: str) -> Part:
-    if query.text is not None:
-        return TextQuery(query.text)
-    if query.id is not None:
-        return ItemQuery(query.id)
-    if query.embedding is not None:
-        return EmbeddingQuery(query.embedding)
-    assert query.image is not None, "the schema lets exactly one through"
-    data = bodies.decode_base64(query.image)
-    if data is None:
-        raise refuse(
-            "image-undecodable",
-            "Not base64, and not a data: URI of base64.",
-            errors=[
-                {"pointer": f"{pointer}/image", "code": "image-undecodable", "detail": "base64"}
-            ],
-        )
-    return ImageQuery(data)
 
 
 async def _answer(
@@ -106,16 +64,17 @@ async def _answer(
 async def search(
     body: Annotated[schemas.SearchRequest, Depends(bodies.json_body(schemas.SearchRequest))],
     engine: EngineOf,
+    fetch: FetchOf,
 ) -> Response:
     """The `k` pictures or texts closest to the query, best first; `score` is the cosine.
 
     The query may have several parts, each with a weight: text, picture, item or embedding. Items
     of the query are left out of the hits.
     """
-    given = body.query if isinstance(body.query, list) else [body.query]
-    pictures = any(part.image is not None for part in given)
-    # base64 of a large picture would hold up the event loop
-    query = await run_in_threadpool(_query, body.query) if pictures else _query(body.query)
+    if needs_thread(body.query):
+        query = await run_in_threadpool(search_query, body.query, fetch)
+    else:
+        query = search_query(body.query, fetch)
     return await _answer(engine, query, body.target, body)
 
 

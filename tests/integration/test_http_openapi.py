@@ -12,7 +12,15 @@ from pydantic import BaseModel
 from services import build_colours, colour_client
 from starlette.testclient import TestClient
 
-from service import answers, embedding_shapes, knn_shapes, label_set_shapes, problems, schemas
+from service import (
+    answers,
+    batch_shapes,
+    embedding_shapes,
+    knn_shapes,
+    label_set_shapes,
+    problems,
+    schemas,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,14 @@ MODELS = [
     model
     for model in dict.fromkeys(
         value
-        for module in (schemas, answers, label_set_shapes, embedding_shapes, knn_shapes)
+        for module in (
+            schemas,
+            answers,
+            batch_shapes,
+            label_set_shapes,
+            embedding_shapes,
+            knn_shapes,
+        )
         for value in vars(module).values()
         if isinstance(value, type)
     )

@@ -31,3 +31,9 @@ def cache_dir() -> Path:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(base) if base else Path.home() / ".cache") / "diptych"
+
+
+def worker_environment() -> dict[str, str]:
+    """What a process that reads strangers' bytes inherits: how to find libraries, no secrets."""
+    names = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -55,13 +55,7 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.I
         ImageError: `image-empty`, `image-too-large`, `image-format-not-allowed`,
             `image-too-many-pixels`, `image-bad-dimensions` or `image-undecodable`.
     """
-    if not data:
-        raise ImageError("the picture is empty (0 bytes)", code="image-empty")
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"the picture has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed",
-            code="image-too-large",
-        )
+    check_bytes(data, limits)
     if foreign := foreign_format(data):
         raise ImageError(
             f"{foreign} is not accepted; use {', '.join(FORMATS)}",
@@ -76,6 +70,17 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.I
             raise ImageError("the picture is damaged: the file ends early")
         _load(image)
         return _finish(image)
+
+
+def check_bytes(data: bytes, limits: ImageLimits) -> None:
+    """Refuse by the number of bytes alone. Raises ImageError."""
+    if not data:
+        raise ImageError("the picture is empty (0 bytes)", code="image-empty")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            f"the picture has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed",
+            code="image-too-large",
+        )
 
 
 def encode_thumbnail(image: Image.Image, *, side: int = 320) -> bytes:

@@ -98,7 +98,15 @@ class Call(Generic[R]):
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[None] = loop.create_future()
         self.future.add_done_callback(lambda _: _tell(loop, arrived))
-        forget = self.deadline.on_cancel(self.future.cancel)
+
+        def given_up() -> (
+            None
+        ):  # in the loop's thread; the call may be running, and not cancellable
+            self.future.cancel()
+            if not arrived.done():
+                arrived.set_result(None)
+
+        forget = self.deadline.on_cancel(given_up)
         try:
             async with asyncio.timeout(self.deadline.left()):
                 await arrived
@@ -110,7 +118,8 @@ class Call(Generic[R]):
             raise
         finally:
             forget()
-        if self.future.cancelled():
+        if self.future.cancelled() or not self.future.done():
+            await self._leave()
             raise too_late(self.deadline)
 
     async def _leave(self) -> None:

@@ -7,6 +7,7 @@ route's template, never the path or the query: both may hold what somebody searc
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import traceback
@@ -17,6 +18,7 @@ from time import perf_counter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.errors import DeadlineError
 from service import metrics, problems, timing
 from service.tracing import Trace, Tracer
 
@@ -91,6 +93,12 @@ class RequestFrame:
 
         try:
             await self._app(scope, receive, framed)
+        except asyncio.CancelledError:
+            # the server's last resort, when the time to stop is over
+            if not self._closing() or status:
+                raise
+            late = problems.of_domain(DeadlineError("stopping", code="shutting-down"))
+            await late.response(request_id)(scope, receive, framed)
         except Exception as error:
             # the frames without the message: an exception's text may quote what was asked
             frames = "".join(traceback.format_tb(error.__traceback__))

@@ -115,18 +115,18 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)  # asked twice: whoever waits for an answer is out of luck
         # unlike uvicorn's, the signal is not raised again afterwards: a clean stop is no failure
         self.should_exit = True
-
-    async def main_loop(self) -> None:
-        await super().main_loop()
-        self._state.drain()
-        _LOG.info(
-            "stopping, %d requests under way",
-            self._state.admission.in_flight,
-            extra={"fields": {"event": "stopping", "in_flight": self._state.admission.in_flight}},
-        )
-        await asyncio.sleep(self._settings.unready_s)
+        # no more than a flag: the signal may have come in the middle of anything
+        self._state.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._state.drain()
+        under_way = self._state.admission.in_flight
+        _LOG.info(
+            "stopping, %d requests under way",
+            under_way,
+            extra={"fields": {"event": "stopping", "in_flight": under_way}},
+        )
+        await asyncio.sleep(self._settings.unready_s)
         loop = asyncio.get_running_loop()
         last = loop.call_later(self._settings.drain_s, self._state.admission.give_up)
         try:

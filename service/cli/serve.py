@@ -76,6 +76,12 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
     "port can search.",
 )
 @click.option(
+    "--allow-urls",
+    is_flag=True,
+    help="Let callers name pictures by public http and https addresses, which this machine then "
+    "fetches.",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     metavar="ORIGIN",
@@ -99,6 +105,7 @@ def serve(
     port: int,
     keys: Path | None,
     insecure_public: bool,
+    allow_urls: bool,
     cors_origins: tuple[str, ...],
     proxies: str | None,
     model: str | None,
@@ -119,7 +126,7 @@ def serve(
             f"{host} can be reached from other machines, and without --keys everyone there could "
             "search; make a key with: diptych keys new --file keys.json"
         )
-    access = _access(keys, cors_origins)
+    access = _access(keys, cors_origins, allow_urls=allow_urls)
     proxies = _proxies(proxies)
     paths = _paths(indexes)
     listener = _listen(host, port)
@@ -133,10 +140,10 @@ def serve(
         )
         for engine in loading:
             engine.warm_up()  # here, where a failure becomes one line
+            engines[engine.name] = engine
         # what is loaded stays: a full collection that walks it all stops every request for 0.2 s
         gc.collect()
         gc.freeze()
-            engines[engine.name] = engine
         settings = _settings(access, listener, loopback=loopback)
         url = f"http://{_url_host(listener)}:{listener.getsockname()[1]}"
         run(
@@ -276,22 +283,26 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _access(keys: Path | None, cors_origins: tuple[str, ...]) -> ServiceSettings:
-    """Who may call, checked before anything slow begins."""
+def _access(
+    keys: Path | None, cors_origins: tuple[str, ...], *, allow_urls: bool
+) -> ServiceSettings:
+    """Who may call and what for, checked before anything slow begins."""
+    from models.data.fetch import Fetcher
     from service.app import ServiceSettings
     from service.auth import Guard
     from service.cors import check_origin
     from service.keys import KeyFile
 
     origins = tuple(check_origin(origin) for origin in cors_origins)
+    fetcher = Fetcher() if allow_urls else None
     if keys is None:
-        return ServiceSettings(cors_origins=origins)
+        return ServiceSettings(cors_origins=origins, fetcher=fetcher)
     guard = Guard.of(KeyFile(keys))
     if not len(guard.keys.ring()):
         raise click.UsageError(
             f"{keys} holds no key; make one with: diptych keys new --file {keys}"
         )
-    return ServiceSettings(guard=guard, cors_origins=origins)
+    return ServiceSettings(guard=guard, cors_origins=origins, fetcher=fetcher)
 
 
 def _proxies(addresses: str | None) -> str | None:

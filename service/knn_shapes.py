@@ -20,6 +20,7 @@ MAX_IDS = 1000
 class KnnRequest(BaseModel):
     model_config = ConfigDict(
         extra="ignore",
+        strict=True,
         json_schema_extra={
             "examples": [
                 {"text": "a red apple", "modality": "image", "num_images": 3},
@@ -103,7 +104,9 @@ class KnnResponse(RootModel[list[KnnHit]]):
 
 
 class MetadataRequest(BaseModel):
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"ids": [0, 1]}]})
+    model_config = ConfigDict(
+        extra="ignore", strict=True, json_schema_extra={"examples": [{"ids": [0, 1]}]}
+    )
     ids: Annotated[list[int], Field(max_length=MAX_IDS)]
     indice_name: str | None = None
 

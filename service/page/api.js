@@ -1,5 +1,7 @@
 // The service, as the page asks it. Knows addresses and shapes; draws nothing.
 
+import { askForKey, withKey } from "./access.js";
+
 /** A refusal or failure, in the words of the service's problem document. */
 export class ServiceError extends Error {
   constructor(problem) {
@@ -14,12 +16,13 @@ export class ServiceError extends Error {
 async function ask(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: withKey(options?.headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError({ offline: true });
   }
   if (response.ok) return response;
+  if (response.status === 401) askForKey();
   let problem = {};
   try {
     problem = await response.json();

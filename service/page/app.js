@@ -1,5 +1,6 @@
 // Starts the page: views, the address, language, what is served, the footer.
 
+import { startAccess } from "./access.js";
 import * as classify from "./classify.js";
 import * as compare from "./compare.js";
 import { startDetail } from "./detail.js";
@@ -138,6 +139,7 @@ function takePicture(file) {
   else notice($("notice"), notPicture());
 }
 
+startAccess();
 onAsked(writeAddress);
 startParts();
 startChoices();

@@ -1,5 +1,6 @@
 // One hit as a card: the picture, its relevance as a bar, its caption.
 
+import { showPictureOf } from "./access.js";
 import { element, icon, nameOf, pathOf, languageOf } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { add } from "./query.js";
@@ -20,7 +21,7 @@ export function figures(hit) {
 export function pictureOf(hit, { eager = false } = {}) {
   const frame = element("span", { className: "picture" });
   if (!hit.thumbnail_url) return frame;
-  const image = element("img", { src: hit.thumbnail_url, alt: "", loading: eager ? "eager" : "lazy", decoding: "async" });
+  const image = element("img", { alt: "", loading: eager ? "eager" : "lazy", decoding: "async" });
   image.addEventListener("load", () => {
     const shape = image.naturalWidth / image.naturalHeight;
     // a long or tall picture would lose its subject to a square
@@ -28,6 +29,7 @@ export function pictureOf(hit, { eager = false } = {}) {
     image.classList.add("loaded");
   });
   image.addEventListener("error", () => image.remove());
+  showPictureOf(image, hit.thumbnail_url, { lazy: !eager });
   frame.append(image);
   return frame;
 }

@@ -1,5 +1,6 @@
 // One hit, large: picture, captions, what the model would caption it, facts, and the way on.
 
+import { showPictureOf } from "./access.js";
 import * as api from "./api.js";
 import { figures, likenessOf, shareOf, titleOf } from "./cards.js";
 import { $, element, languageOf, pathOf } from "./dom.js";
@@ -33,7 +34,7 @@ function draw() {
   $("detail-rank").textContent = t("rankOf", number(at + 1));
   $("detail-image").alt = titleOf(one);
   $("detail-image").hidden = !one.thumbnail_url;
-  if (one.thumbnail_url) $("detail-image").src = one.thumbnail_url;
+  if (one.thumbnail_url) showPictureOf($("detail-image"), one.thumbnail_url);
   else $("detail-image").removeAttribute("src");
   $("detail-meter").replaceChildren(
     element("span", { className: "meter", share: shareOf(one, hits[0].score) }),

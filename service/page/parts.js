@@ -1,6 +1,7 @@
 // The query's form: words being typed, and the parts already kept as chips that can be turned
 // against and removed. Words on the left, pictures on the right.
 
+import { showPictureOf } from "./access.js";
 import { thumbnailOf } from "./api.js";
 import { $, element, firstPicture, icon } from "./dom.js";
 import { t } from "./i18n.js";
@@ -37,9 +38,11 @@ function chip(part) {
   );
   let shown = element("span", { className: "words-of", text: part.value, title: part.value });
   if (part.kind !== "text") {
-    const src = part.kind === "image" ? urlOf(part.value) : thumbnailOf(part.value, asked.index);
-    shown = element("img", { src, alt: name });
-    shown.addEventListener("error", () => shown.replaceWith(element("span", { className: "blank" })));
+    const picture = element("img", { alt: name });
+    picture.addEventListener("error", () => picture.replaceWith(element("span", { className: "blank" })));
+    if (part.kind === "image") picture.src = urlOf(part.value);
+    else showPictureOf(picture, thumbnailOf(part.value, asked.index));
+    shown = picture;
   }
   const classes = ["part", part.kind !== "text" && "pictured", part.less && "less"].filter(Boolean);
   return element("li", { className: classes.join(" ") }, sign, shown, off);

@@ -52,6 +52,8 @@ export default {
     [["Enter"], "Open; in the field: keep the words"], [["m"], "More like the one in focus"], [["+", "−"], "Add it to the search, take it away"],
     [["w"], "Show where, in the open picture"], [["Esc"], "Back"], [["1", "…", "4"], "The views"], [["?"], "These keys"],
   ],
+  keyTitle: "A key, please", keyHint: "This service answers those who have an API key. It is kept for this tab only.",
+  keyLabel: "API key", keyUse: "Use it", keyRefused: "The key was not accepted: it may have been revoked, or mistyped.", keyForget: "Forget the key",
   theme: { auto: "Theme: as the system", light: "Theme: light", dark: "Theme: dark" },
   problems: {}, // the service's own words are English
   other: "中文", otherCode: "zh",

@@ -111,3 +111,21 @@ def test_serve_refuses_without_a_usable_key(index: Path, tmp_path: Path) -> None
         assert "Traceback" not in done.stderr
     file.write_text('{"format": 1, "keys": []}')
     assert "holds no key" in run(*serve, "--keys", file).stderr
+
+
+def test_urls_are_turned_on_by_a_flag(index: Path, tmp_path: Path) -> None:
+    def asked(*more: str) -> bytes:
+        with server(index, tmp_path / "log", *more) as (_, url):
+            parts = urlsplit(url)
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+            # an address inside, by its plain text: refused by the fetcher, never dialled
+            body = json.dumps({"query": {"image_url": f"http://127.0.0.1:80/{parts.port}"}})
+            connection.request("POST", "/v1/search", body, {"Content-Type": "application/json"})
+            try:
+                with connection.getresponse() as response:
+                    return response.read()
+            finally:
+                connection.close()
+
+    assert b"url-not-allowed" in asked()
+    assert b"url-fetch-failed" in asked("--allow-urls")

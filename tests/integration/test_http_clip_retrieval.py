@@ -109,7 +109,9 @@ def test_what_is_refused(client: TestClient, body: Any, status: int, code: str) 
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
-@pytest.mark.parametrize("ids", [[-1], [10**6], [2**70], [0, 99], "0", [0.5], [0] * 1001])
+@pytest.mark.parametrize(
+    "ids", [[-1], [10**6], [2**70], [0, 99], "0", [0.5], [False], ["0"], [0] * 1001]
+)
 def test_numbers_that_are_none(client: TestClient, ids: Any) -> None:
     response = client.post("/metadata", json={"ids": ids, "indice_name": "default"})
     assert response.status_code in (404, 422)

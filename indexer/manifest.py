@@ -3,6 +3,9 @@
     CURRENT                   "<version> <sha256 of manifests/<version>.json>\n"
     manifests/00000042.json   what belongs to version 42, every file with its size and sha256
 
+Formats 1 and 2 are read, 2 is written; an index of format 1 is upgraded by its next commit, and
+its older files stay as they are. What format 2 added is optional and absent where it says nothing.
+
 The chain of trust is CURRENT -> manifest -> files: whoever reads checks each link before using
 the next. This module parses and checks the first two; it opens no segment and writes nothing.
 """
@@ -17,10 +20,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from indexer.ann_entry import AnnEntry
 from indexer.fields import Field as FilterField
 from indexer.fields import FieldType, check_fields
 from indexer.fs import open_regular, storage_error
@@ -34,19 +38,25 @@ from models.errors import (
     StoreError,
 )
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
 CURRENT: Final = "CURRENT"
 LOCK: Final = "LOCK"
 MANIFESTS: Final = "manifests"
 SEGMENTS: Final = "segments"
 TOMBSTONES: Final = "tombstones"
 RELEVANCE: Final = "relevance"
+ERASED: Final = "erased"
 SCRATCH: Final = "scratch"
 VECTORS_FILE: Final = "vectors.npy"
 ITEMS_FILE: Final = "items.sqlite"
+ANN_FILE: Final = "ann.faiss"
+BLOCK_BYTES: Final = 4 << 20
+"""Files larger than this carry a checksum of every block of this many bytes."""
 
 HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
 Modality = Literal["image", "text"]
+Operation = Literal["build", "add", "delete", "optimize", "rollback", "import", "repair", "purge"]
 
 # manifests are a few hundred bytes per segment; a larger file is not one of ours
 _MAX_BYTES: Final = 256 << 20
@@ -62,8 +72,21 @@ class _Strict(BaseModel):
 
 
 class FileEntry(_Strict):
+    """The bytes of one file.
+
+    `blocks` is XXH3-64 of every `BLOCK_BYTES` of a larger file, 16 hex digits each, concatenated:
+    not a proof against forgery as sha256 is, but found in a fraction of its time.
+    """
+
     size: Count
     sha256: Sha256
+    blocks: Annotated[str, Field(pattern=r"^([0-9a-f]{16}){2,}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_checksum_a_block(self) -> Self:
+        if self.blocks is not None and len(self.blocks) != 16 * -(-self.size // BLOCK_BYTES):
+            raise ValueError("blocks: not one checksum for every block")
+        return self
 
 
 class SegmentEntry(_Strict):
@@ -72,12 +95,15 @@ class SegmentEntry(_Strict):
     id: Annotated[str, Field(pattern=r"^[0-9a-z]+(-[0-9a-z]+)*$", max_length=80)]
     modality: Modality
     rows: Annotated[int, Field(ge=1, le=2**31)]
-    files: dict[Literal["vectors.npy", "items.sqlite"], FileEntry]
+    files: dict[Literal["vectors.npy", "items.sqlite", "ann.faiss"], FileEntry]
+    ann: AnnEntry | None = None
 
     @model_validator(mode="after")
-    def _both_files(self) -> SegmentEntry:
-        if set(self.files) != {VECTORS_FILE, ITEMS_FILE}:
+    def _its_files(self) -> SegmentEntry:
+        if set(self.files) - {ANN_FILE} != {VECTORS_FILE, ITEMS_FILE}:
             raise ValueError("a segment has vectors.npy and items.sqlite")
+        if (self.ann is None) != (ANN_FILE not in self.files):
+            raise ValueError("ann.faiss and its description come together")
         return self
 
 
@@ -137,6 +163,16 @@ class RelevanceEntry(FileEntry):
     texts: TargetEntry
 
 
+class ErasedEntry(FileEntry):
+    """The erasure list: ids that were deleted and must not come back unasked.
+
+    The file is a uint8 [E, 32] array: sorted sha256 of item and record ids, without repeats.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
+    count: Annotated[int, Field(ge=1, le=2**40)]
+
+
 class Live(_Strict):
     images: Count
     texts: Count
@@ -157,7 +193,7 @@ class FieldEntry(_Strict):
 
 
 class Manifest(_Strict):
-    format: Literal[1]
+    format: Literal[1, 2]
     index: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     version: Annotated[int, Field(ge=0, le=99_999_999)]
     parent: Annotated[int, Field(ge=0, le=99_999_999)] | None
@@ -173,6 +209,20 @@ class Manifest(_Strict):
     fields: dict[str, FieldEntry] = {}
     # absent from indexes built without one: their hits carry no relevance
     relevance: RelevanceEntry | None = None
+    # from format 2 on
+    erased: ErasedEntry | None = None
+    operation: Operation | None = None
+
+    @model_validator(mode="after")
+    def _nothing_of_a_later_format(self) -> Self:
+        if self.format == 1 and (
+            self.erased is not None
+            or self.operation is not None
+            or any(entry.blocks is not None for entry in self.files().values())
+            or any(segment.ann is not None for segment in self.segments)
+        ):
+            raise ValueError("format 1 knows no such field")
+        return self
 
     @model_validator(mode="after")
     def _fields_can_be_declared(self) -> Manifest:
@@ -200,7 +250,7 @@ class Manifest(_Strict):
 
     def encode(self) -> bytes:
         """The bytes stored on disk; `CURRENT` holds their sha256."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        return (self.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode()
 
     def files(self) -> dict[str, FileEntry]:
         """Every file of this version by its path relative to the index."""
@@ -213,6 +263,8 @@ class Manifest(_Strict):
             found[f"{TOMBSTONES}/{self.tombstones.file}"] = self.tombstones
         if self.relevance is not None:
             found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
+        if self.erased is not None:
+            found[f"{ERASED}/{self.erased.file}"] = self.erased
         return found
 
 
@@ -299,10 +351,10 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
         raw: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IndexCorruptError(name, "it is not JSON", hint=HINT) from error
-    if isinstance(raw, Mapping) and raw.get("format", FORMAT) != FORMAT:
+    if isinstance(raw, Mapping) and not _readable(raw.get("format", FORMAT)):
         raise IndexCorruptError(
             name,
-            f"index format {str(raw['format'])[:20]}; this release reads format {FORMAT}",
+            f"index format {str(raw['format'])[:20]}; this release reads formats 1 and 2",
             hint="use the Diptych release that wrote it, or a newer one",
         )
     try:
@@ -316,6 +368,10 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
     if manifest.dim < 1:
         raise IndexCorruptError(name, "field encoder.dim must be positive", hint=HINT)
     return manifest
+
+
+def _readable(version: object) -> bool:
+    return type(version) is int and version in READABLE  # True is equal to 1
 
 
 def check_encoder(stored: Fingerprint, ours: Fingerprint) -> None:

@@ -201,6 +201,7 @@ class IndexWriter:
             known = {(source.name, source.kind) for source in old.sources}
             new = old.model_copy(
                 update={
+                    "format": FORMAT,
                     "version": old.version + 1,
                     "parent": old.version,
                     "created": _now(),

@@ -22,9 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from indexer.ann_entry import AnnEntry
+from indexer.ann_entry import ANN_FILE
+from indexer.entries import (
+    BLOCK_BYTES,
+    ITEMS_FILE,
+    VECTORS_FILE,
+    Count,
+    ErasedEntry,
+    FileEntry,
+    Modality,
+    NeighboursEntry,
+    RelevanceEntry,
+    SegmentEntry,
+    Sha256,
+    StandingEntry,
+    Strict,
+    TargetEntry,
+    TombstoneEntry,
+)
 from indexer.fields import Field as FilterField
 from indexer.fields import FieldType, check_fields
 from indexer.fs import open_regular, storage_error
@@ -38,6 +55,46 @@ from models.errors import (
     StoreError,
 )
 
+__all__ = [
+    "ANN_FILE",
+    "BLOCK_BYTES",
+    "CURRENT",
+    "ERASED",
+    "FORMAT",
+    "HINT",
+    "ITEMS_FILE",
+    "LOCK",
+    "MANIFESTS",
+    "RELEVANCE",
+    "SCRATCH",
+    "SEGMENTS",
+    "TOMBSTONES",
+    "VECTORS_FILE",
+    "ErasedEntry",
+    "FieldEntry",
+    "FileEntry",
+    "Head",
+    "Live",
+    "Manifest",
+    "Modality",
+    "NeighboursEntry",
+    "Operation",
+    "RelevanceEntry",
+    "SegmentEntry",
+    "SourceEntry",
+    "StandingEntry",
+    "TargetEntry",
+    "TombstoneEntry",
+    "check_encoder",
+    "manifest_path",
+    "only_unborn",
+    "parse_manifest",
+    "read_head",
+    "read_manifest",
+    "read_small",
+    "unreadable",
+]
+
 FORMAT: Final = 2
 READABLE: Final = (1, 2)
 CURRENT: Final = "CURRENT"
@@ -48,14 +105,8 @@ TOMBSTONES: Final = "tombstones"
 RELEVANCE: Final = "relevance"
 ERASED: Final = "erased"
 SCRATCH: Final = "scratch"
-VECTORS_FILE: Final = "vectors.npy"
-ITEMS_FILE: Final = "items.sqlite"
-ANN_FILE: Final = "ann.faiss"
-BLOCK_BYTES: Final = 4 << 20
-"""Files larger than this carry a checksum of every block of this many bytes."""
 
 HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
-Modality = Literal["image", "text"]
 Operation = Literal["build", "add", "delete", "optimize", "rollback", "import", "repair", "purge"]
 
 # manifests are a few hundred bytes per segment; a larger file is not one of ours
@@ -63,136 +114,27 @@ _MAX_BYTES: Final = 256 << 20
 _DAMAGE: Final = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO})
 _CURRENT_FORM: Final = re.compile(rb"(0|[1-9][0-9]{0,7}) ([0-9a-f]{64})\n")
 
-Count = Annotated[int, Field(ge=0, le=2**62)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class FileEntry(_Strict):
-    """The bytes of one file.
-
-    `blocks` is XXH3-64 of every `BLOCK_BYTES` of a larger file, 16 hex digits each, concatenated:
-    not a proof against forgery as sha256 is, but found in a fraction of its time.
-    """
-
-    size: Count
-    sha256: Sha256
-    blocks: Annotated[str, Field(pattern=r"^([0-9a-f]{16}){2,}$")] | None = None
-
-    @model_validator(mode="after")
-    def _one_checksum_a_block(self) -> Self:
-        if self.blocks is not None and len(self.blocks) != 16 * -(-self.size // BLOCK_BYTES):
-            raise ValueError("blocks: not one checksum for every block")
-        return self
-
-
-class SegmentEntry(_Strict):
-    """One segment: its rows and the exact bytes of its files, by the fixed file names."""
-
-    id: Annotated[str, Field(pattern=r"^[0-9a-z]+(-[0-9a-z]+)*$", max_length=80)]
-    modality: Modality
-    rows: Annotated[int, Field(ge=1, le=2**31)]
-    files: dict[Literal["vectors.npy", "items.sqlite", "ann.faiss"], FileEntry]
-    ann: AnnEntry | None = None
-
-    @model_validator(mode="after")
-    def _its_files(self) -> SegmentEntry:
-        if set(self.files) - {ANN_FILE} != {VECTORS_FILE, ITEMS_FILE}:
-            raise ValueError("a segment has vectors.npy and items.sqlite")
-        if (self.ann is None) != (ANN_FILE not in self.files):
-            raise ValueError("ann.faiss and its description come together")
-        return self
-
-
-class TombstoneEntry(FileEntry):
-    """Rows of this version's segments that are deleted or superseded.
-
-    The file is an int64 [T, 2] array of (position in `segments`, row), sorted, without repeats.
-    """
-
-    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
-    count: Annotated[int, Field(ge=1, le=2**40)]
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class StandingEntry(_Strict):
-    """`indexer.background.Standing`, whose docstring explains the numbers."""
-
-    excess_mean: Finite
-    excess_std: Positive
-    nonsense_mean: Finite
-    nonsense_std: Positive
-    low: Finite
-    gate: Finite
-    width: Positive
-
-
-class NeighboursEntry(_Strict):
-    """`indexer.background.Neighbours`."""
-
-    gate: Finite
-    width: Positive
-
-
-class TargetEntry(_Strict):
-    """`indexer.background.TargetBackground`: how hits of one modality are judged."""
-
-    rows: Count
-    text: StandingEntry | None
-    mixed: StandingEntry | None
-    image: NeighboursEntry | None
-
-
-class RelevanceEntry(FileEntry):
-    """The background of this version; measured at this version or, unchanged, at an earlier one.
-
-    The file is a float32 [2 + Q, D] array: the mean image vector, the mean text vector, and the
-    embedded background queries, those of the list `queries` (sha256).
-    """
-
-    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
-    queries: Sha256
-    count: Annotated[int, Field(ge=1, le=2**20)]
-    images: TargetEntry
-    texts: TargetEntry
-
-
-class ErasedEntry(FileEntry):
-    """The erasure list: ids that were deleted and must not come back unasked.
-
-    The file is a uint8 [E, 32] array: sorted sha256 of item and record ids, without repeats.
-    """
-
-    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
-    count: Annotated[int, Field(ge=1, le=2**40)]
-
-
-class Live(_Strict):
+class Live(Strict):
     images: Count
     texts: Count
 
 
-class SourceEntry(_Strict):
+class SourceEntry(Strict):
     """Where rows came from: what the user typed, and the kind of reader."""
 
     name: str
     kind: str
 
 
-class FieldEntry(_Strict):
+class FieldEntry(Strict):
     """A filterable field's type, and its dotted path in a record's attributes."""
 
     type: FieldType
     path: str
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     format: Literal[1, 2]
     index: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     version: Annotated[int, Field(ge=0, le=99_999_999)]
@@ -206,18 +148,21 @@ class Manifest(_Strict):
     live: Live
     ann: None
     sources: list[SourceEntry]
-    fields: dict[str, FieldEntry] = {}
+    fields: dict[str, FieldEntry] = Field(default_factory=dict)
     # absent from indexes built without one: their hits carry no relevance
     relevance: RelevanceEntry | None = None
     # from format 2 on
     erased: ErasedEntry | None = None
     operation: Operation | None = None
+    parent_sha256: Sha256 | None = None
+    """Of the parent's manifest: what vouches for older versions, as `CURRENT` does for this."""
 
     @model_validator(mode="after")
     def _nothing_of_a_later_format(self) -> Self:
         if self.format == 1 and (
             self.erased is not None
             or self.operation is not None
+            or self.parent_sha256 is not None
             or any(entry.blocks is not None for entry in self.files().values())
             or any(segment.ann is not None for segment in self.segments)
         ):

@@ -37,7 +37,7 @@ from indexer.preparing import (
 )
 from indexer.rejects import RejectsFile
 from indexer.relevance import embed_background
-from indexer.segment import NewRow, SegmentWriter
+from indexer.segment_writer import NewRow, SegmentWriter
 from indexer.store import IndexWriter
 from indexer.version import OpenVersion, open_version
 from models.data.files import SeenKeys

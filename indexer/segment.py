@@ -3,9 +3,8 @@
     vectors.npy     float16 [N, D], unit rows, C order: the truth
     items.sqlite    what each row is (`indexer.items`)
 
-`SegmentWriter` fills a scratch directory and says what it wrote; putting it in place is the
-writer's business (`indexer.store`). `Segment` checks size and sha256 of both files before it uses
-a byte of either. Neither knows of versions, tombstones or search.
+`Segment` checks size and sha256 of both files before it uses a byte of either;
+`indexer.segment_writer` made them. It knows nothing of versions, tombstones or search.
 """
 
 from __future__ import annotations
@@ -13,104 +12,28 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.fields import Field, Value
-from indexer.fs import FileDigest, Fs, digest_fd, open_regular
-from indexer.items import Item, ItemsReader, ItemsWriter
+from indexer.fs import digest_fd, open_regular
+from indexer.items import ItemsReader
 from indexer.manifest import (
     HINT,
     ITEMS_FILE,
     SEGMENTS,
     VECTORS_FILE,
     FileEntry,
-    Modality,
     SegmentEntry,
     unreadable,
 )
-from indexer.npy import check_npy, npy_header
+from indexer.npy import check_npy
 from models.errors import IndexCorruptError
-from models.vectors import Vectors
 
 HalfVectors: TypeAlias = npt.NDArray[np.float16]
 """float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """An item about to be stored, the key of its source record, and its thumbnail.
-
-    `values` are those of the index's filterable fields, in their order; none are known if empty.
-    """
-
-    record: str
-    item: Item
-    thumbnail: bytes | None = None
-    values: tuple[Value, ...] = ()
-
-
-class SegmentWriter:
-    """Collects rows into a scratch directory of its own. Not thread-safe."""
-
-    def __init__(
-        self,
-        fs: Fs,
-        scratch: Path,
-        segment_id: str,
-        modality: Modality,
-        dim: int,
-        fields: Sequence[Field] = (),
-    ) -> None:
-        self.id = segment_id
-        self.modality: Modality = modality
-        self.rows = 0
-        self.directory = scratch / segment_id
-        self._fs = fs
-        self._dim = dim
-        self._parts: list[HalfVectors] = []
-        fs.make_dir(self.directory)
-        self._items = ItemsWriter(self.directory / ITEMS_FILE, fields)
-
-    def add(self, vectors_BD: Vectors, rows: Sequence[NewRow]) -> None:
-        """Append B rows; vectors are float32 [B, D] with finite unit rows."""
-        assert vectors_BD.shape == (len(rows), self._dim)
-        assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
-        for position, new in enumerate(rows):
-            self._items.add(self.rows + position, new.record, new.item, new.thumbnail, new.values)
-        self._parts.append(vectors_BD.astype("<f2"))
-        self.rows += len(rows)
-
-    def finish(self) -> SegmentEntry:
-        """Write what is left and make every file durable; the directory may then be renamed.
-
-        Raises:
-            NoSpaceError, StoreError: the files could not be written or fsynced.
-        """
-        assert self.rows, "an empty segment has no place in a manifest"
-        self._items.close()
-        header = npy_header("<f2", (self.rows, self._dim))
-        chunks = [header, *(part.tobytes() for part in self._parts)]
-        vectors = self._fs.write_file(self.directory / VECTORS_FILE, chunks)
-        items = self._fs.seal_file(self.directory / ITEMS_FILE)
-        self._fs.sync_dir(self.directory)
-        self._parts.clear()
-        return SegmentEntry(
-            id=self.id,
-            modality=self.modality,
-            rows=self.rows,
-            files={VECTORS_FILE: _entry(vectors), ITEMS_FILE: _entry(items)},
-        )
-
-    def abort(self) -> None:
-        """Close without finishing; the caller removes the scratch directory."""
-        self._parts.clear()
-        self._items.abort()
 
 
 class Segment:
@@ -203,7 +126,3 @@ def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
     offset = check_npy(name, start, size, "<f2", (rows, dim))
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
-
-
-def _entry(digest: FileDigest) -> FileEntry:
-    return FileEntry(size=digest.size, sha256=digest.sha256)

@@ -24,7 +24,7 @@ from indexer.fields import parse_fields, values_of
 from indexer.filters import parse_filter
 from indexer.items import Item
 from indexer.manifest import read_manifest
-from indexer.segment import NewRow
+from indexer.segment_writer import NewRow
 from indexer.selection import RowScan
 from indexer.snapshot import Snapshot, open_snapshot
 from indexer.store import IndexWriter

@@ -4,7 +4,8 @@ Rows are numbered like the rows of `vectors.npy`. The file is written once, outs
 and read for ever after as immutable. It knows nothing of vectors, versions or tombstones; that an
 item is still alive is the caller's knowledge.
 
-Filterable values are in two more tables, see `indexer.field_table`.
+Filterable values are in two more tables, see `indexer.field_table`, and the words that a row is
+found by in another two, see `indexer.word_table`. A file of format 1 has no such words.
 
 `record` is the key of the source record a row came from; a picture and its captions share it, so
 that replacing a record finds all of its rows.
@@ -21,9 +22,20 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote_from_bytes
 
+import numpy as np
+import numpy.typing as npt
+
 from indexer.field_table import FieldTableWriter
 from indexer.fields import Field, Value
 from indexer.manifest import HINT, ITEMS_FILE, Modality
+from indexer.word_table import (
+    Postings,
+    WordTableWriter,
+    all_postings,
+    has_words,
+    read_lengths,
+    read_postings,
+)
 from models.errors import IndexCorruptError, NoSpaceError, StoreError
 
 T = TypeVar("T")
@@ -95,6 +107,8 @@ class ItemsWriter:
             )
         )
         self._table = self._do(lambda: FieldTableWriter(self._db, fields))
+        self._words = self._do(lambda: WordTableWriter(self._db))
+        self._rows = 0
 
     def add(
         self,
@@ -103,7 +117,17 @@ class ItemsWriter:
         item: Item,
         thumbnail: bytes | None,
         values: Sequence[Value] = (),
+        texts: Sequence[str] | None = None,
     ) -> None:
+        """Store one row; rows come in order from 0.
+
+        Args:
+            record: the key of its source record.
+            thumbnail: JPEG bytes.
+            values: of the declared fields, in their order; none are known if empty.
+            texts: what search by words finds it by: a picture's texts. None takes the item's own;
+                empty leaves the row to `take_words`.
+        """
         columns = (
             row,
             item.id,
@@ -118,12 +142,30 @@ class ItemsWriter:
         )
         self._do(lambda: self._db.execute(_INSERT, columns))
         self._do(lambda: self._table.add(row, item.label, item.language, values))
+        if texts is None:
+            texts = () if item.text is None else (item.text,)
+        self._words.add(row, texts)
+        self._rows = row + 1
         if thumbnail is not None:
             pair = (row, thumbnail)
             self._do(lambda: self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", pair))
 
+    def take_words(self, source: ItemsReader, target_N: npt.NDArray[np.int64]) -> None:
+        """Find rows by the words that another segment finds them by, without their texts.
+
+        Args:
+            source: has words; open until `close`.
+            target_N: for each of its rows the row it is here, or -1 where it is not.
+
+        Raises:
+            IndexCorruptError: the source's words are damaged; also raised by `close`.
+        """
+        assert source.has_words
+        self._words.take(source, target_N)
+
     def close(self) -> None:
         self._do(self._table.finish)
+        self._do(lambda: self._words.finish(self._rows))
         self._do(lambda: self._db.execute("COMMIT"))
         self._db.close()
 
@@ -158,6 +200,7 @@ class ItemsReader:
         # cost file descriptors in proportion to segments times threads
         self._db = self._do(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._do(lambda: self._db.execute("PRAGMA trusted_schema = OFF"))
+        self.has_words = has_words(self._all)
 
     def count(self) -> int:
         """Number of items; their rows are 0 .. count - 1.
@@ -219,6 +262,23 @@ class ItemsReader:
         """All rows of one SELECT over this database; values only ever as parameters."""
         return self._all(select, values)
 
+    def postings(self, terms: Sequence[str]) -> dict[str, Postings]:
+        """The rows that hold each of the terms; needs `has_words`."""
+        return self._decode(lambda: read_postings(self._all, terms))
+
+    def all_postings(self) -> Iterator[tuple[str, Postings]]:
+        """Every term and its rows, terms ascending; needs `has_words`."""
+        found = all_postings(self._all)
+        while True:
+            one = self._decode(lambda: next(found, None))
+            if one is None:
+                return
+            yield one
+
+    def word_lengths(self) -> npt.NDArray[np.uint16]:
+        """How many terms each row has, uint16 [N]; needs `has_words`."""
+        return self._decode(lambda: read_lengths(self._all))
+
     def integrity(self) -> str | None:
         """SQLite's own full check: None when sound, otherwise its first complaint."""
         [(answer,), *_] = self._all("PRAGMA integrity_check(1)")
@@ -255,6 +315,12 @@ class ItemsReader:
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             return self._do(lambda: self._db.execute(query, values).fetchall())
+
+    def _decode(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ValueError as error:
+            raise IndexCorruptError(self._name, f"its words: {error}", hint=HINT) from error
 
     def _do(self, call: Callable[[], T]) -> T:
         try:

@@ -45,6 +45,14 @@ class Prepared:
     values: tuple[Value, ...] = ()
     rejects: list[Reject] = field(default_factory=list)
 
+    def texts(self) -> tuple[str, ...]:
+        """What the index stores of the picture's texts: its own and its captions', each once."""
+        assert self.item is not None
+        found = [caption.item.text for caption in self.captions]
+        if self.item.text not in found:
+            found.append(self.item.text)
+        return tuple(text for text in found if text)
+
 
 def selected_texts(record: Record, captions: bool, languages: Sequence[str] | None) -> Texts:
     """The texts of a record that become items of their own."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from indexer.ann_entry import ANN_FILE, AnnEntry
 from indexer.entries import (
@@ -29,7 +30,7 @@ from indexer.entries import (
 from indexer.fields import Field, Value
 from indexer.fs import Fs, Spool
 from indexer.hashing import FileDigest
-from indexer.items import Item, ItemsWriter
+from indexer.items import Item, ItemsReader, ItemsWriter
 from indexer.npy import npy_header
 from indexer.segment import HalfVectors
 from models.vectors import Vectors
@@ -40,12 +41,14 @@ class NewRow:
     """An item about to be stored, the key of its source record, and its thumbnail.
 
     `values` are those of the index's filterable fields, in their order; none are known if empty.
+    `texts` are what search by words finds the row by: a picture's texts; None takes the item's own.
     """
 
     record: str
     item: Item
     thumbnail: bytes | None = None
     values: tuple[Value, ...] = ()
+    texts: tuple[str, ...] | None = None
 
 
 class SegmentWriter:
@@ -78,9 +81,15 @@ class SegmentWriter:
         assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
         assert self._ann is None, "the structure would not know these rows"
         for position, new in enumerate(rows):
-            self._items.add(self.rows + position, new.record, new.item, new.thumbnail, new.values)
+            self._items.add(
+                self.rows + position, new.record, new.item, new.thumbnail, new.values, new.texts
+            )
         self._spool.write(np.ascontiguousarray(vectors_BD, dtype="<f2").data)
         self.rows += len(rows)
+
+    def take_words(self, source: ItemsReader, target_N: npt.NDArray[np.int64]) -> None:
+        """For rows copied from another segment, added with `texts=()`: see `ItemsWriter`."""
+        self._items.take_words(source, target_N)
 
     def vectors(self) -> HalfVectors:
         """The rows added so far, mapped read-only; valid until `finish` or `abort`."""

@@ -24,6 +24,7 @@ from indexer.background import (
     measure,
 )
 from indexer.background_queries import background_queries
+from indexer.checking import verify_file
 from indexer.embedding import embed_each
 from indexer.fs import FileDigest
 from indexer.manifest import (
@@ -40,7 +41,7 @@ from indexer.manifest import (
     TargetEntry,
 )
 from indexer.npy import check_npy, npy_header
-from indexer.segment import map_vectors, verify_file
+from indexer.segment import map_vectors
 from indexer.version import dead_rows, read_tombstones
 from models.encoder import Encoder
 from models.errors import DiptychError, IndexCorruptError

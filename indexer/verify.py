@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from indexer.checking import verify_file
 from indexer.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.manifest import (
     ITEMS_FILE,
@@ -26,7 +27,7 @@ from indexer.manifest import (
     read_manifest,
 )
 from indexer.relevance import read_background
-from indexer.segment import HalfVectors, Segment, verify_file
+from indexer.segment import HalfVectors, Segment
 from indexer.version import dead_rows, read_tombstones
 from models.errors import IndexCorruptError
 

@@ -34,6 +34,12 @@ def content(index: Path) -> dict[str, Any]:
     return json.loads((index / "manifests" / "00000002.json").read_bytes())
 
 
+def format_1(index: Path) -> dict[str, Any]:
+    """The manifest as the first release wrote it."""
+    later = ("operation", "parent_sha256")
+    return {key: value for key, value in content(index).items() if key not in later} | {"format": 1}
+
+
 def store(index: Path, data: bytes, version: int = 2) -> None:
     """Put other bytes in place of the manifest, with a `CURRENT` that vouches for them."""
     (index / "manifests" / f"{version:08d}.json").write_bytes(data)
@@ -243,8 +249,7 @@ def test_format_2_is_read_with_all_it_may_hold(index: Path) -> None:
     ],
 )
 def test_format_1_is_read_without_what_came_later(index: Path, extra: dict[str, Any]) -> None:
-    data = content(index) | {"format": 1}
-    data.pop("operation", None)
+    data = format_1(index)
     store(index, json.dumps(data).encode())
     assert read_manifest(index).format == 1
     store(index, json.dumps(data | extra).encode())
@@ -253,8 +258,7 @@ def test_format_1_is_read_without_what_came_later(index: Path, extra: dict[str, 
 
 
 def test_the_next_commit_upgrades_format_1_and_leaves_its_files(index: Path) -> None:
-    data = content(index) | {"format": 1}
-    data.pop("operation", None)
+    data = format_1(index)
     store(index, json.dumps(data).encode())
     before = {path: path.read_bytes() for path in (index / "segments").rglob("*.*")}
     manifest = index / "manifests" / "00000002.json"

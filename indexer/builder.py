@@ -234,7 +234,9 @@ class _Run:
                 self._refuse(_no_vector(one, one.record))
             else:
                 assert one.item is not None
-                new = NewRow(one.record, one.item, one.thumbnail, one.values, one.texts())
+                new = NewRow(
+                    one.record, one.item, one.thumbnail, one.values, one.texts(), one.facts
+                )
                 images.append((vector_D, new))
         kept = [one for one in batch if one.record not in broken]
         texts = self._embed_captions(kept)

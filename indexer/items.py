@@ -25,43 +25,21 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 import numpy.typing as npt
 
-from indexer.field_table import FieldTableWriter
-from indexer.fields import Field, Value
 from indexer.manifest import HINT, ITEMS_FILE, Modality
 from indexer.word_table import (
     Postings,
-    WordTableWriter,
     all_postings,
     has_words,
     read_lengths,
     read_postings,
 )
-from models.errors import IndexCorruptError, NoSpaceError, StoreError
+from models.errors import IndexCorruptError
 
 T = TypeVar("T")
 
-_SCHEMA: Final = """
-CREATE TABLE items(
-  row INTEGER PRIMARY KEY,
-  id TEXT NOT NULL UNIQUE,
-  record TEXT NOT NULL,
-  uri TEXT NOT NULL,
-  text TEXT,
-  language TEXT,
-  image_id TEXT,
-  label TEXT,
-  attributes TEXT NOT NULL,
-  content_hash BLOB NOT NULL
-);
-CREATE INDEX items_record ON items(record);
--- apart from the items, so that looking up rows does not drag pictures through the page cache
-CREATE TABLE thumbnails(row INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
-PRAGMA user_version = 1;
-"""
 _SELECT_ITEMS: Final = (
     "SELECT row, id, uri, text, language, image_id, label, attributes, content_hash FROM items"
 )
-_INSERT: Final = "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _IN_BATCH: Final = 500
 _SCAN_BATCH: Final = 65_536
 
@@ -93,95 +71,20 @@ class Item:
     content_hash: str
 
 
-class ItemsWriter:
-    """Writes a new `items.sqlite`; `close` finishes it. Durability is the caller's (`Fs`)."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known of the picture behind a row, besides its embedding.
 
-    def __init__(self, path: Path, fields: Sequence[Field] = ()) -> None:
-        self._path = path
-        self._db = self._do(lambda: sqlite3.connect(path, isolation_level=None))
-        # the file is scratch until sealed and renamed: no journal and no sync of SQLite's own
-        self._do(
-            lambda: self._db.executescript(
-                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; "
-                f"PRAGMA locking_mode = EXCLUSIVE; {_SCHEMA} BEGIN;"
-            )
-        )
-        self._table = self._do(lambda: FieldTableWriter(self._db, fields))
-        self._words = self._do(lambda: WordTableWriter(self._db))
-        self._rows = 0
+    Attributes:
+        width, height: in pixels, upright.
+        size: of the encoded file, in bytes.
+        pixels: 16 bytes; equal where every decoded pixel is (`indexer.preparing.pixel_digest`).
+    """
 
-    def add(
-        self,
-        row: int,
-        record: str,
-        item: Item,
-        thumbnail: bytes | None,
-        values: Sequence[Value] = (),
-        texts: Sequence[str] | None = None,
-    ) -> None:
-        """Store one row; rows come in order from 0.
-
-        Args:
-            record: the key of its source record.
-            thumbnail: JPEG bytes.
-            values: of the declared fields, in their order; none are known if empty.
-            texts: what search by words finds it by: a picture's texts. None takes the item's own;
-                empty leaves the row to `take_words`.
-        """
-        columns = (
-            row,
-            item.id,
-            record,
-            item.uri,
-            item.text,
-            item.language,
-            item.image_id,
-            item.label,
-            json.dumps(item.attributes, ensure_ascii=False, allow_nan=False),
-            bytes.fromhex(item.content_hash),
-        )
-        self._do(lambda: self._db.execute(_INSERT, columns))
-        self._do(lambda: self._table.add(row, item.label, item.language, values))
-        if texts is None:
-            texts = () if item.text is None else (item.text,)
-        self._words.add(row, texts)
-        self._rows = row + 1
-        if thumbnail is not None:
-            pair = (row, thumbnail)
-            self._do(lambda: self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", pair))
-
-    def take_words(self, source: ItemsReader, target_N: npt.NDArray[np.int64]) -> None:
-        """Find rows by the words that another segment finds them by, without their texts.
-
-        Args:
-            source: has words; open until `close`.
-            target_N: for each of its rows the row it is here, or -1 where it is not.
-
-        Raises:
-            IndexCorruptError: the source's words are damaged; also raised by `close`.
-        """
-        assert source.has_words
-        self._words.take(source, target_N)
-
-    def close(self) -> None:
-        self._do(self._table.finish)
-        self._do(lambda: self._words.finish(self._rows))
-        self._do(lambda: self._db.execute("COMMIT"))
-        self._db.close()
-
-    def abort(self) -> None:
-        self._db.close()
-
-    def _do(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise NoSpaceError(
-                    f"no space left: write {self._path}",
-                    hint="the previous version is intact; free some space and run again",
-                ) from error
-            raise StoreError(f"cannot write {self._path}: {error}") from error
+    width: int
+    height: int
+    size: int
+    pixels: bytes
 
 
 class ItemsReader:
@@ -201,6 +104,9 @@ class ItemsReader:
         self._db = self._do(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._do(lambda: self._db.execute("PRAGMA trusted_schema = OFF"))
         self.has_words = has_words(self._all)
+        self._has_pictures = bool(
+            self._all("SELECT 1 FROM sqlite_master WHERE name = 'pictures'")  # format 1 has not
+        )
 
     def count(self) -> int:
         """Number of items; their rows are 0 .. count - 1.
@@ -208,7 +114,10 @@ class ItemsReader:
         Raises:
             IndexCorruptError: also when the rows are not numbered so.
         """
-        [(count, low, high)] = self._all("SELECT count(*), min(row), max(row) FROM items")
+        # one by one: SQLite counts rows without reading them only where nothing else is asked
+        [(count,)] = self._all("SELECT count(*) FROM items")
+        [(low,)] = self._all("SELECT min(row) FROM items")
+        [(high,)] = self._all("SELECT max(row) FROM items")
         if count and (low, high) != (0, count - 1):
             raise IndexCorruptError(self._name, "its rows are not numbered 0 to N-1", hint=HINT)
         return int(count)
@@ -257,6 +166,13 @@ class ItemsReader:
         """JPEG bytes, or None where none was stored."""
         rows = self._all("SELECT jpeg FROM thumbnails WHERE row = ?", (row,))
         return bytes(rows[0][0]) if rows else None
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, Picture]:
+        """What is known of the pictures behind rows; rows of which nothing is are left out."""
+        if not self._has_pictures:
+            return {}
+        select = "SELECT row, width, height, bytes, pixels FROM pictures"
+        return {row: Picture(*known) for row, *known in self._by_row(select, rows)}
 
     def query(self, select: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one SELECT over this database; values only ever as parameters."""

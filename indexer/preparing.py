@@ -9,16 +9,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from indexer.fields import Field, Value, values_of
-from indexer.items import Item
+from indexer.items import Item, Picture
 from models.data.records import Record, Reject
 from models.encoder import Encoder, PreparedImage, PreparedText
 from models.errors import DiptychError
 from models.images import decode_image, encode_thumbnail
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _MAX_ID_BYTES: Final = 2048
+_STRIP: Final = 256
 
 Texts = Mapping[str, tuple[str, ...]]
 
@@ -40,6 +44,7 @@ class Prepared:
     content_hash: str
     item: Item | None = None
     picture: PreparedImage | None = None
+    facts: Picture | None = None
     thumbnail: bytes | None = None
     captions: list[PreparedCaption] = field(default_factory=list)
     values: tuple[Value, ...] = ()
@@ -105,6 +110,17 @@ def check_record(record: Record) -> str | None:
     return None
 
 
+def pixel_digest(image: Image.Image) -> bytes:
+    """16 bytes that tell pictures apart by size and pixels, not by file format (XXH3)."""
+    from xxhash import xxh3_128
+
+    digest = xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
+    for top in range(0, image.height, _STRIP):  # strips, so as not to hold the pixels twice
+        bottom = min(top + _STRIP, image.height)
+        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return digest.digest()
+
+
 def prepare(
     record: Record,
     *,
@@ -136,6 +152,8 @@ def prepare(
         try:
             image = decode_image(record.image)
             prepared.picture = encoder.prepare_image(image)
+            size, pixels = len(record.image), pixel_digest(image)
+            prepared.facts = Picture(image.width, image.height, size, pixels)
             if thumbnail_side is not None:
                 prepared.thumbnail = encode_thumbnail(image, side=thumbnail_side)
         except DiptychError as error:

@@ -30,7 +30,8 @@ from indexer.entries import (
 from indexer.fields import Field, Value
 from indexer.fs import Fs, Spool
 from indexer.hashing import FileDigest
-from indexer.items import Item, ItemsReader, ItemsWriter
+from indexer.items import Item, ItemsReader, Picture
+from indexer.items_writer import ItemsWriter
 from indexer.npy import npy_header
 from indexer.segment import HalfVectors
 from models.vectors import Vectors
@@ -49,6 +50,7 @@ class NewRow:
     thumbnail: bytes | None = None
     values: tuple[Value, ...] = ()
     texts: tuple[str, ...] | None = None
+    picture: Picture | None = None
 
 
 class SegmentWriter:
@@ -82,7 +84,13 @@ class SegmentWriter:
         assert self._ann is None, "the structure would not know these rows"
         for position, new in enumerate(rows):
             self._items.add(
-                self.rows + position, new.record, new.item, new.thumbnail, new.values, new.texts
+                self.rows + position,
+                new.record,
+                new.item,
+                new.thumbnail,
+                new.values,
+                new.texts,
+                new.picture,
             )
         self._spool.write(np.ascontiguousarray(vectors_BD, dtype="<f2").data)
         self.rows += len(rows)

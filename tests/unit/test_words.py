@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.bm25 import K1, B, WordIndex
-from indexer.items import Item, ItemsReader, ItemsWriter
+from indexer.items import Item, ItemsReader
+from indexer.items_writer import ItemsWriter
 from indexer.word_table import Postings, decode, encode
 from indexer.words import terms
 from models.errors import IndexCorruptError

@@ -49,7 +49,8 @@ class Segment:
         items: the items by row.
         ann: the verified `ann.faiss`, open at least until `close`; None where there is none, or
             it is damaged: it is derived from the vectors, so the segment can do without it.
-        ann_damage: what is wrong with `ann.faiss`; None where nothing is.
+        ann_damage: what is wrong with `ann.faiss`; None where nothing is. Whoever loads it and
+            finds that it is not what it should be calls `give_up_ann`.
     """
 
     def __init__(
@@ -91,6 +92,13 @@ class Segment:
         name = f"{self.name}/{ANN_FILE}"
         self.ann = checked.take(name)
         self.ann_damage = checked.damage.get(name)
+
+    def give_up_ann(self, why: str) -> None:
+        """Do without `ann.faiss`, whose bytes are sound and whose content is not."""
+        self.ann_damage = IndexCorruptError(f"{self.name}/{ANN_FILE}", why, hint=HINT)
+        if self.ann is not None:
+            self.ann.close()
+            self.ann = None
 
     def close(self) -> None:
         """Close the files; the mapping goes when its last array does."""

@@ -181,8 +181,16 @@ class Snapshot:
         target: Target = "images",
         offset: int = 0,
         filter: Filter | None = None,
+        exact: bool = False,
+        effort: int | None = None,
+        texts: Sequence[str | None] | None = None,
+        hybrid: float = 0.0,
+        deduplicate: float | None = None,
     ) -> list[list[Hit]]:
-        """The k best live items of each query after skipping `offset`, exactly.
+        """The k best live items of each query after skipping `offset`.
+
+        Exactly the best, except in segments with an ANN structure (`diptych index optimize`): of
+        those nearly all of the best, at the recall recorded in the manifest.
 
         Ordered by score (the cosine, to float32) falling, then by id, so that pages of one
         snapshot neither overlap nor leave anything out. Fewer than k come back only where fewer
@@ -194,13 +202,34 @@ class Snapshot:
             target: which modality to search.
             offset: how many of the best to skip.
             filter: which items may be found at all; None lets all.
+            exact: use no ANN structure.
+            effort: efSearch or nprobe of this call; None takes the recorded operating point.
+                Segments without an ANN structure do not need it.
+            texts: each query as words, for `hybrid`; None for a query that has none.
+            hybrid: weight, in [0, 1], of the ranking by words (BM25 over the item's text, for a
+                picture over its captions) when it is fused with that by cosine. The order is then
+                that of `Hit.fused`; a query without a known word keeps the order by cosine.
+            deduplicate: cosine from which an item is a near-duplicate of a better one: it is left
+                out and named by that hit, and the page is filled with the next best.
 
         Raises:
-            InputError: k, offset or target out of range.
+            InputError: a number out of range; `no-words`: hybrid search of an index that has
+                segments of format 1.
             InvalidFilterError: as `check_filter`.
             InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
         """
-        return self._searcher.search(queries_QD, k, target=target, offset=offset, filter=filter)
+        return self._searcher.search(
+            queries_QD,
+            k,
+            target=target,
+            offset=offset,
+            filter=filter,
+            exact=exact,
+            effort=effort,
+            texts=texts,
+            hybrid=hybrid,
+            deduplicate=deduplicate,
+        )
 
     def item(self, item_id: str) -> Item:
         """The live item of an id; where a picture and a text share it, the picture.

@@ -236,6 +236,16 @@ class IndexWriter:
         """
         return self._commit(target, segments, dead, (), self.erasures, "rollback")
 
+    def drop_versions(self) -> None:
+        """Remove every version but the current one, durably.
+
+        Raises:
+            StoreError: something could not be removed; run again.
+        """
+        self._sweeper.collect(self.manifest, keep=1)
+        for name in _FOLDERS:
+            self._fs.sync_dir(self.root / name)
+
     def _commit(
         self,
         base: Manifest,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.exits import CORRUPT, OK, PARTIAL
+from service.cli.exits import OK, PARTIAL
+from service.cli.index_check import verify
 from service.cli.output import emit_json, interactive, json_option, model_options, note
 
 if TYPE_CHECKING:
@@ -163,25 +164,7 @@ def info(path: Path, as_json: bool) -> None:
         click.echo(f"{'source':<9} {source['name']} ({source['kind']})")
 
 
-@index.command(epilog="\b\nExample:\n  diptych index verify --index photos.index")
-@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
-@json_option
-def verify(path: Path, as_json: bool) -> int:
-    """Check every byte of an index and list all damage.
-
-    Exits with 4 when anything is wrong.
-    """
-    from indexer.verify import verify_index
-
-    report = verify_index(path)
-    if as_json:
-        emit_json({"index": str(path), **report.to_dict()})
-    else:
-        for problem in report.problems:
-            click.echo(f"{problem.file}: {problem.why}")
-        state = "sound" if report.ok else f"{len(report.problems)} problems"
-        click.echo(f"{path}: {state}; {report.files} files, {_bytes(report.bytes)} checked")
-    return OK if report.ok else CORRUPT
+index.add_command(verify)
 
 
 def _relevance(about: dict[str, Any] | None) -> str:

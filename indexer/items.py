@@ -41,6 +41,8 @@ _SELECT_ITEMS: Final = (
     "SELECT row, id, uri, text, language, image_id, label, attributes, content_hash FROM items"
 )
 _IN_BATCH: Final = 500
+_MAPPED: Final = 2**31 - 65_536
+"""Bytes of the file that are mapped; SQLite is commonly built with no more. Address space only."""
 _SCAN_BATCH: Final = 65_536
 
 
@@ -103,6 +105,8 @@ class ItemsReader:
         # cost file descriptors in proportion to segments times threads
         self._db = self._do(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._do(lambda: self._db.execute("PRAGMA trusted_schema = OFF"))
+        # a page read without a system call: 15 to 35% off a lookup (tests/bench/metadata.py)
+        self._do(lambda: self._db.execute(f"PRAGMA mmap_size = {_MAPPED:d}"))
         self.has_words = has_words(self._all)
         self._has_pictures = bool(
             self._all("SELECT 1 FROM sqlite_master WHERE name = 'pictures'")  # format 1 has not

@@ -11,6 +11,7 @@ import click
 
 from service.cli.exits import OK, PARTIAL
 from service.cli.index_check import verify
+from service.cli.index_transfer import export, import_
 from service.cli.output import emit_json, interactive, json_option, model_options, note
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ def info(path: Path, as_json: bool) -> None:
 
 
 index.add_command(verify)
+index.add_command(export)
+index.add_command(import_)
 
 
 def _relevance(about: dict[str, Any] | None) -> str:

@@ -94,9 +94,14 @@ class WordTableWriter:
             source: open until `finish`.
             target_N: for each of its rows the row it becomes here, or -1.
         """
-        for row, length in zip(target_N, source.word_lengths(), strict=True):
-            if row >= 0:
-                self._set_length(int(row), int(length))
+        moved_M = np.flatnonzero(target_N >= 0)
+        lengths_M = source.word_lengths()[moved_M]
+        for row, length in zip(target_N[moved_M].tolist(), lengths_M.tolist(), strict=True):
+            self._set_length(row, length)
+        for place, (known, before_N) in enumerate(self._taken):
+            if known is source:  # taken piece by piece, it is still read once
+                self._taken[place] = source, np.maximum(before_N, target_N)
+                return
         self._taken.append((source, target_N))
 
     def finish(self, rows: int) -> None:

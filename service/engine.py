@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from service.queries import (
     check_parts,
     check_text,
     storable,
+    words_of,
 )
 from service.serial import SerialEncoder
 from service.stopwatch import Stopwatch
@@ -110,6 +111,10 @@ class Engine:
         filter: Filter | None = None,
         min_score: float | None = None,
         include_vectors: bool = False,
+        hybrid: float = 0.0,
+        deduplicate: float | None = None,
+        exact: bool = False,
+        effort: int | None = None,
     ) -> SearchAnswer:
         """The `k` items of `target` closest to the query, best first, after skipping `offset`.
 
@@ -117,6 +122,10 @@ class Engine:
             filter: which items may be found at all.
             min_score: drop hits whose cosine is lower.
             include_vectors: also return the hits' embeddings.
+            hybrid: weight of the words of the query's texts, those with a positive weight; 0 for
+                none. A query without a text is searched by its vector alone.
+            deduplicate: cosine from which a hit is left out as a near-duplicate of a better one.
+            exact, effort: how hard to look (`Snapshot.search`).
 
         Raises:
             InvalidTextError, InvalidVectorError (also: parts that cancel out), ImageError,
@@ -133,17 +142,27 @@ class Engine:
         # an item is its own nearest neighbour wherever the page starts, so drop it first
         own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
 
-        def page(k: int, offset: int) -> list[Hit]:
+        words = words_of(parts)
+        options: dict[str, Any] = {
+            "target": target,
+            "filter": filter,
+            "exact": exact,
+            "effort": effort,
+        }
+
+        def page(k: int, offset: int, **more: Any) -> list[Hit]:
             if not own:
-                return snapshot.search(query_1D, k, target=target, offset=offset, filter=filter)[0]
-            more = offset + k + len(own)
-            found = snapshot.search(query_1D, more, target=target, filter=filter)[0]
+                return snapshot.search(query_1D, k, offset=offset, **options, **more)[0]
+            found = snapshot.search(query_1D, offset + k + len(own), **options, **more)[0]
             return [hit for hit in found if hit.item not in own][offset : offset + k]
 
-        found = page(k, offset)
+        ordering: dict[str, Any] = {"deduplicate": deduplicate}
+        if hybrid:
+            ordering |= {"texts": [words], "hybrid": hybrid}
+        found = page(k, offset, **ordering)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
-        # a later page is judged by the query's best hit too
-        best = found[:1] if offset == 0 else page(1, 0)
+        # a later page is judged by the query's best hit too, and so is one that words have ordered
+        best = found[:1] if offset == 0 and not hybrid else page(1, 0)
         judgement = judge(
             snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
         )

@@ -190,6 +190,15 @@ def check_embedding(values: Sequence[float], dim: int) -> Vectors:
     return unit_rows(wide_D[None])
 
 
+def words_of(parts: Sequence[Weighted]) -> str | None:
+    """The texts that a query asks for, as one; None where it has none.
+
+    What it asks less of is not among them: search by words knows no less.
+    """
+    texts = [one.part.text for one in parts if isinstance(one.part, TextQuery) and one.weight > 0]
+    return " ".join(texts) or None
+
+
 def check_page(k: int, offset: int) -> None:
     """Refuse a page outside `1..MAX_K` hits or an offset outside `0..MAX_OFFSET`."""
     if not 1 <= k <= MAX_K:

@@ -98,7 +98,7 @@ class AnnScan:
         effort = self._effort_for(k)
         if effort > self._index.most or k * self._refine * 4 > self._index.rows:
             return list(self._everything.search(queries_QD, k)[1])
-        rows_QK = self._index.search(queries_QD, k * self._refine, effort)
+        rows_QK = self._index.search(queries_QD, k, effort, self._refine)
         found = [rows_K[rows_K >= 0] for rows_K in rows_QK]
         short = [query for query, rows_K in enumerate(found) if len(rows_K) < k]
         if short:

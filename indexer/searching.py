@@ -183,7 +183,7 @@ def _structure(
     # mapped through the descriptor that was summed
     mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND.shape[1], live_N)
+        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
         check_canaries(ann, entry, segment.vectors_ND)
     except BadStructureError as error:
         segment.give_up_ann(str(error))

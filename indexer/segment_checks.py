@@ -19,6 +19,7 @@ from indexer.ann_entry import AnnEntry
 from indexer.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.fields import Field
 from indexer.items import ItemsReader
+from indexer.proposing import check_canaries
 from indexer.segment import HalfVectors, Segment
 from indexer.vector_index import AnnIndex, BadStructureError, ExactIndex
 
@@ -115,16 +116,11 @@ def ann_problems(segment: Segment, queries_QD: npt.NDArray[np.float32] | None) -
     vectors_ND = segment.vectors_ND
     live_N = np.ones(len(vectors_ND), dtype=np.bool_)
     try:
-        index = AnnIndex.read(data, entry.structure, vectors_ND.shape[1], live_N)
+        index = AnnIndex.read(data, entry.structure, vectors_ND, live_N)
+        check_canaries(index, entry, vectors_ND)
     except BadStructureError as error:
         yield str(error)
         return
-    effort = entry.operating.effort
-    for canary in entry.canaries:
-        query_1D = vectors_ND[canary.row][None].astype(np.float32)
-        [rows_K] = index.search(query_1D, len(canary.expected), effort)
-        if rows_K.tolist() != canary.expected:
-            yield f"it answers canary row {canary.row} with other rows than when it was built"
     if queries_QD is None:
         queries_QD = sample_rows(vectors_ND)
     recall = _recall(index, vectors_ND, queries_QD[:_QUERIES], entry)
@@ -138,8 +134,7 @@ def _recall(
     k = min(_K, len(vectors_ND))
     exact = ExactIndex(vectors_ND, np.ones(len(vectors_ND), dtype=np.bool_))
     _, best_QK = exact.search(queries_QD, k)
-    wanted = min(len(vectors_ND), k * entry.operating.refine)
-    found_QK = index.search(queries_QD, wanted, entry.operating.effort)
+    found_QK = index.search(queries_QD, k, entry.operating.effort, entry.operating.refine)
     hits = 0
     for query_D, best_K, rows_K in zip(queries_QD, best_QK, found_QK, strict=True):
         rows_K = rows_K[rows_K >= 0]

@@ -34,7 +34,7 @@ from models.vectors import Vectors
 # FAISS's annotations describe the C++ signatures, not the Python ones it patches in
 _faiss: Any = faiss
 _ADD_ROWS: Final = 16_384
-_TRAIN_ROWS: Final = 39
+TRAIN_ROWS: Final = 39
 """Training rows for each list of an inverted file: what FAISS asks for at least."""
 _TYPES: Final = {"hnsw": "IndexHNSWSQ", "ivf": "IndexIVFRaBitQFastScan"}
 _LIMITS: Final = threading.Lock()
@@ -120,22 +120,32 @@ class AnnIndex:
             look at.
     """
 
-    def __init__(self, index: Any, structure: Structure, live_N: npt.NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        index: Any,
+        structure: Structure,
+        vectors_ND: HalfVectors,
+        live_N: npt.NDArray[np.bool_],
+    ) -> None:
         self._index = index
         self._structure = structure
-        self.rows = len(live_N)
-        self.live = int(live_N.sum())
+        self._stored = ExactIndex(vectors_ND, live_N)
+        self._refined = _faiss.IndexRefine(index, self._stored._index)
+        self.rows, self.live = len(live_N), self._stored.live
         self.most = self.rows // _DEEP if structure == "hnsw" else int(index.nlist)
         self._memory: Any = None
-        self._selector: Any = None
-        if self.live < self.rows:
-            self._bitmap, self._selector = _selector(live_N)
+        self._bitmap: Any = None
+        self._selector: Any = self._stored._selector
 
     @classmethod
     def read(
-        cls, data: Any, structure: Structure, dim: int, live_N: npt.NDArray[np.bool_]
+        cls,
+        data: Any,
+        structure: Structure,
+        vectors_ND: HalfVectors,
+        live_N: npt.NDArray[np.bool_],
     ) -> AnnIndex:
-        """A structure where it is mapped.
+        """A structure over these rows, where it is mapped.
 
         Args:
             data: the bytes of a stored structure, already verified; kept as long as the index.
@@ -156,14 +166,14 @@ class AnnIndex:
                 raise BadStructureError(f"FAISS cannot read it: {reason}") from error
         if type(index).__name__ != _TYPES[structure]:
             raise BadStructureError(f"it holds a {type(index).__name__}, no {structure}")
-        if (index.d, index.ntotal) != (dim, len(live_N)):
+        rows, dim = vectors_ND.shape
+        if (index.d, index.ntotal) != (dim, rows):
             raise BadStructureError(
-                f"it is over {index.ntotal} rows of {index.d}, the segment has {len(live_N)} "
-                f"of {dim}"
+                f"it is over {index.ntotal} rows of {index.d}, the segment has {rows} of {dim}"
             )
         if index.metric_type != _faiss.METRIC_INNER_PRODUCT:
             raise BadStructureError("it is not for inner products")
-        found = cls(index, structure, live_N)
+        found = cls(index, structure, vectors_ND, live_N)
         found._memory = bytes_N
         return found
 
@@ -189,16 +199,22 @@ class AnnIndex:
         view._bitmap, view._selector = _selector(selected_N)
         return view
 
-    def search(self, queries_QD: Vectors, k: int, effort: int) -> npt.NDArray[np.int64]:
+    def search(
+        self, queries_QD: Vectors, k: int, effort: int, refine: int = 1
+    ) -> npt.NDArray[np.int64]:
         """About the k best live rows of each query, int64 [Q, K]; -1 where none was found.
 
         Args:
             queries_QD: float32 [Q, D].
             effort: efSearch or nprobe of this call.
+            refine: the structure proposes this times k rows, and the stored rows decide.
         """
         queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+        parameters = _faiss.IndexRefineSearchParameters(
+            k_factor=float(refine), base_index_params=self._parameters(k * refine, effort)
+        )
         rows_QK: npt.NDArray[np.int64]
-        _, rows_QK = self._index.search(queries_QD, k, params=self._parameters(k, effort))
+        _, rows_QK = self._refined.search(queries_QD, k, params=parameters)
         return rows_QK
 
     def _parameters(self, k: int, effort: int) -> Any:
@@ -230,13 +246,14 @@ def build_ann(
         wanted = min(rows, 65_536)
     else:
         index.cp.seed = 1
-        wanted = min(rows, _TRAIN_ROWS * index.nlist)
+        index.cp.min_points_per_centroid = 1  # fewer only make FAISS print
+        wanted = min(rows, TRAIN_ROWS * index.nlist)
     sample = np.sort(np.random.default_rng(0).choice(rows, wanted, replace=False))
     index.train(vectors_ND[sample].astype(np.float32))
     for start in range(0, rows, _ADD_ROWS):
         index.add(vectors_ND[start : start + _ADD_ROWS].astype(np.float32))
         on_rows(min(start + _ADD_ROWS, rows))
-    return AnnIndex(index, structure, np.ones(rows, dtype=np.bool_))
+    return AnnIndex(index, structure, vectors_ND, np.ones(rows, dtype=np.bool_))
 
 
 @contextmanager

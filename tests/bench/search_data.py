@@ -27,8 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.vectors import Vectors, unit_rows
-
+Vectors = npt.NDArray[np.float32]
 K = 10
 DUPLICATE = 0.98
 BLOCK = 16_384
@@ -100,6 +99,12 @@ def load(base: Path, rows: int, queries: int, noise: Noise, cache: Path, seed: i
         "nearest_cosine_widened": round(float(np.median(found)), 3),
     }
     return Data(rows_ND, queries_QD, np.load(truth), captions_CD, about)
+
+
+def unit_rows(rows_ND: Vectors) -> Vectors:
+    """`models.vectors.unit_rows`, which the peers' environments do not have."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND, dtype=np.float64))
+    return (rows_ND / lengths[:, None]).astype(np.float32)
 
 
 def distinct(base_BD: Vectors) -> Vectors:
@@ -174,3 +179,12 @@ def exact(rows_ND: Any, queries_QD: Vectors, k: int) -> npt.NDArray[np.int64]:
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, rows = (np.take_along_axis(one, order, axis=1) for one in (best, rows))
     return rows
+
+
+def recall(rows_QK: npt.NDArray[np.int64], truth_QK: npt.NDArray[np.int64]) -> float:
+    """Mean share of the true rows that were found."""
+    shared = [
+        len(set(found.tolist()) & set(true.tolist()))
+        for found, true in zip(rows_QK, truth_QK, strict=True)
+    ]
+    return float(np.mean(shared)) / truth_QK.shape[1]

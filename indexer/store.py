@@ -351,7 +351,7 @@ class IndexWriter:
                 return None
             self._background = stored.queries_QD, known.relevance.queries
         queries_QD, queries = self._background
-        if old is not None and old.queries == queries and still_good(old, new.live):
+        if old is not None and old.queries == queries and still_good(old, new.live, new.segments):
             return old  # the file of an earlier version serves unchanged
         background = measure_version(queries_QD, self.root, new)
         name, digest = draft.write_array(RELEVANCE, encode_background(background))

@@ -25,7 +25,7 @@ HYBRID = 0.4
 DEDUPLICATE = 0.95
 
 
-class Share(click.ParamType[float]):
+class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
     """A number from 0 to 1 that may be left out, which makes the next word look like it."""
 
     name = "share"

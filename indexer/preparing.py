@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from indexer.erasures import Erasures
 from indexer.fields import Field, Value, values_of
 from indexer.items import Item, Picture
 from models.data.records import Record, Reject
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_ID_BYTES: Final = 2048
 _STRIP: Final = 256
+_NONE: Final = Erasures()
 
 Texts = Mapping[str, tuple[str, ...]]
 
@@ -49,6 +51,8 @@ class Prepared:
     captions: list[PreparedCaption] = field(default_factory=list)
     values: tuple[Value, ...] = ()
     rejects: list[Reject] = field(default_factory=list)
+    erased: int = 0
+    """Texts left out because they were deleted."""
 
     def texts(self) -> tuple[str, ...]:
         """What the index stores of the picture's texts: its own and its captions', each once."""
@@ -121,6 +125,20 @@ def pixel_digest(image: Image.Image) -> bytes:
     return digest.digest()
 
 
+def text_id(key: str, language: str, number: int) -> str:
+    """The item id of a record's text."""
+    return f"{key}#{language}/{number}"
+
+
+def text_ids(key: str, texts: Texts) -> list[str]:
+    """The item ids of all texts of a record."""
+    return [
+        text_id(key, language, number)
+        for language, ones in texts.items()
+        for number in range(len(ones))
+    ]
+
+
 def prepare(
     record: Record,
     *,
@@ -130,6 +148,7 @@ def prepare(
     encoder: Encoder,
     fields: Sequence[Field] = (),
     thumbnail_side: int | None,
+    erasures: Erasures = _NONE,
 ) -> Prepared | Reject:
     """Decode, preprocess and tokenise one record.
 
@@ -139,6 +158,7 @@ def prepare(
         indexed: its `selected_texts`.
         fields: the filterable fields whose values to take from its attributes.
         thumbnail_side: longest side of the thumbnail in pixels; None makes none.
+        erasures: texts whose item ids are among these are left out.
 
     Returns:
         What to embed, or a `Reject` of the whole record when its picture is unusable. A caption
@@ -158,7 +178,15 @@ def prepare(
                 prepared.thumbnail = encode_thumbnail(image, side=thumbnail_side)
         except DiptychError as error:
             return Reject(source, record.key, error.code, error.message)
-        first = next(((tag, texts[0]) for tag, texts in record.texts.items() if texts), None)
+        first = next(
+            (
+                (tag, text)
+                for tag, texts in record.texts.items()
+                for number, text in enumerate(texts)
+                if text_id(record.key, tag, number) not in erasures
+            ),
+            None,
+        )
         prepared.item = Item(
             id=record.key,
             modality="image",
@@ -172,7 +200,10 @@ def prepare(
         )
     for language, texts in indexed.items():
         for number, text in enumerate(texts):
-            item_id = f"{record.key}#{language}/{number}"
+            item_id = text_id(record.key, language, number)
+            if item_id in erasures:
+                prepared.erased += 1
+                continue
             try:
                 tokens = encoder.prepare_text(text)
             except DiptychError as error:

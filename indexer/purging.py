@@ -90,7 +90,7 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
                 _rewrite(writer, version, report)
         finally:
             version.close()
-        report.versions = len(old)
+        report.versions = len(old) + (writer.manifest.version != version.manifest.version)
         writer.drop_versions()
         report.version = writer.manifest.version
         report.erased = len(writer.erasures)

@@ -1,8 +1,7 @@
 """A picture whose caption was deleted is stored anew without it.
 
 A caption deleted alone lives on in its picture: as the `text` shown with it, and among the words
-it is found by. So the picture's row is replaced by one without, reusing its vector. Words of texts
-that were never indexed as items of their own are lost on the way.
+it is found by. So the picture's row is replaced by one without, reusing its vector.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ def recaption(
                     text=first.text if first else None,
                     language=first.language if first else None,
                 )
-            texts = tuple(one.text for one in left if one.text is not None)
-            into.add(
-                segment.vectors_ND[[row]], [dataclasses.replace(picture, item=item, texts=texts)]
-            )
+            texts = dict.fromkeys([*(one.text for one in left), item.text])  # each once
+            words = tuple(text for text in texts if text)
+            new = dataclasses.replace(picture, item=item, texts=words)
+            into.add(segment.vectors_ND[[row]], [new])
             replaced.add((position, row))
     return replaced
 

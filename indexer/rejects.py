@@ -7,13 +7,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, Protocol, TextIO
 
 from indexer.erasures import Erasures
 from indexer.fs import storage_error
 from models.data.records import Reject
 
 _MAX_DETAIL: Final = 500
+
+
+class Rejects(Protocol):
+    """Where a build puts what was refused; `count` is how many there were."""
+
+    count: int
+
+    def add(self, reject: Reject) -> None: ...
+
+
+class RejectsList:
+    """Keeps rejects in memory, for callers that hand over few records."""
+
+    def __init__(self) -> None:
+        self.rejects: list[Reject] = []
+        self.count = 0
+
+    def add(self, reject: Reject) -> None:
+        self.rejects.append(reject)
+        self.count += 1
 
 
 class RejectsFile:

@@ -31,6 +31,9 @@ class BuildOptions:
         decode_threads: None uses up to four, one per core.
         relevance: keep a background (`indexer.background`) so that hits carry a relevance; an
             index that has one keeps it in any case.
+        mirror: also remove the records that no source has any more; `mirror_all` even if they are
+            more than half of the index (`indexer.mirroring`).
+        allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """
 
     batch_size: int = 32
@@ -44,6 +47,9 @@ class BuildOptions:
     rejects: Path | None = None
     decode_threads: int | None = None
     relevance: bool = True
+    mirror: bool = False
+    mirror_all: bool = False
+    allow_erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,18 @@ class BuildProgress:
 class BuildReport:
     """What a build did.
 
-    `added`, `updated` and `unchanged` count records and `rejected` the lines of the rejects file;
-    `images` and `texts` are what the index holds now; `stopped` tells that `max_errors` ended it.
+    `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
+    mirror) count records, `erased` records and texts that were left out because they had been
+    deleted, and `rejected` the lines of the rejects file; `images` and `texts` are what the index
+    holds now; `stopped` tells that `max_errors` ended it.
     """
 
     added: int = 0
     updated: int = 0
+    moved: int = 0
     unchanged: int = 0
+    removed: int = 0
+    erased: int = 0
     rejected: int = 0
     images: int = 0
     texts: int = 0

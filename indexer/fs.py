@@ -11,30 +11,23 @@ A failed fsync is final: the kernel may have dropped the dirty pages and report 
 from __future__ import annotations
 
 import errno
-import hashlib
+import mmap
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from indexer.hashing import FileDigest as FileDigest
+from indexer.hashing import Sums
 from models.errors import NoSpaceError, StoreError
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """What a manifest records of a file: `size` in bytes and `sha256` in hex."""
-
-    size: int
-    sha256: str
 
 
 def storage_error(error: OSError, action: str, path: Path) -> StoreError:
@@ -65,14 +58,12 @@ class Fs:
 
         A file that could not be written whole is removed again.
         """
-        digest = hashlib.sha256()
-        size = 0
+        sums = Sums()
         fd = self._do("create", path, lambda: self._create(path))
         try:
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")
-                digest.update(view)
-                size += len(view)
+                sums.update(view)
                 self._write_all(path, fd, view)
             self._sync(path, fd)
         except BaseException:
@@ -82,21 +73,23 @@ class Fs:
                 path.unlink()
             raise
         self._do("close", path, lambda: self._close(fd))
-        return FileDigest(size, digest.hexdigest())
+        return sums.digest()
 
     def seal_file(self, path: Path) -> FileDigest:
         """Hash and fsync a file that a library (SQLite) has written and closed."""
-        digest = hashlib.sha256()
-        size = 0
+        sums = Sums()
         fd = self._do("open", path, lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
         try:
             while block := self._do("read", path, lambda: os.read(fd, _CHUNK)):
-                digest.update(block)
-                size += len(block)
+                sums.update(block)
             self._sync(path, fd)
         finally:
             os.close(fd)
-        return FileDigest(size, digest.hexdigest())
+        return sums.digest()
+
+    def spool(self, path: Path) -> Spool:
+        """Create a scratch file, which must not exist, to append to and read back."""
+        return Spool(self, path)
 
     def sync_dir(self, path: Path) -> None:
         """Make the names in a directory durable; a rename is not until this returns."""
@@ -128,10 +121,7 @@ class Fs:
 
         def remove() -> None:
             with suppress(FileNotFoundError):
-                if stat.S_ISDIR(path.lstat().st_mode):
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                self._remove(path)
 
         self._do("remove", path, remove)
 
@@ -175,6 +165,66 @@ class Fs:
     def _mkdir(self, path: Path) -> None:
         path.mkdir(mode=0o755)
 
+    def _remove(self, path: Path) -> None:
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class Spool:
+    """A scratch file that grows and is read back; never fsynced, so nothing outlives a crash.
+
+    Raises (every method):
+        NoSpaceError, StoreError: as `Fs`.
+    """
+
+    def __init__(self, fs: Fs, path: Path) -> None:
+        self._fs = fs
+        self._path = path
+        self._open = True
+        self._fd = fs._do("create", path, lambda: fs._create(path))
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._fs._write_all(self._path, self._fd, memoryview(data).cast("B"))
+
+    def map(self) -> mmap.mmap:
+        """Everything written so far, mapped read-only."""
+        return self._reading(lambda fd: mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+
+    def read(self) -> Iterator[bytes]:
+        """Everything written so far, a chunk at a time."""
+        offset = 0
+        while block := self._reading(partial(_pread, offset=offset)):
+            offset += len(block)
+            yield block
+
+    def close(self) -> None:
+        """Stop using the file; it stays where it is. May be called again."""
+        if self._open:
+            self._open = False
+            with suppress(OSError):
+                os.close(self._fd)
+
+    def remove(self) -> None:
+        """Close and remove the file."""
+        self.close()
+        self._fs.remove(self._path)
+
+    def _reading(self, use: Callable[[int], T]) -> T:
+        def read() -> T:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return use(fd)
+            finally:
+                os.close(fd)
+
+        return self._fs._do("read", self._path, read)
+
+
+def _pread(fd: int, offset: int) -> bytes:
+    return os.pread(fd, _CHUNK, offset)
+
 
 def open_regular(path: Path) -> int:
     """Open a regular file for reading; never follows a final symbolic link, never blocks on a FIFO.
@@ -190,13 +240,3 @@ def open_regular(path: Path) -> int:
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(code, "not a regular file", str(path))
     return fd
-
-
-def digest_fd(fd: int) -> FileDigest:
-    """Size and sha256 of everything behind an open descriptor, read from offset 0."""
-    digest = hashlib.sha256()
-    offset = 0
-    while block := os.pread(fd, _CHUNK, offset):
-        digest.update(block)
-        offset += len(block)
-    return FileDigest(offset, digest.hexdigest())

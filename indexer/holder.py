@@ -12,7 +12,6 @@ when its last reader leaves. It starts no thread: when to refresh is the caller'
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Final, Self
 
+from indexer.checking import Verify
 from indexer.manifest import Head, read_head
 from indexer.snapshot import Snapshot, open_snapshot
 from models.encoder import Fingerprint
@@ -57,7 +57,7 @@ class SnapshotHolder:
         path: Path,
         *,
         fingerprint: Fingerprint | None,
-        verify: Literal["fast", "full"] = "fast",
+        verify: Verify = "fast",
         warm: Callable[[Snapshot], None] | None = None,
     ) -> None:
         """Open, verify and warm the current version.
@@ -167,19 +167,18 @@ class SnapshotHolder:
         return self._held
 
     def _open(self, head: Head) -> _Held:
-        # a version committed since `head` was read may be opened; the next refresh opens it again
-        snapshot = open_snapshot(self.path, fingerprint=self._fingerprint, **self._how())
+        snapshot = open_snapshot(self.path, fingerprint=self._fingerprint, verify=self._verify)
         try:
+            if snapshot.version != head.version:  # committed since `head` was read
+                newest = read_head(self.path)
+                # if it moved on again, the next refresh sees that
+                head = newest if newest.version == snapshot.version else head
             if self._warm is not None:
                 self._warm(snapshot)
         except BaseException:
             snapshot.close()
             raise
         return _Held(snapshot, head)
-
-    def _how(self) -> dict[str, Any]:
-        known = "verify" in inspect.signature(open_snapshot).parameters
-        return {"verify": self._verify} if known else {}
 
     def _release(self, held: _Held) -> None:
         with self._counting:

@@ -4,7 +4,8 @@ Rows are numbered like the rows of `vectors.npy`. The file is written once, outs
 and read for ever after as immutable. It knows nothing of vectors, versions or tombstones; that an
 item is still alive is the caller's knowledge.
 
-Filterable values are in two more tables, see `indexer.field_table`.
+Filterable values are in two more tables, see `indexer.field_table`, and the words that a row is
+found by in another two, see `indexer.word_table`. A file of format 1 has no such words.
 
 `record` is the key of the source record a row came from; a picture and its captions share it, so
 that replacing a record finds all of its rows.
@@ -21,36 +22,27 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote_from_bytes
 
-from indexer.field_table import FieldTableWriter
-from indexer.fields import Field, Value
+import numpy as np
+import numpy.typing as npt
+
 from indexer.manifest import HINT, ITEMS_FILE, Modality
-from models.errors import IndexCorruptError, NoSpaceError, StoreError
+from indexer.word_table import (
+    Postings,
+    all_postings,
+    has_words,
+    read_lengths,
+    read_postings,
+)
+from models.errors import IndexCorruptError
 
 T = TypeVar("T")
 
-_SCHEMA: Final = """
-CREATE TABLE items(
-  row INTEGER PRIMARY KEY,
-  id TEXT NOT NULL UNIQUE,
-  record TEXT NOT NULL,
-  uri TEXT NOT NULL,
-  text TEXT,
-  language TEXT,
-  image_id TEXT,
-  label TEXT,
-  attributes TEXT NOT NULL,
-  content_hash BLOB NOT NULL
-);
-CREATE INDEX items_record ON items(record);
--- apart from the items, so that looking up rows does not drag pictures through the page cache
-CREATE TABLE thumbnails(row INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
-PRAGMA user_version = 1;
-"""
 _SELECT_ITEMS: Final = (
     "SELECT row, id, uri, text, language, image_id, label, attributes, content_hash FROM items"
 )
-_INSERT: Final = "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _IN_BATCH: Final = 500
+_MAPPED: Final = 2**31 - 65_536
+"""Bytes of the file that are mapped; SQLite is commonly built with no more. Address space only."""
 _SCAN_BATCH: Final = 65_536
 
 
@@ -81,65 +73,20 @@ class Item:
     content_hash: str
 
 
-class ItemsWriter:
-    """Writes a new `items.sqlite`; `close` finishes it. Durability is the caller's (`Fs`)."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known of the picture behind a row, besides its embedding.
 
-    def __init__(self, path: Path, fields: Sequence[Field] = ()) -> None:
-        self._path = path
-        self._db = self._do(lambda: sqlite3.connect(path, isolation_level=None))
-        # the file is scratch until sealed and renamed: no journal and no sync of SQLite's own
-        self._do(
-            lambda: self._db.executescript(
-                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; "
-                f"PRAGMA locking_mode = EXCLUSIVE; {_SCHEMA} BEGIN;"
-            )
-        )
-        self._table = self._do(lambda: FieldTableWriter(self._db, fields))
+    Attributes:
+        width, height: in pixels, upright.
+        size: of the encoded file, in bytes.
+        pixels: 16 bytes; equal where every decoded pixel is (`indexer.preparing.pixel_digest`).
+    """
 
-    def add(
-        self,
-        row: int,
-        record: str,
-        item: Item,
-        thumbnail: bytes | None,
-        values: Sequence[Value] = (),
-    ) -> None:
-        columns = (
-            row,
-            item.id,
-            record,
-            item.uri,
-            item.text,
-            item.language,
-            item.image_id,
-            item.label,
-            json.dumps(item.attributes, ensure_ascii=False, allow_nan=False),
-            bytes.fromhex(item.content_hash),
-        )
-        self._do(lambda: self._db.execute(_INSERT, columns))
-        self._do(lambda: self._table.add(row, item.label, item.language, values))
-        if thumbnail is not None:
-            pair = (row, thumbnail)
-            self._do(lambda: self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", pair))
-
-    def close(self) -> None:
-        self._do(self._table.finish)
-        self._do(lambda: self._db.execute("COMMIT"))
-        self._db.close()
-
-    def abort(self) -> None:
-        self._db.close()
-
-    def _do(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise NoSpaceError(
-                    f"no space left: write {self._path}",
-                    hint="the previous version is intact; free some space and run again",
-                ) from error
-            raise StoreError(f"cannot write {self._path}: {error}") from error
+    width: int
+    height: int
+    size: int
+    pixels: bytes
 
 
 class ItemsReader:
@@ -158,6 +105,12 @@ class ItemsReader:
         # cost file descriptors in proportion to segments times threads
         self._db = self._do(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._do(lambda: self._db.execute("PRAGMA trusted_schema = OFF"))
+        # a page read without a system call: 15 to 35% off a lookup (tests/bench/metadata.py)
+        self._do(lambda: self._db.execute(f"PRAGMA mmap_size = {_MAPPED:d}"))
+        self.has_words = has_words(self._all)
+        self._has_pictures = bool(
+            self._all("SELECT 1 FROM sqlite_master WHERE name = 'pictures'")  # format 1 has not
+        )
 
     def count(self) -> int:
         """Number of items; their rows are 0 .. count - 1.
@@ -165,7 +118,10 @@ class ItemsReader:
         Raises:
             IndexCorruptError: also when the rows are not numbered so.
         """
-        [(count, low, high)] = self._all("SELECT count(*), min(row), max(row) FROM items")
+        # one by one: SQLite counts rows without reading them only where nothing else is asked
+        [(count,)] = self._all("SELECT count(*) FROM items")
+        [(low,)] = self._all("SELECT min(row) FROM items")
+        [(high,)] = self._all("SELECT max(row) FROM items")
         if count and (low, high) != (0, count - 1):
             raise IndexCorruptError(self._name, "its rows are not numbered 0 to N-1", hint=HINT)
         return int(count)
@@ -215,9 +171,33 @@ class ItemsReader:
         rows = self._all("SELECT jpeg FROM thumbnails WHERE row = ?", (row,))
         return bytes(rows[0][0]) if rows else None
 
+    def pictures(self, rows: Sequence[int]) -> dict[int, Picture]:
+        """What is known of the pictures behind rows; rows of which nothing is are left out."""
+        if not self._has_pictures:
+            return {}
+        select = "SELECT row, width, height, bytes, pixels FROM pictures"
+        return {row: Picture(*known) for row, *known in self._by_row(select, rows)}
+
     def query(self, select: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one SELECT over this database; values only ever as parameters."""
         return self._all(select, values)
+
+    def postings(self, terms: Sequence[str]) -> dict[str, Postings]:
+        """The rows that hold each of the terms; needs `has_words`."""
+        return self._decode(lambda: read_postings(self._all, terms))
+
+    def all_postings(self) -> Iterator[tuple[str, Postings]]:
+        """Every term and its rows, terms ascending; needs `has_words`."""
+        found = all_postings(self._all)
+        while True:
+            one = self._decode(lambda: next(found, None))
+            if one is None:
+                return
+            yield one
+
+    def word_lengths(self) -> npt.NDArray[np.uint16]:
+        """How many terms each row has, uint16 [N]; needs `has_words`."""
+        return self._decode(lambda: read_lengths(self._all))
 
     def integrity(self) -> str | None:
         """SQLite's own full check: None when sound, otherwise its first complaint."""
@@ -255,6 +235,12 @@ class ItemsReader:
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             return self._do(lambda: self._db.execute(query, values).fetchall())
+
+    def _decode(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ValueError as error:
+            raise IndexCorruptError(self._name, f"its words: {error}", hint=HINT) from error
 
     def _do(self, call: Callable[[], T]) -> T:
         try:

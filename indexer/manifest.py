@@ -3,6 +3,9 @@
     CURRENT                   "<version> <sha256 of manifests/<version>.json>\n"
     manifests/00000042.json   what belongs to version 42, every file with its size and sha256
 
+Formats 1 and 2 are read, 2 is written; an index of format 1 is upgraded by its next commit, and
+its older files stay as they are. What format 2 added is optional and absent where it says nothing.
+
 The chain of trust is CURRENT -> manifest -> files: whoever reads checks each link before using
 the next. This module parses and checks the first two; it opens no segment and writes nothing.
 """
@@ -17,10 +20,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from indexer.ann_entry import ANN_FILE
+from indexer.entries import (
+    BLOCK_BYTES,
+    ITEMS_FILE,
+    VECTORS_FILE,
+    Count,
+    ErasedEntry,
+    FileEntry,
+    Modality,
+    NeighboursEntry,
+    RelevanceEntry,
+    SegmentEntry,
+    Sha256,
+    StandingEntry,
+    Strict,
+    TargetEntry,
+    TombstoneEntry,
+)
 from indexer.fields import Field as FilterField
 from indexer.fields import FieldType, check_fields
 from indexer.fs import open_regular, storage_error
@@ -34,130 +55,87 @@ from models.errors import (
     StoreError,
 )
 
-FORMAT: Final = 1
+__all__ = [
+    "ANN_FILE",
+    "BLOCK_BYTES",
+    "CURRENT",
+    "ERASED",
+    "FORMAT",
+    "HINT",
+    "ITEMS_FILE",
+    "LOCK",
+    "MANIFESTS",
+    "RELEVANCE",
+    "SCRATCH",
+    "SEGMENTS",
+    "TOMBSTONES",
+    "VECTORS_FILE",
+    "ErasedEntry",
+    "FieldEntry",
+    "FileEntry",
+    "Head",
+    "Live",
+    "Manifest",
+    "Modality",
+    "NeighboursEntry",
+    "Operation",
+    "RelevanceEntry",
+    "SegmentEntry",
+    "SourceEntry",
+    "StandingEntry",
+    "TargetEntry",
+    "TombstoneEntry",
+    "check_encoder",
+    "manifest_path",
+    "only_unborn",
+    "parse_manifest",
+    "read_head",
+    "read_manifest",
+    "read_small",
+    "unreadable",
+]
+
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
 CURRENT: Final = "CURRENT"
 LOCK: Final = "LOCK"
 MANIFESTS: Final = "manifests"
 SEGMENTS: Final = "segments"
 TOMBSTONES: Final = "tombstones"
 RELEVANCE: Final = "relevance"
+ERASED: Final = "erased"
 SCRATCH: Final = "scratch"
-VECTORS_FILE: Final = "vectors.npy"
-ITEMS_FILE: Final = "items.sqlite"
 
 HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
-Modality = Literal["image", "text"]
+Operation = Literal["build", "add", "delete", "optimize", "rollback", "import", "repair", "purge"]
 
 # manifests are a few hundred bytes per segment; a larger file is not one of ours
 _MAX_BYTES: Final = 256 << 20
 _DAMAGE: Final = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO})
 _CURRENT_FORM: Final = re.compile(rb"(0|[1-9][0-9]{0,7}) ([0-9a-f]{64})\n")
 
-Count = Annotated[int, Field(ge=0, le=2**62)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class FileEntry(_Strict):
-    size: Count
-    sha256: Sha256
-
-
-class SegmentEntry(_Strict):
-    """One segment: its rows and the exact bytes of its files, by the fixed file names."""
-
-    id: Annotated[str, Field(pattern=r"^[0-9a-z]+(-[0-9a-z]+)*$", max_length=80)]
-    modality: Modality
-    rows: Annotated[int, Field(ge=1, le=2**31)]
-    files: dict[Literal["vectors.npy", "items.sqlite"], FileEntry]
-
-    @model_validator(mode="after")
-    def _both_files(self) -> SegmentEntry:
-        if set(self.files) != {VECTORS_FILE, ITEMS_FILE}:
-            raise ValueError("a segment has vectors.npy and items.sqlite")
-        return self
-
-
-class TombstoneEntry(FileEntry):
-    """Rows of this version's segments that are deleted or superseded.
-
-    The file is an int64 [T, 2] array of (position in `segments`, row), sorted, without repeats.
-    """
-
-    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
-    count: Annotated[int, Field(ge=1, le=2**40)]
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class StandingEntry(_Strict):
-    """`indexer.background.Standing`, whose docstring explains the numbers."""
-
-    excess_mean: Finite
-    excess_std: Positive
-    nonsense_mean: Finite
-    nonsense_std: Positive
-    low: Finite
-    gate: Finite
-    width: Positive
-
-
-class NeighboursEntry(_Strict):
-    """`indexer.background.Neighbours`."""
-
-    gate: Finite
-    width: Positive
-
-
-class TargetEntry(_Strict):
-    """`indexer.background.TargetBackground`: how hits of one modality are judged."""
-
-    rows: Count
-    text: StandingEntry | None
-    mixed: StandingEntry | None
-    image: NeighboursEntry | None
-
-
-class RelevanceEntry(FileEntry):
-    """The background of this version; measured at this version or, unchanged, at an earlier one.
-
-    The file is a float32 [2 + Q, D] array: the mean image vector, the mean text vector, and the
-    embedded background queries, those of the list `queries` (sha256).
-    """
-
-    file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]
-    queries: Sha256
-    count: Annotated[int, Field(ge=1, le=2**20)]
-    images: TargetEntry
-    texts: TargetEntry
-
-
-class Live(_Strict):
+class Live(Strict):
     images: Count
     texts: Count
 
 
-class SourceEntry(_Strict):
+class SourceEntry(Strict):
     """Where rows came from: what the user typed, and the kind of reader."""
 
     name: str
     kind: str
 
 
-class FieldEntry(_Strict):
+class FieldEntry(Strict):
     """A filterable field's type, and its dotted path in a record's attributes."""
 
     type: FieldType
     path: str
 
 
-class Manifest(_Strict):
-    format: Literal[1]
+class Manifest(Strict):
+    format: Literal[1, 2]
     index: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     version: Annotated[int, Field(ge=0, le=99_999_999)]
     parent: Annotated[int, Field(ge=0, le=99_999_999)] | None
@@ -170,9 +148,26 @@ class Manifest(_Strict):
     live: Live
     ann: None
     sources: list[SourceEntry]
-    fields: dict[str, FieldEntry] = {}
+    fields: dict[str, FieldEntry] = Field(default_factory=dict)
     # absent from indexes built without one: their hits carry no relevance
     relevance: RelevanceEntry | None = None
+    # from format 2 on
+    erased: ErasedEntry | None = None
+    operation: Operation | None = None
+    parent_sha256: Sha256 | None = None
+    """Of the parent's manifest: what vouches for older versions, as `CURRENT` does for this."""
+
+    @model_validator(mode="after")
+    def _nothing_of_a_later_format(self) -> Self:
+        if self.format == 1 and (
+            self.erased is not None
+            or self.operation is not None
+            or self.parent_sha256 is not None
+            or any(entry.blocks is not None for entry in self.files().values())
+            or any(segment.ann is not None for segment in self.segments)
+        ):
+            raise ValueError("format 1 knows no such field")
+        return self
 
     @model_validator(mode="after")
     def _fields_can_be_declared(self) -> Manifest:
@@ -200,7 +195,7 @@ class Manifest(_Strict):
 
     def encode(self) -> bytes:
         """The bytes stored on disk; `CURRENT` holds their sha256."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        return (self.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode()
 
     def files(self) -> dict[str, FileEntry]:
         """Every file of this version by its path relative to the index."""
@@ -213,6 +208,8 @@ class Manifest(_Strict):
             found[f"{TOMBSTONES}/{self.tombstones.file}"] = self.tombstones
         if self.relevance is not None:
             found[f"{RELEVANCE}/{self.relevance.file}"] = self.relevance
+        if self.erased is not None:
+            found[f"{ERASED}/{self.erased.file}"] = self.erased
         return found
 
 
@@ -299,10 +296,10 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
         raw: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IndexCorruptError(name, "it is not JSON", hint=HINT) from error
-    if isinstance(raw, Mapping) and raw.get("format", FORMAT) != FORMAT:
+    if isinstance(raw, Mapping) and not _readable(raw.get("format", FORMAT)):
         raise IndexCorruptError(
             name,
-            f"index format {str(raw['format'])[:20]}; this release reads format {FORMAT}",
+            f"index format {str(raw['format'])[:20]}; this release reads formats 1 and 2",
             hint="use the Diptych release that wrote it, or a newer one",
         )
     try:
@@ -316,6 +313,10 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
     if manifest.dim < 1:
         raise IndexCorruptError(name, "field encoder.dim must be positive", hint=HINT)
     return manifest
+
+
+def _readable(version: object) -> bool:
+    return type(version) is int and version in READABLE  # True is equal to 1
 
 
 def check_encoder(stored: Fingerprint, ours: Fingerprint) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 from indexer.manifest import HINT
 from models.errors import IndexCorruptError
 
-Descr = Literal["<f2", "<f4", "<i8"]
+Descr = Literal["<f2", "<f4", "<i8", "|u1"]
 
 
 def npy_header(descr: Descr, shape: tuple[int, int]) -> bytes:

@@ -9,16 +9,22 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from indexer.erasures import Erasures
 from indexer.fields import Field, Value, values_of
-from indexer.items import Item
+from indexer.items import Item, Picture
 from models.data.records import Record, Reject
 from models.encoder import Encoder, PreparedImage, PreparedText
 from models.errors import DiptychError
 from models.images import decode_image, encode_thumbnail
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _MAX_ID_BYTES: Final = 2048
+_STRIP: Final = 256
+_NONE: Final = Erasures()
 
 Texts = Mapping[str, tuple[str, ...]]
 
@@ -40,10 +46,21 @@ class Prepared:
     content_hash: str
     item: Item | None = None
     picture: PreparedImage | None = None
+    facts: Picture | None = None
     thumbnail: bytes | None = None
     captions: list[PreparedCaption] = field(default_factory=list)
     values: tuple[Value, ...] = ()
     rejects: list[Reject] = field(default_factory=list)
+    erased: int = 0
+    """Texts left out because they were deleted."""
+
+    def texts(self) -> tuple[str, ...]:
+        """What the index stores of the picture's texts: its own and its captions', each once."""
+        assert self.item is not None
+        found = [caption.item.text for caption in self.captions]
+        if self.item.text not in found:
+            found.append(self.item.text)
+        return tuple(text for text in found if text)
 
 
 def selected_texts(record: Record, captions: bool, languages: Sequence[str] | None) -> Texts:
@@ -97,6 +114,31 @@ def check_record(record: Record) -> str | None:
     return None
 
 
+def pixel_digest(image: Image.Image) -> bytes:
+    """16 bytes that tell pictures apart by size and pixels, not by file format (XXH3)."""
+    from xxhash import xxh3_128
+
+    digest = xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
+    for top in range(0, image.height, _STRIP):  # strips, so as not to hold the pixels twice
+        bottom = min(top + _STRIP, image.height)
+        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return digest.digest()
+
+
+def text_id(key: str, language: str, number: int) -> str:
+    """The item id of a record's text."""
+    return f"{key}#{language}/{number}"
+
+
+def text_ids(key: str, texts: Texts) -> list[str]:
+    """The item ids of all texts of a record."""
+    return [
+        text_id(key, language, number)
+        for language, ones in texts.items()
+        for number in range(len(ones))
+    ]
+
+
 def prepare(
     record: Record,
     *,
@@ -106,6 +148,7 @@ def prepare(
     encoder: Encoder,
     fields: Sequence[Field] = (),
     thumbnail_side: int | None,
+    erasures: Erasures = _NONE,
 ) -> Prepared | Reject:
     """Decode, preprocess and tokenise one record.
 
@@ -115,6 +158,7 @@ def prepare(
         indexed: its `selected_texts`.
         fields: the filterable fields whose values to take from its attributes.
         thumbnail_side: longest side of the thumbnail in pixels; None makes none.
+        erasures: texts whose item ids are among these are left out.
 
     Returns:
         What to embed, or a `Reject` of the whole record when its picture is unusable. A caption
@@ -128,11 +172,21 @@ def prepare(
         try:
             image = decode_image(record.image)
             prepared.picture = encoder.prepare_image(image)
+            size, pixels = len(record.image), pixel_digest(image)
+            prepared.facts = Picture(image.width, image.height, size, pixels)
             if thumbnail_side is not None:
                 prepared.thumbnail = encode_thumbnail(image, side=thumbnail_side)
         except DiptychError as error:
             return Reject(source, record.key, error.code, error.message)
-        first = next(((tag, texts[0]) for tag, texts in record.texts.items() if texts), None)
+        first = next(
+            (
+                (tag, text)
+                for tag, texts in record.texts.items()
+                for number, text in enumerate(texts)
+                if text_id(record.key, tag, number) not in erasures
+            ),
+            None,
+        )
         prepared.item = Item(
             id=record.key,
             modality="image",
@@ -146,7 +200,10 @@ def prepare(
         )
     for language, texts in indexed.items():
         for number, text in enumerate(texts):
-            item_id = f"{record.key}#{language}/{number}"
+            item_id = text_id(record.key, language, number)
+            if item_id in erasures:
+                prepared.erased += 1
+                continue
             try:
                 tokens = encoder.prepare_text(text)
             except DiptychError as error:

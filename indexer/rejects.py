@@ -7,12 +7,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, Protocol, TextIO
 
+from indexer.erasures import Erasures
 from indexer.fs import storage_error
 from models.data.records import Reject
 
 _MAX_DETAIL: Final = 500
+
+
+class Rejects(Protocol):
+    """Where a build puts what was refused; `count` is how many there were."""
+
+    count: int
+
+    def add(self, reject: Reject) -> None: ...
+
+
+class RejectsList:
+    """Keeps rejects in memory, for callers that hand over few records."""
+
+    def __init__(self) -> None:
+        self.rejects: list[Reject] = []
+        self.count = 0
+
+    def add(self, reject: Reject) -> None:
+        self.rejects.append(reject)
+        self.count += 1
 
 
 class RejectsFile:
@@ -51,3 +72,33 @@ class RejectsFile:
             file.close()
         except OSError as error:
             raise storage_error(error, "write", self.path) from error
+
+
+def scrub_rejects(path: Path, erasures: Erasures) -> int:
+    """Take the lines that name erased items, or texts of theirs, out of a rejects file.
+
+    Returns:
+        How many there were. A file that is not there, or not ours, is left alone.
+
+    Raises:
+        NoSpaceError, StoreError: the file cannot be read or replaced.
+    """
+    try:
+        lines = path.read_text(encoding="ascii").splitlines(keepends=True)
+        kept = [line for line in lines if not _names_erased(line, erasures)]
+        if len(kept) < len(lines):
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(kept), encoding="ascii")
+            partial.replace(path)
+    except FileNotFoundError:
+        return 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+    except OSError as error:
+        raise storage_error(error, "replace", path) from error
+    return len(lines) - len(kept)
+
+
+def _names_erased(line: str, erasures: Erasures) -> bool:
+    key = json.loads(line)["key"]
+    return key in erasures or key.rpartition("#")[0] in erasures

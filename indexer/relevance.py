@@ -9,6 +9,7 @@ What the numbers mean is `indexer.background`'s business; this reads, checks and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,9 @@ from indexer.background import (
     measure,
 )
 from indexer.background_queries import background_queries
+from indexer.checking import verify_file
 from indexer.embedding import embed_each
+from indexer.entries import SegmentEntry
 from indexer.fs import FileDigest
 from indexer.manifest import (
     HINT,
@@ -40,7 +43,7 @@ from indexer.manifest import (
     TargetEntry,
 )
 from indexer.npy import check_npy, npy_header
-from indexer.segment import map_vectors, verify_file
+from indexer.segment import map_vectors
 from indexer.version import dead_rows, read_tombstones
 from models.encoder import Encoder
 from models.errors import DiptychError, IndexCorruptError
@@ -87,16 +90,27 @@ def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Back
     return measure(queries_QD, parts["image"], parts["text"])
 
 
-def still_good(entry: RelevanceEntry, live: Live) -> bool:
+def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntry]) -> bool:
     """Whether the background of an earlier version may serve a version of these counts.
 
     Small indexes are measured at every commit. A large one is measured again once a tenth of it
-    changed, so that a long build spends a constant share of its time on it.
+    changed, so that a long build spends a constant share of its time on it. Rows that replaced
+    others change no count, so those of segments written since it was measured count as well
+    (a version's segments and background carry its number).
     """
     pairs = ((entry.images.rows, live.images), (entry.texts.rows, live.texts))
     if sum(then for then, _ in pairs) < _ALWAYS:
         return False
-    return all(abs(now - then) <= _SHARE * then for then, now in pairs)
+    if any(abs(now - then) > _SHARE * then for then, now in pairs):
+        return False
+    measured, written = entry.file.partition(".")[0], {"image": 0, "text": 0}
+    for segment in segments:
+        if segment.id.partition("-")[0] > measured:
+            written[segment.modality] += segment.rows
+    return all(
+        written[modality] <= _SHARE * then
+        for modality, then in (("image", entry.images.rows), ("text", entry.texts.rows))
+    )
 
 
 def encode_background(background: Background) -> bytes:

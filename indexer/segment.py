@@ -1,11 +1,11 @@
-"""A segment: an immutable batch of rows of one modality, as a directory of two files.
+"""A segment: an immutable batch of rows of one modality, as a directory of files.
 
     vectors.npy     float16 [N, D], unit rows, C order: the truth
     items.sqlite    what each row is (`indexer.items`)
+    ann.faiss       optional: a search structure derived from the vectors (`indexer.vector_index`)
 
-`SegmentWriter` fills a scratch directory and says what it wrote; putting it in place is the
-writer's business (`indexer.store`). `Segment` checks size and sha256 of both files before it uses
-a byte of either. Neither knows of versions, tombstones or search.
+`Segment` has every file checked (`indexer.checking`) before it uses a byte of it;
+`indexer.segment_writer` made them. It knows nothing of versions, tombstones or search.
 """
 
 from __future__ import annotations
@@ -13,104 +13,30 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.fields import Field, Value
-from indexer.fs import FileDigest, Fs, digest_fd, open_regular
-from indexer.items import Item, ItemsReader, ItemsWriter
+from indexer.checking import Checked, open_checked
+from indexer.items import ItemsReader
 from indexer.manifest import (
+    ANN_FILE,
     HINT,
     ITEMS_FILE,
     SEGMENTS,
     VECTORS_FILE,
     FileEntry,
-    Modality,
     SegmentEntry,
     unreadable,
 )
-from indexer.npy import check_npy, npy_header
+from indexer.npy import check_npy
 from models.errors import IndexCorruptError
-from models.vectors import Vectors
 
 HalfVectors: TypeAlias = npt.NDArray[np.float16]
 """float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """An item about to be stored, the key of its source record, and its thumbnail.
-
-    `values` are those of the index's filterable fields, in their order; none are known if empty.
-    """
-
-    record: str
-    item: Item
-    thumbnail: bytes | None = None
-    values: tuple[Value, ...] = ()
-
-
-class SegmentWriter:
-    """Collects rows into a scratch directory of its own. Not thread-safe."""
-
-    def __init__(
-        self,
-        fs: Fs,
-        scratch: Path,
-        segment_id: str,
-        modality: Modality,
-        dim: int,
-        fields: Sequence[Field] = (),
-    ) -> None:
-        self.id = segment_id
-        self.modality: Modality = modality
-        self.rows = 0
-        self.directory = scratch / segment_id
-        self._fs = fs
-        self._dim = dim
-        self._parts: list[HalfVectors] = []
-        fs.make_dir(self.directory)
-        self._items = ItemsWriter(self.directory / ITEMS_FILE, fields)
-
-    def add(self, vectors_BD: Vectors, rows: Sequence[NewRow]) -> None:
-        """Append B rows; vectors are float32 [B, D] with finite unit rows."""
-        assert vectors_BD.shape == (len(rows), self._dim)
-        assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
-        for position, new in enumerate(rows):
-            self._items.add(self.rows + position, new.record, new.item, new.thumbnail, new.values)
-        self._parts.append(vectors_BD.astype("<f2"))
-        self.rows += len(rows)
-
-    def finish(self) -> SegmentEntry:
-        """Write what is left and make every file durable; the directory may then be renamed.
-
-        Raises:
-            NoSpaceError, StoreError: the files could not be written or fsynced.
-        """
-        assert self.rows, "an empty segment has no place in a manifest"
-        self._items.close()
-        header = npy_header("<f2", (self.rows, self._dim))
-        chunks = [header, *(part.tobytes() for part in self._parts)]
-        vectors = self._fs.write_file(self.directory / VECTORS_FILE, chunks)
-        items = self._fs.seal_file(self.directory / ITEMS_FILE)
-        self._fs.sync_dir(self.directory)
-        self._parts.clear()
-        return SegmentEntry(
-            id=self.id,
-            modality=self.modality,
-            rows=self.rows,
-            files={VECTORS_FILE: _entry(vectors), ITEMS_FILE: _entry(items)},
-        )
-
-    def abort(self) -> None:
-        """Close without finishing; the caller removes the scratch directory."""
-        self._parts.clear()
-        self._items.abort()
 
 
 class Segment:
@@ -118,78 +44,77 @@ class Segment:
 
     Attributes:
         entry: its manifest entry.
+        name: its directory relative to the index.
         vectors_ND: float16 [N, D], memory-mapped, read-only.
         items: the items by row.
+        ann: the verified `ann.faiss`, open at least until `close`; None where there is none, or
+            it is damaged: it is derived from the vectors, so the segment can do without it.
+        ann_damage: what is wrong with `ann.faiss`; None where nothing is. Whoever loads it and
+            finds that it is not what it should be calls `give_up_ann`.
     """
 
-    def __init__(self, root: Path, entry: SegmentEntry, dim: int) -> None:
-        """Verify and open.
+    def __init__(
+        self, root: Path, entry: SegmentEntry, dim: int, checked: Checked | None = None
+    ) -> None:
+        """Open, and verify in full unless `checked` holds the files already.
 
         Raises:
-            IndexCorruptError: a file is missing, differs in size or hash, or does not hold what
-                the manifest says.
+            IndexCorruptError: a file is missing, differs in size or checksum, or does not hold
+                what the manifest says.
         """
         self.entry = entry
         self.name = f"{SEGMENTS}/{entry.id}"
-        verify_file(root, f"{self.name}/{ITEMS_FILE}", entry.files[ITEMS_FILE]).close()
-        with verify_file(root, f"{self.name}/{VECTORS_FILE}", entry.files[VECTORS_FILE]) as file:
-            # mapped through the descriptor that was hashed, so a swapped path changes nothing
-            self.vectors_ND = map_vectors(file, f"{self.name}/{VECTORS_FILE}", entry.rows, dim)
-        self.items = ItemsReader(
-            root / SEGMENTS / entry.id / ITEMS_FILE,
-            entry.modality,
-            name=f"{self.name}/{ITEMS_FILE}",
-        )
+        self.ann: io.FileIO | None = None
+        self.ann_damage: IndexCorruptError | None = None
+        if checked is not None:
+            self._use(root, dim, checked)
+            return
+        files = segment_files(entry)
+        with open_checked(root, files, verify="full", tolerate=may_miss(files)) as checked:
+            self._use(root, dim, checked)
+
+    def _use(self, root: Path, dim: int, checked: Checked) -> None:
+        # mapped through the descriptor that was summed, so a swapped path changes nothing
+        name = f"{self.name}/{VECTORS_FILE}"
+        self.vectors_ND = map_vectors(checked.files[name], name, self.entry.rows, dim)
+        name = f"{self.name}/{ITEMS_FILE}"
+        self.items = ItemsReader(root / name, self.entry.modality, name=name)
         try:
+            # SQLite opens by name: make sure that it was the file whose bytes were summed
+            _same_file(root, name, checked.files[name])
             found = self.items.count()
-            if found != entry.rows:
-                raise IndexCorruptError(
-                    f"{self.name}/{ITEMS_FILE}",
-                    f"it has {found} rows, the manifest says {entry.rows}",
-                    hint=HINT,
-                )
+            if found != self.entry.rows:
+                why = f"it has {found} rows, the manifest says {self.entry.rows}"
+                raise IndexCorruptError(name, why, hint=HINT)
         except BaseException:
             self.items.close()
             raise
+        name = f"{self.name}/{ANN_FILE}"
+        self.ann = checked.take(name)
+        self.ann_damage = checked.damage.get(name)
+
+    def give_up_ann(self, why: str) -> None:
+        """Do without `ann.faiss`, whose bytes are sound and whose content is not."""
+        self.ann_damage = IndexCorruptError(f"{self.name}/{ANN_FILE}", why, hint=HINT)
+        if self.ann is not None:
+            self.ann.close()
+            self.ann = None
 
     def close(self) -> None:
-        """Close the database; the mapping goes when its last array does."""
+        """Close the files; the mapping goes when its last array does."""
         self.items.close()
+        if self.ann is not None:
+            self.ann.close()
 
 
-def verify_file(root: Path, name: str, entry: FileEntry) -> io.FileIO:
-    """Open a file of the index after checking its size and sha256.
+def segment_files(entry: SegmentEntry) -> dict[str, FileEntry]:
+    """A segment's files by their paths relative to the index."""
+    return {f"{SEGMENTS}/{entry.id}/{name}": file for name, file in entry.files.items()}
 
-    Returns:
-        The open file whose bytes were checked; the caller closes it.
 
-    Raises:
-        IndexCorruptError: missing, not a regular file, or different from the manifest.
-    """
-    try:
-        fd = open_regular(root / name)
-    except OSError as error:
-        raise unreadable(name, error) from error
-    try:
-        size = os.fstat(fd).st_size
-        if size != entry.size:  # cheap, and a clearer message than a wrong hash
-            raise IndexCorruptError(
-                name, f"it has {size} bytes, the manifest says {entry.size}", hint=HINT
-            )
-        found = digest_fd(fd)
-        if found.sha256 != entry.sha256:
-            raise IndexCorruptError(
-                name,
-                f"sha256 is {found.sha256[:12]}.., the manifest says {entry.sha256[:12]}..",
-                hint=HINT,
-            )
-    except OSError as error:
-        os.close(fd)
-        raise unreadable(name, error) from error
-    except BaseException:
-        os.close(fd)
-        raise
-    return io.FileIO(fd, "rb")
+def may_miss(names: Iterable[str]) -> list[str]:
+    """Those among `names` whose damage leaves a segment searchable."""
+    return [name for name in names if name.endswith(f"/{ANN_FILE}")]
 
 
 def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
@@ -205,5 +130,10 @@ def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
     return np.frombuffer(mapped, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
 
 
-def _entry(digest: FileDigest) -> FileEntry:
-    return FileEntry(size=digest.size, sha256=digest.sha256)
+def _same_file(root: Path, name: str, file: io.FileIO) -> None:
+    try:
+        there = (root / name).stat()
+    except OSError as error:
+        raise unreadable(name, error) from error
+    if not os.path.samestat(there, os.fstat(file.fileno())):
+        raise IndexCorruptError(name, "it was replaced while it was being opened", hint=HINT)

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from indexer.field_table import columns_of, rows_where
 from indexer.fields import Field
 from indexer.filter_sql import condition
 from indexer.filters import Filter
+from indexer.proposing import FEWEST_SHARE, AnnScan
 from indexer.ranking import Scanner, rescore
 from indexer.segment import HalfVectors, Segment
 from indexer.vector_index import ExactIndex
@@ -35,6 +36,8 @@ _ENTRY: Final = 4096
 
 class RowScan:
     """Exact search over a few rows of a segment, each scored as `indexer.ranking.rescore` does."""
+
+    exact: Literal[True] = True
 
     def __init__(self, vectors_ND: HalfVectors, rows_M: npt.NDArray[np.int64]) -> None:
         self.live = len(rows_M)
@@ -61,11 +64,34 @@ class RowScan:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment that can be searched: its rows, which of them live, and their index."""
+    """A segment that can be searched: its rows, which of them live, and what scans them."""
 
     segment: Segment
     live_N: npt.NDArray[np.bool_]
     index: ExactIndex
+    ann: AnnScan | None = None
+
+    def scanner(self, *, exact: bool) -> Scanner | AnnScan:
+        """What scans all live rows: exactly if asked to, or if there is no other way."""
+        return self.index if exact or self.ann is None else self.ann
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """A filter's rows in one segment, either listed in order or as packed bits."""
+
+    scanner: Scanner
+    ann: AnnScan | None = None
+    rows_M: npt.NDArray[np.int64] | None = None
+    bits: npt.NDArray[np.uint8] | None = None
+
+    def selects(self, rows_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        if self.rows_M is not None:
+            return np.isin(rows_M, self.rows_M, assume_unique=True)
+        assert self.bits is not None
+        shift_M = (7 - (rows_M & 7)).astype(np.uint8)
+        chosen_M: npt.NDArray[np.bool_] = (self.bits[rows_M >> 3] >> shift_M) & 1 == 1
+        return chosen_M
 
 
 class Selections:
@@ -74,39 +100,59 @@ class Selections:
     def __init__(self, fields: Sequence[Field]) -> None:
         self._columns = columns_of(fields)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Filter, str], tuple[Scanner, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Filter, str], tuple[_Selection, int]] = OrderedDict()
         self._bytes = 0
 
-    def scanners(self, wanted: Filter, parts: Sequence[Part]) -> list[Scanner]:
+    def scanners(
+        self, wanted: Filter, parts: Sequence[Part], *, exact: bool = False
+    ) -> list[Scanner | AnnScan]:
         """One per part, over its live rows that a checked filter selects.
+
+        `exact` leaves ANN structures aside.
 
         Raises:
             IndexCorruptError: a segment's database cannot answer.
         """
-        return [self._scanner(wanted, part) for part in parts]
+        found = [self._selection(wanted, part) for part in parts]
+        return [one.scanner if exact or one.ann is None else one.ann for one in found]
 
-    def _scanner(self, wanted: Filter, part: Part) -> Scanner:
+    def selects(
+        self, wanted: Filter, part: Part, rows_M: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Which of these living rows of a part a checked filter selects: bool [M].
+
+        Raises:
+            IndexCorruptError: the segment's database cannot answer.
+        """
+        return self._selection(wanted, part).selects(rows_M)
+
+    def _selection(self, wanted: Filter, part: Part) -> _Selection:
         key = wanted, part.segment.name
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key][0]
         # outside the lock: two threads may both work it out, which costs time but nothing else
-        scanner, size = self._select(wanted, part)
+        selection, size = self._select(wanted, part)
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = scanner, size
+                self._kept[key] = selection, size
                 self._bytes += size
             while self._bytes > _BUDGET:
                 _, (_, freed) = self._kept.popitem(last=False)
                 self._bytes -= freed
-        return scanner
+        return selection
 
-    def _select(self, wanted: Filter, part: Part) -> tuple[Scanner, int]:
+    def _select(self, wanted: Filter, part: Part) -> tuple[_Selection, int]:
         rows_M = rows_where(part.segment.items.query, condition(wanted, self._columns))
         rows_M = rows_M[part.live_N[rows_M]]
         if len(rows_M) * _SELECTIVE <= len(part.live_N):
-            return RowScan(part.segment.vectors_ND, rows_M), rows_M.nbytes + _ENTRY
+            scanner = RowScan(part.segment.vectors_ND, rows_M)
+            return _Selection(scanner, rows_M=rows_M), rows_M.nbytes + _ENTRY
         selected_N = np.zeros(len(part.live_N), dtype=np.bool_)
         selected_N[rows_M] = True
-        return part.index.restricted(selected_N), len(selected_N) // 8 + _ENTRY
+        index, ann = part.index.restricted(selected_N), None
+        if part.ann is not None and len(rows_M) >= FEWEST_SHARE * len(part.live_N):
+            ann = part.ann.restricted(selected_N, index)
+        selection = _Selection(index, ann, bits=np.packbits(selected_N))
+        return selection, len(selected_N) // 2 + _ENTRY

@@ -6,43 +6,40 @@ threads. It embeds nothing: queries come as vectors, and the fingerprint tells w
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
-
-import numpy as np
+from typing import Any, Final, Self
 
 from indexer.background import Background, QueryKind
+from indexer.checking import Verify
 from indexer.facets import Facet, facets
 from indexer.fields import BUILT_IN
 from indexer.filters import Filter, check_filter
 from indexer.items import Item
-from indexer.manifest import Modality, RelevanceEntry, check_encoder, read_manifest
-from indexer.ranking import Candidates, Scanner, candidates
+from indexer.manifest import (
+    Head,
+    Modality,
+    RelevanceEntry,
+    check_encoder,
+    read_head,
+    read_manifest,
+)
 from indexer.relevance import read_background
+from indexer.searching import Hit, Searcher, Target
 from indexer.segment import Segment
-from indexer.selection import Part, Selections
-from indexer.vector_index import ExactIndex
 from indexer.version import OpenVersion, open_version
 from models.encoder import Fingerprint
-from models.errors import InputError, InvalidVectorError, NotFoundError
+from models.errors import IndexCorruptError, NotFoundError
 from models.vectors import Vectors, unit_rows
 
 __all__ = ["Hit", "IndexInfo", "Item", "Snapshot", "Target", "open_snapshot", "read_fingerprint"]
 
-Target = Literal["images", "texts"]
-_MODALITY: Final[dict[Target, Modality]] = {"images": "image", "texts": "text"}
 
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A search result: the item, and the cosine between it and the query, in [-1, 1]."""
-
-    item: Item
-    score: float
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,8 @@ class IndexInfo:
     fields: list[dict[str, str]]
     relevance: dict[str, Any] | None = None
     """Per target what hits are judged against: rows measured, queries, kinds; None: nothing."""
+    degraded: list[str] = field(default_factory=list)
+    """Search structures that are damaged; their segments are searched exactly, which is slower."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,11 +77,16 @@ class Snapshot:
         self._background: Background | None = read_background(version.root, version.manifest)
         self._live = [~dead for dead in version.dead]
         self._parts: dict[Modality, list[int]] = {"image": [], "text": []}
-        self._searched = [
-            Part(segment, live, ExactIndex(segment.vectors_ND, live))
-            for segment, live in zip(version.segments, self._live, strict=True)
+        self._searcher = Searcher(version, self._live)
+        self._degraded = [
+            segment.ann_damage.message for segment in version.segments if segment.ann_damage
         ]
-        self._selections = Selections(version.manifest.declared)
+        for damage in self._degraded:
+            _LOG.warning(
+                "%s: %s; the segment is searched exactly until `diptych index repair` rebuilds it",
+                version.root,
+                damage,
+            )
         self._facets: tuple[Facet, ...] | None = None
         self._counting = threading.Lock()
         for position, segment in enumerate(version.segments):
@@ -131,6 +135,7 @@ class Snapshot:
             sources=[source.model_dump() for source in manifest.sources],
             fields=[asdict(one) for one in (*manifest.declared, *BUILT_IN)],
             relevance=None if manifest.relevance is None else _about(manifest.relevance),
+            degraded=list(self._degraded),
         )
 
     def relevance(
@@ -176,8 +181,16 @@ class Snapshot:
         target: Target = "images",
         offset: int = 0,
         filter: Filter | None = None,
+        exact: bool = False,
+        effort: int | None = None,
+        texts: Sequence[str | None] | None = None,
+        hybrid: float = 0.0,
+        deduplicate: float | None = None,
     ) -> list[list[Hit]]:
-        """The k best live items of each query after skipping `offset`, exactly.
+        """The k best live items of each query after skipping `offset`.
+
+        Exactly the best, except in segments with an ANN structure (`diptych index optimize`): of
+        those nearly all of the best, at the recall recorded in the manifest.
 
         Ordered by score (the cosine, to float32) falling, then by id, so that pages of one
         snapshot neither overlap nor leave anything out. Fewer than k come back only where fewer
@@ -189,34 +202,34 @@ class Snapshot:
             target: which modality to search.
             offset: how many of the best to skip.
             filter: which items may be found at all; None lets all.
+            exact: use no ANN structure.
+            effort: efSearch or nprobe of this call; None takes the recorded operating point.
+                Segments without an ANN structure do not need it.
+            texts: each query as words, for `hybrid`; None for a query that has none.
+            hybrid: weight, in [0, 1], of the ranking by words (BM25 over the item's text, for a
+                picture over its captions) when it is fused with that by cosine. The order is then
+                that of `Hit.fused`; a query without a known word keeps the order by cosine.
+            deduplicate: cosine from which an item is a near-duplicate of a better one: it is left
+                out and named by that hit, and the page is filled with the next best.
 
         Raises:
-            InputError: k, offset or target out of range.
+            InputError: a number out of range; `no-words`: hybrid search of an index that has
+                segments of format 1.
             InvalidFilterError: as `check_filter`.
             InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
         """
-        if target not in _MODALITY:
-            raise InputError(f"target must be images or texts, not {target!r}")
-        if k < 1 or offset < 0:
-            raise InputError("k must be at least 1 and offset at least 0")
-        dim = self._open.manifest.dim
-        queries_QD = unit_rows(queries_QD)
-        if queries_QD.shape[1] != dim:
-            raise InvalidVectorError(
-                f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
-            )
-        parts = [self._searched[part] for part in self._parts[_MODALITY[target]]]
-        scanners: list[Scanner] = [part.index for part in parts]
-        if filter is not None:
-            self.check_filter(filter)
-            scanners = self._selections.scanners(filter, parts)
-        keep = min(offset + k, sum(scanner.live for scanner in scanners))
-        if keep <= offset or not len(queries_QD):
-            return [[] for _ in queries_QD]
-        segments = [part.segment for part in parts]
-        vectors = [segment.vectors_ND for segment in segments]
-        found = candidates(scanners, vectors, queries_QD, keep)
-        return [_hits(segments, one, offset, keep) for one in found]
+        return self._searcher.search(
+            queries_QD,
+            k,
+            target=target,
+            offset=offset,
+            filter=filter,
+            exact=exact,
+            effort=effort,
+            texts=texts,
+            hybrid=hybrid,
+            deduplicate=deduplicate,
+        )
 
     def item(self, item_id: str) -> Item:
         """The live item of an id; where a picture and a text share it, the picture.
@@ -268,21 +281,43 @@ class Snapshot:
         raise NotFoundError(f"no item {item_id!r} in this index")
 
 
-def open_snapshot(path: Path, *, fingerprint: Fingerprint | None) -> Snapshot:
+def open_snapshot(
+    path: Path, *, fingerprint: Fingerprint | None, verify: Verify = "fast"
+) -> Snapshot:
     """Verify and open the current version of an index.
 
-    Every file's size and sha256 is checked before it is used. `fingerprint` is that of the encoder
-    whose queries will be searched; None opens without binding, for describing the index only.
+    Every file is checked before it is used. A damaged `ann.faiss` does not stop it: its segment
+    is searched exactly, `info().degraded` says so, and one warning is logged.
+
+    Args:
+        fingerprint: that of the encoder whose queries will be searched; None opens without
+            binding, for describing the index only.
+        verify: `fast` finds every accident, `full` every change; see `indexer.checking`.
 
     Raises:
         IndexNotFoundError: no index at `path`.
-        IndexCorruptError: any file of the version is missing or damaged.
+        IndexCorruptError: a file the version cannot do without is missing or damaged.
         EncoderMismatchError: the index was built with another encoder pair.
+        StoreError: the operating system refused to read.
     """
-    manifest = read_manifest(path)
+    head = read_head(path)
+    while True:
+        try:
+            return _open(path, head, fingerprint, verify)
+        except IndexCorruptError:
+            # while it was being opened the version may have been collected as too old: what is
+            # missing then is no damage, and there is a newer one
+            newest = read_head(path)
+            if newest == head:
+                raise
+            head = newest
+
+
+def _open(path: Path, head: Head, fingerprint: Fingerprint | None, verify: Verify) -> Snapshot:
+    manifest = read_manifest(path, head)
     if fingerprint is not None:
         check_encoder(manifest.fingerprint, fingerprint)
-    version = open_version(path, manifest)
+    version = open_version(path, manifest, verify=verify)
     try:
         return Snapshot(version)
     except BaseException:
@@ -308,29 +343,3 @@ def _about(entry: RelevanceEntry) -> dict[str, Any]:
         }
         for target, one in (("images", entry.images), ("texts", entry.texts))
     }
-
-
-def _hits(segments: Sequence[Segment], found: Candidates, offset: int, keep: int) -> list[Hit]:
-    """Sort one query's candidates by score, then id, and load the items of the page."""
-    names = np.empty(len(found.rows), dtype=object)
-    for position, segment in enumerate(segments):
-        (where,) = np.nonzero(found.segments == position)
-        if len(where):
-            ids = segment.items.ids(found.rows[where].tolist())
-            names[where] = [ids[int(row)] for row in found.rows[where]]
-    order = sorted(range(len(names)), key=lambda i: (-float(found.scores[i]), names[i]))
-    page = order[offset:keep]
-    items: dict[tuple[int, int], Item] = {}
-    for position, segment in enumerate(segments):
-        rows = [int(found.rows[i]) for i in page if found.segments[i] == position]
-        if rows:
-            loaded = segment.items.items(rows)
-            items.update({(position, row): item for row, item in loaded.items()})
-    return [
-        Hit(
-            items[int(found.segments[i]), int(found.rows[i])],
-            # a rounded row may be a hair longer than 1
-            score=max(-1.0, min(1.0, float(found.scores[i]))),
-        )
-        for i in page
-    ]

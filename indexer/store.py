@@ -9,14 +9,14 @@ The order of a commit is what makes a crash harmless, whenever it comes:
 
 Before step 4 the old version stands and what was added is litter, which the next writer sweeps;
 after it the new one does. Readers need no lock: nothing that any manifest up to the current one
-names is ever changed here. The writer knows nothing of encoders or sources.
+names is ever changed here, and what is removed belongs to versions no longer kept
+(`indexer.sweeping`). The writer knows nothing of encoders or sources.
 """
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -27,11 +27,14 @@ from typing import Final, Self
 
 import numpy as np
 
+from indexer.draft import Draft
+from indexer.erasures import Erasures, read_erasures
 from indexer.fields import Field, check_fields
-from indexer.fs import FileDigest, Fs
+from indexer.fs import Fs
 from indexer.lock import WriterLock
 from indexer.manifest import (
     CURRENT,
+    ERASED,
     FORMAT,
     LOCK,
     MANIFESTS,
@@ -39,19 +42,17 @@ from indexer.manifest import (
     SCRATCH,
     SEGMENTS,
     TOMBSTONES,
+    ErasedEntry,
     FieldEntry,
-    Head,
     Live,
     Manifest,
     Modality,
+    Operation,
     RelevanceEntry,
-    SegmentEntry,
     SourceEntry,
     TombstoneEntry,
     check_encoder,
-    manifest_path,
     only_unborn,
-    parse_manifest,
     read_head,
     read_manifest,
 )
@@ -62,14 +63,16 @@ from indexer.relevance import (
     read_background,
     still_good,
 )
-from indexer.segment import SegmentWriter
-from indexer.sweeping import empty_scratch, sweep
+from indexer.segment_writer import SegmentWriter
+from indexer.sweeping import KEEP_VERSIONS, Sweeper, empty_scratch
+from indexer.tombstones import Pairs, as_pairs, count_live, renumber
 from indexer.version import encode_tombstones, read_tombstones
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError
 from models.vectors import Vectors
 
-_OURS: Final = frozenset({CURRENT, LOCK, MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH})
+_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
+_OURS: Final = frozenset({CURRENT, LOCK, *_FOLDERS})
 
 
 class IndexWriter:
@@ -79,9 +82,11 @@ class IndexWriter:
 
     Attributes:
         manifest: the current version.
+        erasures: its erasure list, which whoever adds rows must ask.
     """
 
     manifest: Manifest
+    erasures: Erasures
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class IndexWriter:
         fingerprint: Fingerprint,
         *,
         fields: Sequence[Field] | None = None,
+        keep: int = KEEP_VERSIONS,
         fs: Fs | None = None,
     ) -> None:
         """Lock the index, sweep what a crashed writer left, and read the current version.
@@ -96,6 +102,7 @@ class IndexWriter:
         Args:
             fields: the filterable fields of a new index; None declares none, or keeps those an
                 existing index has.
+            keep: how many versions every commit leaves, the new one included; at least 1.
 
         Raises:
             InputError: the index has rows, and other fields than these.
@@ -105,26 +112,32 @@ class IndexWriter:
             NoSpaceError, StoreError: the directory cannot be made, is something else, or the file
                 system has no locks.
         """
+        assert keep >= 1
         self.root = root
+        self._keep = keep
         self._fs = fs or Fs()
+        self._sweeper = Sweeper(self._fs, root)
         self._background: tuple[Vectors, str] | None = None
         self._open: list[SegmentWriter] = []
         require_index_or_empty(root)
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
         try:
-            for name in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, SCRATCH):
+            for name in _FOLDERS:
                 self._fs.make_dir(root / name, exist_ok=True)
             try:
-                self.manifest = read_manifest(root)
+                self._head = read_head(root)
             except IndexNotFoundError:
-                sweep(self._fs, self.root, None)
+                self._sweeper.sweep(None)
                 self._create(fingerprint, _entries(fields or ()))
+                self.erasures = Erasures()
             else:
+                self.manifest = read_manifest(root, self._head)
                 check_encoder(self.manifest.fingerprint, fingerprint)
+                self.erasures = read_erasures(root, self.manifest)
                 if fields is not None:
                     self._declare(_entries(fields))
-                sweep(self._fs, self.root, self.manifest)
+                self._sweeper.sweep(self.manifest)
         except BaseException:
             self._lock.release()
             raise
@@ -156,27 +169,40 @@ class IndexWriter:
         """
         self._background = queries_QD, queries
 
-    def new_segment(self, modality: Modality) -> SegmentWriter:
-        """Start a segment of the next version."""
+    def new_segment(
+        self, modality: Modality, *, fields: Sequence[Field] | None = None
+    ) -> SegmentWriter:
+        """Start a segment of the next version, with the index's fields unless told others."""
         name = f"{self.manifest.version + 1:08d}-{modality}-{uuid.uuid4().hex[:8]}"
         scratch, manifest = self.root / SCRATCH, self.manifest
-        writer = SegmentWriter(self._fs, scratch, name, modality, manifest.dim, manifest.declared)
+        declared = manifest.declared if fields is None else fields
+        writer = SegmentWriter(self._fs, scratch, name, modality, manifest.dim, declared)
         self._open.append(writer)
         return writer
 
     def commit(
         self,
-        segments: Sequence[SegmentWriter],
+        segments: Sequence[SegmentWriter] = (),
         dead: Iterable[tuple[int, int]] = (),
         *,
+        drop: Collection[int] = (),
         sources: Sequence[SourceEntry] = (),
+        erase: Iterable[str] = (),
+        unerase: Iterable[str] = (),
+        operation: Operation = "build",
+        remeasure: bool = False,
     ) -> Manifest:
-        """Commit the next version: the current one plus segments, minus rows.
+        """Commit the next version: the current one plus segments, minus rows and segments.
 
         Args:
             segments: filled writers from `new_segment`; empty ones are dropped.
-            dead: rows to bury, as (position of the segment in the current manifest, row).
+            dead: rows to bury, as (position of the segment in the current manifest, row);
+                positions beyond its end are those of `segments`, in their order.
+            drop: positions of current segments that `segments` replace; their tombstones go too.
             sources: where the rows came from; added to the manifest's list once.
+            erase: ids to put on the erasure list; `unerase` are taken off it first.
+            operation: what to call the version in the index's history.
+            remeasure: measure the background anew, even where the old one would do.
 
         Returns:
             The new manifest, once it is durable.
@@ -185,52 +211,84 @@ class IndexWriter:
             NoSpaceError, StoreError: nothing was committed; the current version is untouched.
                 (Only if the very last fsync fails may the new version stand nevertheless.)
         """
-        placed: list[Path] = []
-        published = False
-        old = self.manifest
-        try:
-            entries = [*old.segments]
-            for writer in segments:
-                if not writer.rows:
-                    continue
-                entries.append(writer.finish())
-                self._place(writer.directory, self.root / SEGMENTS / writer.id, placed)
-            if len(entries) > len(old.segments):
-                self._fs.sync_dir(self.root / SEGMENTS)
-            tombstones = self._bury(entries, dead, placed)
-            known = {(source.name, source.kind) for source in old.sources}
-            new = old.model_copy(
+        known = {(source.name, source.kind) for source in self.manifest.sources}
+        added = [source for source in sources if (source.name, source.kind) not in known]
+        base = self.manifest.model_copy(update={"sources": [*self.manifest.sources, *added]})
+        if remeasure:
+            base = base.model_copy(update={"relevance": None})
+        erasures = self.erasures.changed(erase=erase, unerase=unerase)
+        return self._commit(base, segments, dead, drop, erasures, operation)
+
+    def restore(
+        self,
+        target: Manifest,
+        segments: Sequence[SegmentWriter] = (),
+        dead: Iterable[tuple[int, int]] = (),
+    ) -> Manifest:
+        """Commit a next version with the content of an earlier one.
+
+        Args:
+            target: the manifest of a kept version, whose files the caller has verified.
+            segments, dead: as `commit`, with `target` in place of the current version.
+
+        Raises:
+            NoSpaceError, StoreError: as `commit`.
+        """
+        return self._commit(target, segments, dead, (), self.erasures, "rollback")
+
+    def drop_versions(self) -> None:
+        """Remove every version but the current one, durably.
+
+        Raises:
+            StoreError: something could not be removed; run again.
+        """
+        self._sweeper.collect(self.manifest, keep=1)
+        for name in _FOLDERS:
+            self._fs.sync_dir(self.root / name)
+
+    def _commit(
+        self,
+        base: Manifest,
+        segments: Sequence[SegmentWriter],
+        dead: Iterable[tuple[int, int]],
+        drop: Collection[int],
+        erasures: Erasures,
+        operation: Operation,
+    ) -> Manifest:
+        with Draft(self._fs, self.root, self.manifest.version + 1) as draft:
+            fresh = draft.add_segments(segments)
+            kept = [None if at in drop else entry for at, entry in enumerate(base.segments)]
+            buried = read_tombstones(self.root, base)
+            pairs = renumber([*kept, *fresh], np.concatenate([buried, as_pairs(dead)]), drop)
+            entries = [entry for entry in (*kept, *fresh) if entry is not None]
+            tombstones = base.tombstones  # the file of an earlier version serves unchanged
+            if not np.array_equal(pairs, buried):
+                tombstones = self._bury(draft, pairs)
+            new = base.model_copy(
                 update={
-                    "version": old.version + 1,
-                    "parent": old.version,
+                    "format": FORMAT,
+                    "version": draft.version,
+                    "parent": self.manifest.version,
+                    "parent_sha256": self._head.sha256,
                     "created": _now(),
                     "writer": _writer(),
+                    "operation": operation,
                     "segments": entries,
                     "tombstones": tombstones,
-                    "live": self._count(entries, tombstones),
-                    "sources": [
-                        *old.sources,
-                        *(s for s in sources if (s.name, s.kind) not in known),
-                    ],
+                    "live": count_live(entries, pairs),
+                    "erased": self._erased(draft, erasures),
                 }
             )
-            new = new.model_copy(update={"relevance": self._measure(new, placed)})
-            current = self._write_head(self._write_manifest(new, placed))
-            published = True  # from here on the new version may stand, so nothing is taken back
-            self._publish(current)
-        except BaseException:
-            if not published:
-                for path in placed:
-                    with suppress(StoreError):
-                        self._fs.remove(path)
-            raise
-        self.manifest = new
+            new = new.model_copy(update={"relevance": self._measure(draft, base, new)})
+            self._head = draft.publish(new)
+        self.manifest, self.erasures = new, erasures
         for writer in segments:
             self._open.remove(writer)
             if not writer.rows:
                 writer.abort()
         with suppress(StoreError):  # committed: litter is no reason to report failure
             empty_scratch(self._fs, self.root)
+            self._sweeper.collect(new, self._keep)
         return new
 
     def _declare(self, fields: dict[str, FieldEntry]) -> None:
@@ -265,81 +323,39 @@ class IndexWriter:
         )
         self._fs.sync_dir(self.root)
         self._fs.sync_dir(self.root.absolute().parent)
-        self._publish(self._write_head(self._write_manifest(manifest, [])))
+        # not taken back on failure: a cut-off birth is recognised, an empty directory is not
+        self._head = Draft(self._fs, self.root, 0).publish(manifest)
         self.manifest = manifest
 
-    def _place(self, source: Path, target: Path, placed: list[Path]) -> None:
-        placed.append(target)
-        self._fs.rename(source, target)
-
-    def _write(self, name: str, data: bytes) -> tuple[Path, FileDigest]:
-        path = self.root / SCRATCH / f"{name}.{uuid.uuid4().hex[:8]}"
-        return path, self._fs.write_file(path, [data])
-
-    def _bury(
-        self, entries: list[SegmentEntry], dead: Iterable[tuple[int, int]], placed: list[Path]
-    ) -> TombstoneEntry | None:
-        fresh = np.array(sorted(set(dead)), dtype=np.int64).reshape(-1, 2)
-        if not len(fresh):
-            return self.manifest.tombstones  # the file of an earlier version serves unchanged
-        old = read_tombstones(self.root, self.manifest)
-        pairs = np.unique(np.concatenate([old, fresh]), axis=0)
-        rows = np.array([entry.rows for entry in entries], dtype=np.int64)
-        assert (pairs >= 0).all()
-        assert (pairs[:, 1] < rows[pairs[:, 0]]).all()
-        name = f"{self.manifest.version + 1:08d}.npy"
-        scratch, digest = self._write(name, encode_tombstones(pairs))
-        self._place(scratch, self.root / TOMBSTONES / name, placed)
-        self._fs.sync_dir(self.root / TOMBSTONES)
-        return TombstoneEntry(file=name, size=digest.size, sha256=digest.sha256, count=len(pairs))
-
-    def _count(self, entries: list[SegmentEntry], tombstones: TombstoneEntry | None) -> Live:
-        totals = {"image": 0, "text": 0}
-        for entry in entries:
-            totals[entry.modality] += entry.rows
-        manifest = self.manifest.model_copy(update={"segments": entries, "tombstones": tombstones})
-        pairs = read_tombstones(self.root, manifest)
-        for entry, dead in zip(
-            entries, np.bincount(pairs[:, 0], minlength=len(entries)), strict=True
-        ):
-            totals[entry.modality] -= int(dead)
-        return Live(images=totals["image"], texts=totals["text"])
-
-    def _measure(self, new: Manifest, placed: list[Path]) -> RelevanceEntry | None:
-        """The background of a version whose segments and tombstones are in place."""
-        old = new.relevance
-        if old is not None and self._background is None:
-            stored = read_background(self.root, self.manifest)
-            assert stored is not None
-            self._background = stored.queries_QD, old.queries
-        if self._background is None:
+    def _bury(self, draft: Draft, pairs: Pairs) -> TombstoneEntry | None:
+        if not len(pairs):
             return None
+        name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
+        return TombstoneEntry(file=name, count=len(pairs), **digest.fields())
+
+    def _erased(self, draft: Draft, erasures: Erasures) -> ErasedEntry | None:
+        if erasures == self.erasures:
+            return self.manifest.erased
+        if not len(erasures):
+            return None
+        name, digest = draft.write_array(ERASED, erasures.encode())
+        return ErasedEntry(file=name, count=len(erasures), **digest.fields())
+
+    def _measure(self, draft: Draft, base: Manifest, new: Manifest) -> RelevanceEntry | None:
+        """The background of a version whose segments and tombstones are in place."""
+        old = base.relevance
+        if self._background is None:
+            known = base if old is not None else self.manifest
+            stored = read_background(self.root, known)
+            if stored is None or known.relevance is None:
+                return None
+            self._background = stored.queries_QD, known.relevance.queries
         queries_QD, queries = self._background
-        if old is not None and old.queries == queries and still_good(old, new.live):
+        if old is not None and old.queries == queries and still_good(old, new.live, new.segments):
             return old  # the file of an earlier version serves unchanged
         background = measure_version(queries_QD, self.root, new)
-        name = f"{new.version:08d}.npy"
-        scratch, digest = self._write(name, encode_background(background))
-        self._place(scratch, self.root / RELEVANCE / name, placed)
-        self._fs.sync_dir(self.root / RELEVANCE)
+        name, digest = draft.write_array(RELEVANCE, encode_background(background))
         return describe(background, name, digest, queries=queries)
-
-    def _write_manifest(self, manifest: Manifest, placed: list[Path]) -> Head:
-        data = manifest.encode()
-        parse_manifest("the new manifest", data)  # what we write, every reader must accept
-        scratch, digest = self._write("manifest", data)
-        self._place(scratch, self.root / manifest_path(manifest.version), placed)
-        self._fs.sync_dir(self.root / MANIFESTS)
-        assert digest.sha256 == hashlib.sha256(data).hexdigest()
-        return Head(manifest.version, digest.sha256)
-
-    def _write_head(self, head: Head) -> Path:
-        path, _ = self._write(CURRENT, head.encode())
-        return path
-
-    def _publish(self, current: Path) -> None:
-        self._fs.rename(current, self.root / CURRENT)
-        self._fs.sync_dir(self.root)
 
 
 def require_index_or_empty(root: Path) -> None:

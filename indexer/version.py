@@ -8,7 +8,6 @@ while the version can be opened.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,13 +15,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from indexer.checking import THREADS, Verify, open_checked, verify_file
 from indexer.manifest import HINT, TOMBSTONES, Manifest, read_manifest
 from indexer.npy import check_npy, npy_header
-from indexer.segment import Segment, verify_file
+from indexer.segment import Segment, may_miss, segment_files
 from models.errors import IndexCorruptError
 
-# hashing releases the interpreter lock; more readers than this only fight over one disk
-_THREADS: Final = 4
+_SEGMENTS_AT_ONCE: Final = 64
+"""So many segments' files are open while they are checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +46,30 @@ class OpenVersion:
             segment.close()
 
 
-def open_version(root: Path, manifest: Manifest | None = None) -> OpenVersion:
+def open_version(
+    root: Path, manifest: Manifest | None = None, *, verify: Verify = "fast"
+) -> OpenVersion:
     """Verify and open the current version, or the one `manifest` describes.
+
+    A damaged `ann.faiss` is no obstacle: its segment is opened without it and says so.
 
     Raises:
         IndexNotFoundError: no index there.
-        IndexCorruptError: any file of the version is missing or damaged.
+        IndexCorruptError: any file the version cannot do without is missing or damaged.
         StoreError: the operating system refused to read.
     """
     manifest = manifest or read_manifest(root)
-    pairs = read_tombstones(root, manifest)
+    pairs = read_tombstones(root, manifest, verify=verify)
     opened: list[Segment] = []
     try:
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-            waiting = [
-                pool.submit(Segment, root, entry, manifest.dim) for entry in manifest.segments
-            ]
-            errors = []
-            for future in waiting:
-                if error := future.exception():
-                    errors.append(error)
-                else:
-                    opened.append(future.result())
-            if errors:
-                raise errors[0]
+        for start in range(0, len(manifest.segments), _SEGMENTS_AT_ONCE):
+            entries = manifest.segments[start : start + _SEGMENTS_AT_ONCE]
+            files = {name: file for entry in entries for name, file in segment_files(entry).items()}
+            with open_checked(
+                root, files, verify=verify, tolerate=may_miss(files), threads=THREADS
+            ) as checked:
+                for entry in entries:
+                    opened.append(Segment(root, entry, manifest.dim, checked))
         dead = dead_rows([segment.entry.rows for segment in opened], pairs)
         _check_counts(manifest, dead)
     except BaseException:
@@ -79,7 +79,9 @@ def open_version(root: Path, manifest: Manifest | None = None) -> OpenVersion:
     return OpenVersion(root, manifest, opened, dead)
 
 
-def read_tombstones(root: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
+def read_tombstones(
+    root: Path, manifest: Manifest, *, verify: Verify = "full"
+) -> npt.NDArray[np.int64]:
     """Tombstones of a version: int64 [T, 2] of (position of the segment, row), verified.
 
     Raises:
@@ -89,7 +91,7 @@ def read_tombstones(root: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
     if entry is None:
         return np.zeros((0, 2), dtype=np.int64)
     name = f"{TOMBSTONES}/{entry.file}"
-    with verify_file(root, name, entry) as file:
+    with verify_file(root, name, entry, verify=verify) as file:
         data = file.read()
     offset = check_npy(name, data[:4096], len(data), "<i8", (entry.count, 2))
     pairs = np.frombuffer(data, dtype="<i8", offset=offset).reshape(-1, 2)

@@ -15,6 +15,7 @@ import copy
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -39,6 +40,7 @@ from service.queries import (
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
+    Manner,
     SearchAnswer,
     SearchQuery,
     Target,
@@ -49,6 +51,7 @@ from service.queries import (
     check_parts,
     check_text,
     storable,
+    words_of,
 )
 from service.searching import Ask, DirectSearch
 from service.serial import SerialEncoder
@@ -65,6 +68,7 @@ _DECODE_SLOTS = 4
 # of a text that is tokenised on the event loop: a third of a millisecond with the starter
 _SHORT_TEXT = 500
 DEFAULT_NAME = "default"
+_PLAIN = Manner()
 
 
 class Engine:
@@ -145,6 +149,7 @@ class Engine:
         filter: Filter | None = None,
         min_score: float | None = None,
         include_vectors: bool = False,
+        manner: Manner = _PLAIN,
     ) -> SearchAnswer:
         """The `k` items of `target` closest to the query, best first, after skipping `offset`.
 
@@ -152,6 +157,7 @@ class Engine:
             filter: which items may be found at all.
             min_score: drop hits whose cosine is lower.
             include_vectors: also return the hits' embeddings.
+            manner: how to search: words too, near-duplicates left out, exactly.
 
         Raises:
             InvalidTextError, InvalidVectorError (also: parts that cancel out), ImageError,
@@ -167,6 +173,7 @@ class Engine:
                 filter=filter,
                 min_score=min_score,
                 include_vectors=include_vectors,
+                manner=manner,
             )
         )
 
@@ -180,6 +187,7 @@ class Engine:
         filter: Filter | None = None,
         min_score: float | None = None,
         include_vectors: bool = False,
+        manner: Manner = _PLAIN,
     ) -> Steps[SearchAnswer]:
         """`search` as steps, for who drives them on an event loop; see `only_waits`."""
         check_page(k, offset)
@@ -192,20 +200,26 @@ class Engine:
         # an item is its own nearest neighbour wherever the page starts, so drop it first
         own = [snapshot.item(part.part.id) for part in parts if isinstance(part.part, ItemQuery)]
 
-        def page(k: int, offset: int) -> Steps[list[Hit]]:
+        words = words_of(parts)
+
+        def page(k: int, offset: int, manner: Manner) -> Steps[list[Hit]]:
             # with room for the query's own items, which are dropped
             more, skip = (offset + k + len(own), 0) if own else (k, offset)
-            call = self._searches.submit(Ask(snapshot, more, skip, target, filter), query_1D)
+            ask = Ask(snapshot, more, skip, target, filter, manner)
+            call = self._searches.submit(ask, query_1D, words)
             found: list[Hit] = yield call
             watch.lap("search", waited=call.waited)
             if not own:
                 return found
             return [hit for hit in found if hit.item not in own][offset : offset + k]
 
-        found = yield from page(k, offset)
+        found = yield from page(k, offset, manner)
         hits = tuple(hit for hit in found if min_score is None or hit.score >= min_score)
-        # a later page is judged by the query's best hit too
-        best = found[:1] if offset == 0 else (yield from page(1, 0))
+        best = found[:1]
+        # a later page is judged by the query's best hit too, and so is one that words have ordered
+        if offset or manner.hybrid:
+            alone = replace(manner, hybrid=0.0, deduplicate=None)
+            best = yield from page(1, 0, alone)
         judgement = judge(
             snapshot, query_1D, best, hits, kind=query_kind(parts, own), target=target
         )

@@ -76,6 +76,24 @@ SearchQuery: TypeAlias = Part | ComposedQuery
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How an index is searched.
+
+    Attributes:
+        exact: compare with every item, whatever was optimized.
+        effort: this search's efSearch or nprobe; None for what `optimize` recorded.
+        hybrid: weight of the words of the query's texts, those with a positive weight; 0 for none.
+            A query without a text is searched by its vector alone.
+        deduplicate: cosine from which a hit is left out as a near-duplicate of a better one.
+    """
+
+    exact: bool = False
+    effort: int | None = None
+    hybrid: float = 0.0
+    deduplicate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SearchAnswer:
     """Hits best first.
 
@@ -188,6 +206,15 @@ def check_embedding(values: Sequence[float], dim: int) -> Vectors:
     if (np.abs(wide_D) > _LARGEST_ENTRY).any() and np.isfinite(wide_D).all():
         raise InvalidVectorError(f"an entry of the embedding is larger than {_LARGEST_ENTRY:g}")
     return unit_rows(wide_D[None])
+
+
+def words_of(parts: Sequence[Weighted]) -> str | None:
+    """The texts that a query asks for, as one; None where it has none.
+
+    What it asks less of is not among them: search by words knows no less.
+    """
+    texts = [one.part.text for one in parts if isinstance(one.part, TextQuery) and one.weight > 0]
+    return " ".join(texts) or None
 
 
 def check_page(k: int, offset: int) -> None:

@@ -1,5 +1,7 @@
 """Ways to make a writer fail: kill its process, fail its n-th system call, cut the power.
 
+What a writer does is a `Step`, so that every way is tried on every operation of an index.
+
 `PowerLossFs` does the real operations and keeps a journal of them. `Disk` replays a prefix of the
 journal with a pessimistic model of a disk: only what was fsynced is certain. Any subset of the
 rest may have reached the platter, in any order: names appear only once their directory is synced
@@ -15,15 +17,22 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fakes import ColourEncoder
-from indexes import NAMES, build, record
+from indexes import NAMES, ListSource, record
 
+from indexer.builder import BuildOptions, build_index
+from indexer.editing import delete_items, rollback
 from indexer.fs import Fs
+from indexer.optimize import optimize
+from indexer.purging import purge
 from indexer.store import IndexWriter
 from models.data.records import Record
 
-PRIMITIVES = ("_create", "_write", "_fsync", "_close", "_rename", "_mkdir")
+PRIMITIVES = ("_create", "_write", "_fsync", "_close", "_rename", "_mkdir", "_remove")
+Step = list[Any]
+"""`["build", generation]`, `["delete", ids]`, `["optimize"]`, `["rollback", to]` or `["purge"]`."""
 
 
 def generation(number: int, size: int = 24) -> list[Record]:
@@ -35,10 +44,32 @@ def generation(number: int, size: int = 24) -> list[Record]:
     return rows
 
 
-def victim(out: str, number: int, acknowledged: str, embedded: str) -> None:
-    """Build one generation, logging every acknowledged version and every embedded picture."""
+def perform(
+    out: Path, step: Step, encoder: ColourEncoder, *, fs: Fs | None = None, size: int = 24
+) -> None:
+    """Do one step to an index."""
+    match step:
+        case ["build", number]:
+            options = BuildOptions(batch_size=2, segment_rows=3)
+            build_index(
+                [ListSource(generation(number, size))], out, encoder, options=options, fs=fs
+            )
+        case ["delete", ids]:
+            delete_items(out, ids, fs=fs)
+        case ["optimize"]:
+            optimize(out, fs=fs)
+        case ["rollback", version]:
+            rollback(out, version, fs=fs)
+        case ["purge"]:
+            purge(out, fs=fs)
+        case _:
+            raise AssertionError(step)
+
+
+def victim(out: str, step: Step, acknowledged: str, embedded: str) -> None:
+    """Do one step, logging every acknowledged version and every embedded picture."""
     append(embedded, b"")  # tells that the process is under way
-    commit = IndexWriter.commit
+    commit = IndexWriter._commit
 
     def logged_commit(self: IndexWriter, *args: object, **named: object) -> object:
         manifest = commit(self, *args, **named)  # type: ignore[arg-type]
@@ -50,8 +81,8 @@ def victim(out: str, number: int, acknowledged: str, embedded: str) -> None:
             append(embedded, b"." * len(images))
             return super().embed_images(images)
 
-    IndexWriter.commit = logged_commit  # type: ignore[method-assign]
-    build(generation(number), Path(out), Logged(), batch_size=2, segment_rows=3)
+    IndexWriter._commit = logged_commit  # type: ignore[method-assign]
+    perform(Path(out), step, Logged())
 
 
 def serve() -> None:
@@ -146,6 +177,10 @@ class PowerLossFs(Fs):
         super()._mkdir(path)
         self.journal.append(Event("mkdir", str(path)))
 
+    def _remove(self, path: Path) -> None:
+        super()._remove(path)
+        self.journal.append(Event("remove", str(path)))
+
 
 def _path(fd: int) -> str:
     return str(Path(f"/proc/self/fd/{fd}").readlink())
@@ -207,11 +242,21 @@ class Disk:
                 if child is not None:
                     node.durable[entry] = child
             node.pending.clear()
+        elif event.kind == "remove":
+            # SQLite's scratch file is born unseen, with its fsync; one that never came is no loss
+            if node is not None:
+                self._unlink(parent, name, node)
         elif event.kind == "rename":
             assert node is not None
             self._link(parent, name, None)
             target, new_name = self._at(event.data.decode())
             self._link(target, new_name, node)
+
+    def _unlink(self, parent: Node, name: str, node: Node) -> None:
+        """Of a tree any part may be gone and any part still there."""
+        for inner, child in list(node.entries.items()):
+            self._unlink(node, inner, child)
+        self._link(parent, name, None)
 
     def survive(self, where: Path, rng: random.Random, luck: float) -> None:
         """Materialise one possible state; `luck` is the chance of each unsynced change."""

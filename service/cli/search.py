@@ -21,6 +21,33 @@ if TYPE_CHECKING:
     from service.queries import SearchAnswer, SearchQuery, Target
 
 _TEXT_WIDTH = 80
+HYBRID = 0.4
+DEDUPLICATE = 0.95
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+    """A number from 0 to 1 that may be left out, which makes the next word look like it."""
+
+    name = "share"
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a number; put the text before --{self._option}, or write "
+                f"--{self._option}=NUMBER",
+                param,
+                ctx,
+            )
+        if not 0.0 <= number <= 1.0:
+            self.fail(f"{value} is not between 0 and 1", param, ctx)
+        return number
 
 
 @click.command(
@@ -29,7 +56,9 @@ _TEXT_WIDTH = 80
     "  diptych search --index photos.index --image cat.jpg --target texts --json\n"
     "  diptych search --index photos.index beach --plus sunset --minus people --like IMG_7.jpg\n"
     "  diptych search --index photos.index bag --filter '"
-    '{"field": "year", "gte": 2020}\''
+    '{"field": "year", "gte": 2020}\'\n'
+    '  diptych search --index photos.index "IMG_2041 harbour" --hybrid --deduplicate\n'
+    "  diptych search --index photos.index harbour --hybrid=0.7 --exact"
 )
 @click.option(
     "--index",
@@ -74,6 +103,30 @@ _TEXT_WIDTH = 80
     type=click.IntRange(0, 10_000),
     help="How many of the best to skip.",
 )
+@click.option(
+    "--hybrid",
+    metavar="[W]",
+    type=Share("hybrid"),
+    is_flag=False,
+    flag_value=str(HYBRID),
+    help="Also search by words, in captions and texts: W from 0 (none) to 1 (words alone) is "
+    f"their weight. [{HYBRID} if W is left out]",
+)
+@click.option(
+    "--deduplicate",
+    metavar="[T]",
+    type=Share("deduplicate"),
+    is_flag=False,
+    flag_value=str(DEDUPLICATE),
+    help="Leave out hits whose cosine to a better one reaches T; the better one names them. "
+    f"[{DEDUPLICATE} if T is left out]",
+)
+@click.option("--exact", is_flag=True, help="Compare with every item, whatever was optimized.")
+@click.option(
+    "--effort",
+    type=click.IntRange(min=1),
+    help="How hard an optimized index looks (efSearch or nprobe). [default: what optimize chose]",
+)
 @model_options
 @json_option
 def search(
@@ -87,6 +140,10 @@ def search(
     target: Target,
     k: int,
     offset: int,
+    hybrid: float | None,
+    deduplicate: float | None,
+    exact: bool,
+    effort: int | None,
     model: str | None,
     device: str,
     precision: str,
@@ -95,7 +152,8 @@ def search(
 ) -> int:
     """Search an index by TEXT, by a picture with --image, or by several things at once.
 
-    Prints rank, score (the cosine), path and text, best first.
+    Prints rank, score (the cosine), path and text, best first; with --hybrid the best by cosine and
+    words together, so that the cosines do not fall.
     """
     from indexer.snapshot import open_snapshot
 
@@ -108,6 +166,7 @@ def search(
                 snapshot.check_filter(wanted)
         from models.registry import load_encoder
         from service.engine import Engine
+        from service.queries import Manner
 
         encoder = load_encoder(
             model or snapshot.fingerprint.model,
@@ -116,7 +175,12 @@ def search(
             threads=threads,
         )
         answer = Engine(encoder, snapshot).search(
-            query, target=target, k=k, offset=offset, filter=wanted
+            query,
+            target=target,
+            k=k,
+            offset=offset,
+            filter=wanted,
+            manner=Manner(exact, effort, hybrid or 0.0, deduplicate),
         )
     if as_json:
         emit_json(_document(answer))
@@ -189,6 +253,8 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
                 "rank": answer.offset + rank,
                 "score": round(hit.score, 6),
                 "relevance": _relevance(answer, rank - 1),
+                **({} if hit.fused is None else {"fused": round(hit.fused, 6)}),
+                **({"duplicates": list(hit.duplicates)} if hit.duplicates else {}),
                 "id": hit.item.id,
                 "modality": hit.item.modality,
                 "uri": hit.item.uri,
@@ -224,6 +290,8 @@ def _print(answer: SearchAnswer) -> None:
         line = f"{rank:3d}  {hit.score:6.3f}  {_where(hit.item)}"
         if hit.item.text:
             line += f"  {_one_line(hit.item.text)}"
+        if hit.duplicates:
+            line += f"  (+{len(hit.duplicates)} alike)"
         click.echo(line)
 
 

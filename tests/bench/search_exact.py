@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 from indexer.items import Item
-from indexer.segment import NewRow
+from indexer.segment_writer import NewRow
 from indexer.snapshot import open_snapshot
 from indexer.store import IndexWriter
 from indexer.vector_index import ExactIndex

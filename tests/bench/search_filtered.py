@@ -26,7 +26,7 @@ from search_exact import SEGMENT, K, cpu, timed
 from indexer.fields import parse_fields, values_of
 from indexer.filters import Filter, parse_filter
 from indexer.items import Item
-from indexer.segment import NewRow
+from indexer.segment_writer import NewRow
 from indexer.snapshot import Snapshot, open_snapshot
 from indexer.store import IndexWriter
 from models.encoder import Fingerprint

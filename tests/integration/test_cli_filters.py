@@ -99,3 +99,57 @@ def test_fields_are_declared_once(index: Path, source: Path) -> None:
     labelled = run(*build, "--label-field", "kind", "--filterable", "kind")
     assert labelled.returncode == 2
     assert "filter by label" in labelled.stderr
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worded")
+    for name, colour, text in [
+        ("a", "red", "plain"), ("b", "red", "plain"), ("c", "red", "IMG_2041 女孩"),
+        ("d", "blue", "harbour"),
+    ]:  # fmt: skip
+        (folder / f"{name}.png").write_bytes(solid(colour))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    assert run("index", "build", folder, "--out", folder / "i").returncode == 0
+    return folder / "i"
+
+
+def test_search_by_words_too(worded: Path) -> None:
+    assert found(worded, "red img_2041")[0] == "a.png"
+    assert found(worded, "red img_2041", "--hybrid")[0] == "c.png"
+    assert found(worded, "red 女孩", "--hybrid=0.4")[0] == "c.png"
+    assert found(worded, "harbour", "--hybrid", "1", "-k", "1") == ["d.png"]
+    assert found(worded, "red", "--minus", "harbour", "--hybrid")[0] == "a.png"
+    assert found(worded, "--like", "a.png", "--hybrid")[-1] == "d.png"
+    document = json.loads(run("search", "--index", worded, "red", "--hybrid", "--json").stdout)
+    assert document["hits"][0]["fused"] == pytest.approx(0.6 / 61, abs=1e-6)
+
+
+def test_search_leaves_out_near_duplicates(worded: Path) -> None:
+    assert found(worded, "red", "--deduplicate") == ["a.png", "d.png"]
+    assert found(worded, "red", "--deduplicate", "0.99", "-k", "1", "--offset", "1") == ["d.png"]
+    done = run("search", "--index", worded, "red", "--deduplicate")
+    assert "(+2 alike)" in done.stdout
+    hits = json.loads(run("search", "--index", worded, "red", "--deduplicate", "--json").stdout)
+    assert hits["hits"][0]["duplicates"] == ["b.png", "c.png"]
+
+
+def test_search_exactly_and_with_an_effort(worded: Path) -> None:
+    assert found(worded, "red", "--exact") == found(worded, "red", "--effort", "5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--hybrid", "a dog"], "put the text before --hybrid"),
+        (["red", "--hybrid", "2"], "not between 0 and 1"),
+        (["red", "--hybrid=nan"], "not between 0 and 1"),
+        (["red", "--deduplicate", "0"], "deduplicate"),
+        (["red", "--effort", "0"], "effort"),
+    ],
+)
+def test_a_bad_number_is_one_line(worded: Path, arguments: list[str], says: str) -> None:
+    done = run("search", "--index", worded, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -137,7 +137,8 @@ def test_any_change_of_content_replaces_the_record(out: Path, change: dict[str, 
     assert build([before], out).unchanged == 1
     assert build([dataclasses.replace(before, **change)], out).updated == 1  # type: ignore[arg-type]
     assert build([dataclasses.replace(before, uri="file:///moved.png")], out).updated == 1
-    # ... which put back the first content; another place alone is no change
+    # ... which put back the first content; another place alone changes nothing but the place
+    assert build([before], out).moved == 1
     assert build([before], out).unchanged == 1
 
 

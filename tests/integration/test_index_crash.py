@@ -3,89 +3,27 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import random
-import select
 import shutil
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from crashing import PRIMITIVES, Disk, Event, FailingFs, PowerLossFs, generation
 from fakes import COLOURS, ColourEncoder, solid
-from indexes import NAMES, ListSource, build, ids, opened, scratch
+from indexes import ListSource, build, ids, opened, scratch
+from victims import SIZE, TESTS, Victims, contents, expected
 
 from indexer.builder import BuildOptions, build_index
 from indexer.verify import verify_index
 from models.errors import IndexNotFoundError, NoSpaceError, StoreError
 
-SIZE = 24
-TESTS = Path(__file__).resolve().parents[1]
 DRIVER = TESTS / "colour_cli.py"
-
-
-def contents(path: Path) -> dict[str, tuple[str, object]]:
-    """{id: (colour by its vector, generation)}, after checking that nothing is amiss with it."""
-    report = verify_index(path)
-    assert report.ok, report.problems
-    found = {}
-    with opened(path) as snapshot:
-        for key in ids(snapshot, "red"):
-            item = snapshot.item(key)
-            vector_D = snapshot.vector(key)
-            assert vector_D.max() > 0.99, "no vector but a colour's was ever embedded"
-            colour = NAMES[int(vector_D.argmax())]
-            # picture and caption come from one state of the record, never from two
-            assert item.text == colour
-            assert snapshot.item(f"{key}#en/0").text == colour
-            assert snapshot.thumbnail(key)
-            found[key] = (colour, item.attributes["generation"])
-        assert len(ids(snapshot, "red", target="texts")) == len(found)
-    return found
-
-
-def expected(number: int) -> dict[str, tuple[str, object]]:
-    return {
-        row.key: (row.texts["en"][0], row.attributes["generation"])
-        for row in generation(number, SIZE)
-    }
 
 
 def files(path: Path) -> set[str]:
     return {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-
-
-class Victims:
-    """Processes that build, one after the other, each killed after a while or left to finish."""
-
-    def __init__(self) -> None:
-        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-        self._server = subprocess.Popen(
-            [sys.executable, str(TESTS / "crashing.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, arguments: list[object], seconds: float | None) -> int:
-        """Build; SIGKILL after `seconds` (None: never) -> exit code."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(arguments, default=str) + "\n")
-        self._server.stdin.flush()
-        pid = int(self._server.stdout.readline())
-        if seconds is not None and not select.select([self._server.stdout], [], [], seconds)[0]:
-            with suppress(ProcessLookupError):  # it finished this very moment
-                os.kill(pid, signal.SIGKILL)
-        return int(self._server.stdout.readline())
-
-    def close(self) -> None:
-        self._server.communicate()
 
 
 def kill_many(tmp_path: Path, kills: int, seed: int) -> None:
@@ -116,7 +54,7 @@ def kill_through_generations(
         committed = sum(now.get(key) == value for key, value in expected(number).items())
         embedded.write_bytes(b"")
         seconds = rng.uniform(0.0, span) if killed < kills else None
-        code = victims.run([out, number, done, embedded], seconds)
+        code = victims.run([out, ["build", number], done, embedded], seconds)
         assert code in (0, -9)
         killed += code != 0
         # wait as long as makes both outcomes common, however slow the machine is today

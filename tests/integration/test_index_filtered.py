@@ -24,7 +24,7 @@ from indexer.fields import parse_fields, values_of
 from indexer.filters import parse_filter
 from indexer.items import Item
 from indexer.manifest import read_manifest
-from indexer.segment import NewRow
+from indexer.segment_writer import NewRow
 from indexer.selection import RowScan
 from indexer.snapshot import Snapshot, open_snapshot
 from indexer.store import IndexWriter
@@ -155,7 +155,10 @@ def test_few_rows_are_scored_one_by_one_and_many_inside_faiss(
     for share in (0.5, 0.0005):
         wanted = parse_filter({"field": "rank", "lt": int(ROWS * share)})
         kinds[share] = {
-            type(scanner) for scanner in snapshot._selections.scanners(wanted, snapshot._searched)
+            type(scanner)
+            for scanner in snapshot._searcher._selections.scanners(
+                wanted, snapshot._searcher._parts["image"]
+            )
         }
     assert RowScan not in kinds[0.5]
     assert kinds[0.0005] == {RowScan}
@@ -178,7 +181,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
          fields=parse_fields(["rank:int"]))  # fmt: skip
     with open_snapshot(tmp_path / "x", fingerprint=None) as snapshot:
         asked: list[str] = []
-        reader = snapshot._searched[0].segment.items
+        reader = snapshot._searcher._parts["image"][0].segment.items
         monkeypatch.setattr(
             type(reader), "query",
             lambda self, sql, values=(): asked.append(sql) or self._all(sql, values),
@@ -192,7 +195,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
         assert [count(1), count(1), count(2), count(1)] == [1, 0, 1, 0]
         monkeypatch.setattr("indexer.selection._BUDGET", 10_000)  # two entries' worth
         assert [count(3), count(4), count(4), count(1)] == [1, 1, 0, 1]
-        assert snapshot._selections._bytes <= 10_000
+        assert snapshot._searcher._selections._bytes <= 10_000
 
 
 def test_many_threads_ask_at_once(

@@ -8,61 +8,25 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from fakes import ColourEncoder, encode
+from directions import DIM, WORDS, HashEncoder, direction, picture
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from indexes import build
-from PIL import Image
 
 from indexer.manifest import read_manifest
 from indexer.relevance import read_background
 from indexer.snapshot import Snapshot, open_snapshot
 from indexer.verify import verify_index
 from models.data.records import Record
-from models.encoder import PreparedImage, PreparedText
 from models.errors import NotFoundError
 from models.images import decode_image
-from models.vectors import Vectors, unit_rows
+from models.vectors import Vectors
 
 KEYS = [f"k{i}" for i in range(12)]
-WORDS = [f"w{i}" for i in range(6)]
-DIM = 9
-
-
-class HashEncoder(ColourEncoder):
-    """A direction of its own for every picture content and word; equal content, equal direction."""
-
-    def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
-        if not images:
-            return np.zeros((0, DIM), dtype=np.float32)
-        self.images_embedded += len(images)
-        return np.stack([direction(int(np.asarray(image)[0, 0, 0])) for image in images])
-
-    def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
-        if not texts:
-            return np.zeros((0, DIM), dtype=np.float32)
-        words = [text.tokens[0] for text in texts]
-        self.texts_embedded += sum(word in WORDS for word in words)  # not the background's
-        return np.stack([direction(1000 + _number(word)) for word in words])
-
-
-def _number(word: str) -> int:
-    return WORDS.index(word) if word in WORDS else zlib.crc32(word.encode())
-
-
-def direction(seed: int) -> Vectors:
-    row: Vectors = unit_rows(np.random.default_rng(seed).standard_normal((1, DIM)))[0]
-    return row
-
-
-def picture(shade: int) -> bytes:
-    return encode(Image.new("RGB", (4, 4), (shade, 0, 0)))
 
 
 PICTURES = [picture(shade) for shade in range(5)]

@@ -210,6 +210,7 @@ def test_formula_by_hand() -> None:
 
 
 def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
+    from indexer.entries import FileEntry, SegmentEntry
     from indexer.manifest import Live, RelevanceEntry, TargetEntry
 
     def entry(images: int, texts: int) -> RelevanceEntry:
@@ -226,8 +227,22 @@ def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
             texts=target(texts),
         )
 
-    assert not still_good(entry(1000, 0), Live(images=1000, texts=0))
-    assert still_good(entry(100_000, 0), Live(images=109_000, texts=0))
-    assert not still_good(entry(100_000, 0), Live(images=111_000, texts=0))
-    assert not still_good(entry(100_000, 0), Live(images=89_000, texts=0))
-    assert not still_good(entry(100_000, 0), Live(images=100_000, texts=1))
+    def written(version: int, rows: int) -> SegmentEntry:
+        file = FileEntry(size=1, sha256="0" * 64)
+        files = {"vectors.npy": file, "items.sqlite": file}
+        name = f"{version:08d}-image-aa"
+        return SegmentEntry(id=name, modality="image", rows=rows, files=files)  # type: ignore[arg-type]
+
+    def good(then: RelevanceEntry, images: int, texts: int, *segments: SegmentEntry) -> bool:
+        return still_good(then, Live(images=images, texts=texts), segments)
+
+    assert not good(entry(1000, 0), 1000, 0)
+    assert good(entry(100_000, 0), 109_000, 0)
+    assert not good(entry(100_000, 0), 111_000, 0)
+    assert not good(entry(100_000, 0), 89_000, 0)
+    assert not good(entry(100_000, 0), 100_000, 1)
+    # rows that replaced as many others
+    assert good(entry(100_000, 0), 100_000, 0, written(1, 100_000), written(2, 9_000))
+    assert not good(
+        entry(100_000, 0), 100_000, 0, written(1, 100_000), written(2, 9_000), written(3, 9_000)
+    )

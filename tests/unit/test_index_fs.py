@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.fs import Fs, digest_fd, open_regular
+from indexer.fs import Fs, open_regular
 from models.errors import NoSpaceError, StoreError
 
 
@@ -100,7 +100,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
     fd = open_regular(tmp_path / "plain")
-    assert digest_fd(fd).sha256 == hashlib.sha256(b"abc").hexdigest()
+    assert os.read(fd, 10) == b"abc"
     os.close(fd)
     for name in ("link", "directory", "pipe", "missing"):
         with pytest.raises(OSError):

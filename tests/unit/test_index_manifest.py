@@ -11,7 +11,15 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, record
 
-from indexer.manifest import Head, check_encoder, parse_manifest, read_head, read_manifest
+from indexer.manifest import (
+    BLOCK_BYTES,
+    FileEntry,
+    Head,
+    check_encoder,
+    parse_manifest,
+    read_head,
+    read_manifest,
+)
 from models.errors import EncoderMismatchError, IndexCorruptError, IndexNotFoundError
 
 
@@ -26,6 +34,12 @@ def content(index: Path) -> dict[str, Any]:
     return json.loads((index / "manifests" / "00000002.json").read_bytes())
 
 
+def format_1(index: Path) -> dict[str, Any]:
+    """The manifest as the first release wrote it."""
+    later = ("operation", "parent_sha256")
+    return {key: value for key, value in content(index).items() if key not in later} | {"format": 1}
+
+
 def store(index: Path, data: bytes, version: int = 2) -> None:
     """Put other bytes in place of the manifest, with a `CURRENT` that vouches for them."""
     (index / "manifests" / f"{version:08d}.json").write_bytes(data)
@@ -38,7 +52,7 @@ def test_the_layout_on_disk(index: Path) -> None:
     data = (index / "manifests" / "00000002.json").read_bytes()
     assert text == f"2 {hashlib.sha256(data).hexdigest()}\n"
     manifest = content(index)
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert (manifest["version"], manifest["parent"]) == (2, 1)
     assert manifest["encoder"] == ColourEncoder().fingerprint.to_dict()
     assert manifest["live"] == {"images": 2, "texts": 0}
@@ -124,12 +138,12 @@ def test_bytes_that_are_no_manifest_are_refused(index: Path, data: bytes) -> Non
         read_manifest(index)
 
 
-@pytest.mark.parametrize("future", [2, 0, "1", 1.5, None])
+@pytest.mark.parametrize("future", [3, 0, "1", 1.5, 1.0, True, None])
 def test_an_unknown_format_is_refused_and_left_alone(index: Path, future: object) -> None:
     data = content(index) | {"format": future, "new": {"things": 1}}
     store(index, json.dumps(data).encode())
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
-    with pytest.raises(IndexCorruptError, match="this release reads format 1") as caught:
+    with pytest.raises(IndexCorruptError, match="this release reads formats 1 and 2") as caught:
         read_manifest(index)
     assert "newer" in (caught.value.hint or "")
     with pytest.raises(IndexCorruptError):
@@ -201,3 +215,62 @@ def test_the_fingerprint_binds() -> None:
     for word in ("colours", "other", "weights_sha256"):
         assert word in caught.value.message
     assert "preprocessing" not in caught.value.message
+
+
+BLOCKS = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks"), [(BLOCK_BYTES + 1, 2), (2 * BLOCK_BYTES, 2), (9 * BLOCK_BYTES - 1, 9)]
+)
+def test_a_large_file_has_one_checksum_a_block(size: int, blocks: int) -> None:
+    FileEntry(size=size, sha256="0" * 64, blocks=BLOCKS * blocks)
+    for wrong in (blocks - 1, blocks + 1):
+        with pytest.raises(ValueError, match="blocks"):
+            FileEntry(size=size, sha256="0" * 64, blocks=BLOCKS * wrong)
+
+
+def test_format_2_is_read_with_all_it_may_hold(index: Path) -> None:
+    data = content(index)
+    erased = {"size": 224, "sha256": "0" * 64, "file": "00000002.npy", "count": 3}
+    data |= {"erased": erased, "operation": "purge"}
+    store(index, json.dumps(data).encode())
+    manifest = read_manifest(index)
+    assert manifest.files()["erased/00000002.npy"].size == 224
+    assert manifest.operation == "purge"
+    assert parse_manifest("again", manifest.encode()) == manifest
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"erased": {"size": 224, "sha256": "0" * 64, "file": "00000002.npy", "count": 3}},
+        {"operation": "build"},
+    ],
+)
+def test_format_1_is_read_without_what_came_later(index: Path, extra: dict[str, Any]) -> None:
+    data = format_1(index)
+    store(index, json.dumps(data).encode())
+    assert read_manifest(index).format == 1
+    store(index, json.dumps(data | extra).encode())
+    with pytest.raises(IndexCorruptError, match="format 1 knows no such field"):
+        read_manifest(index)
+
+
+def test_the_next_commit_upgrades_format_1_and_leaves_its_files(index: Path) -> None:
+    data = format_1(index)
+    store(index, json.dumps(data).encode())
+    before = {path: path.read_bytes() for path in (index / "segments").rglob("*.*")}
+    manifest = index / "manifests" / "00000002.json"
+    before[manifest] = manifest.read_bytes()
+    build([record("c", "white")], index)
+    assert read_manifest(index).format == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_search_structure_comes_with_its_description(index: Path) -> None:
+    data = content(index)
+    data["segments"][0]["files"]["ann.faiss"] = {"size": 9, "sha256": "0" * 64}
+    store(index, json.dumps(data).encode())
+    with pytest.raises(IndexCorruptError, match="come together"):
+        read_manifest(index)

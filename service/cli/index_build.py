@@ -1,0 +1,262 @@
+"""`diptych index build` and `diptych index add`: sources into an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from service.cli.exits import OK, PARTIAL
+from service.cli.output import emit_json, interactive, json_option, model_options, note
+
+if TYPE_CHECKING:
+    from indexer.builder import BuildProgress, BuildReport
+    from indexer.embedding import DeferredEncoder
+    from models.encoder import Encoder
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def source_options(function: F) -> F:
+    """The arguments that building and adding share."""
+    options = [
+        click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
+        model_options,
+        click.option("--text-field", help="Dotted path of the captions, e.g. captions.en."),
+        click.option("--label-field", help="Dotted path of the label, e.g. label."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=32,
+            show_default=True,
+            help="Pictures per call of the model.",
+        ),
+        click.option("--no-thumbnails", is_flag=True, help="Store no previews in the index."),
+        click.option(
+            "--no-captions", is_flag=True, help="Do not index texts as items of their own."
+        ),
+        click.option(
+            "--allow-erased",
+            is_flag=True,
+            help="Index again what was deleted; otherwise it is left out.",
+        ),
+        click.option(
+            "--rejects",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Where refused items are listed, one JSON object a line; replaced. "
+            "[default: <index>.rejects.jsonl]",
+        ),
+        click.option(
+            "--max-errors",
+            type=click.IntRange(min=0),
+            help="Stop, keeping what is done, once more items than this were refused.",
+        ),
+        json_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index build ~/Pictures --out photos.index\n"
+    "  diptych index build 'shards/{00000..00012}.tar' --out big.index --text-field captions.en\n"
+    "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n"
+    "  diptych index build items.jsonl --out shop.index --filterable 'year:int,tags:str[]'\n"
+    "  diptych index build ~/Pictures --out photos.index --mirror\n\n"
+    "Run the same command again to resume a killed build or to bring the index up to date: only "
+    "new and changed pictures are embedded. What was deleted from the index stays deleted."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The index directory; made if it does not exist.",
+)
+@click.option(
+    "--filterable",
+    multiple=True,
+    metavar="NAME[=PATH]:TYPE",
+    help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
+    "float, str, bool or str[], PATH a dotted path. They are declared when an index is made and "
+    "kept from then on. label and language need no declaration.",
+)
+@click.option("--no-relevance", is_flag=True, help="Keep no background to judge hits against.")
+@click.option(
+    "--mirror",
+    is_flag=True,
+    help="Also remove what is in the index but in no SOURCE any more; refused where more than half "
+    "of it seems gone, or where a SOURCE could not be read to its end.",
+)
+@click.option("--mirror-all", is_flag=True, help="As --mirror, however much is gone.")
+@source_options
+def build(
+    out: Path,
+    filterable: tuple[str, ...],
+    label_field: str | None,
+    no_relevance: bool,
+    mirror: bool,
+    mirror_all: bool,
+    **common: Any,
+) -> int:
+    """Index the pictures and captions of each SOURCE.
+
+    A SOURCE is a folder, .tar shards or a .jsonl manifest. Exits with 3 when items were refused;
+    everything else is indexed then.
+    """
+    from indexer.fields import parse_fields
+    from indexer.store import require_index_or_empty
+
+    require_index_or_empty(out)  # before a model is loaded for nothing
+    fields = parse_fields(filterable) if filterable else None
+    if label_field is not None and label_field in {field.path for field in fields or ()}:
+        raise click.UsageError(f"{label_field} is the label: filter by label, undeclared")
+    more = {
+        "fields": fields,
+        "relevance": not no_relevance,
+        "mirror": mirror or mirror_all,
+        "mirror_all": mirror_all,
+    }
+    return _index(out, "build", label_field=label_field, more=more, **common)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index add ~/Pictures/2026 --index photos.index\n"
+    "  diptych index add new.jsonl --index shop.index --label-field category --json\n\n"
+    "An item whose id is in the index already is replaced if it changed."
+)
+@click.option(
+    "--index", "path", required=True, type=click.Path(path_type=Path), help="The index to add to."
+)
+@source_options
+def add(path: Path, **common: Any) -> int:
+    """Add the pictures and captions of each SOURCE to an index.
+
+    A SOURCE is a folder, .tar shards or a .jsonl manifest. Exits with 3 when items were refused;
+    everything else is indexed then.
+    """
+    from indexer.manifest import read_manifest
+
+    read_manifest(path)
+    return _index(path, "add", more={}, **common)
+
+
+def _index(
+    path: Path,
+    operation: Literal["build", "add"],
+    *,
+    sources: tuple[str, ...],
+    model: str | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    text_field: str | None,
+    label_field: str | None,
+    batch_size: int,
+    no_thumbnails: bool,
+    no_captions: bool,
+    allow_erased: bool,
+    rejects: Path | None,
+    max_errors: int | None,
+    as_json: bool,
+    more: dict[str, Any],
+) -> int:
+    from indexer.builder import BuildOptions, build_index
+    from models.data import open_source
+
+    opened = [
+        open_source(source, text_field=text_field, label_field=label_field) for source in sources
+    ]
+    options = BuildOptions(
+        batch_size=batch_size,
+        thumbnails=not no_thumbnails,
+        captions=not no_captions,
+        rejects=rejects,
+        max_errors=max_errors,
+        allow_erased=allow_erased,
+        **more,
+    )
+    name, encoder = _encoder(path, model, device, precision, threads)
+    with _progress_bar() as on_progress:
+        report = build_index(
+            opened, path, encoder, options=options, on_progress=on_progress, operation=operation
+        )
+    if as_json:
+        emit_json({"index": str(path), "model": name, **report.to_dict()})
+    else:
+        _print_report(report, path)
+    if report.stopped:
+        note(f"Stopped after {report.rejected} rejects, as --max-errors asked.")
+    if report.erased:
+        note(f"{report.erased} deleted items were left out; --allow-erased indexes them again.")
+    return PARTIAL if report.rejected else OK
+
+
+def _encoder(
+    path: Path, model: str | None, device: str, precision: str, threads: int | None
+) -> tuple[str, Encoder | DeferredEncoder]:
+    """The model's name, and the model: of an existing index only if there is something to embed."""
+    from indexer.embedding import DeferredEncoder
+    from indexer.snapshot import read_fingerprint
+    from models.environment import default_model
+    from models.errors import IndexNotFoundError
+
+    def load(name: str) -> Encoder:
+        from models.registry import load_encoder
+
+        note(f"Loading {name} ...")
+        return load_encoder(name, device=device, precision=precision, threads=threads)
+
+    try:
+        stored = read_fingerprint(path)
+    except IndexNotFoundError:
+        name = model or default_model()
+        return name, load(name)
+    if model is not None and model != stored.model:  # another name may be another model
+        return model, load(model)
+    return stored.model, DeferredEncoder(stored, lambda: load(stored.model))
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[BuildProgress], None] | None]:
+    if not interactive():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="img", desc="indexing", smoothing=0.1, dynamic_ncols=True) as bar:
+
+        def show(progress: BuildProgress) -> None:
+            bar.total = progress.total
+            bar.set_description_str(
+                "committing" if progress.stage == "committing" else "indexing", refresh=False
+            )
+            if progress.rejected:
+                bar.set_postfix_str(f"{progress.rejected} rejected", refresh=False)
+            bar.update(progress.done - bar.n)
+
+        yield show
+
+
+def _print_report(report: BuildReport, out: Path) -> None:
+    click.echo(
+        f"{out}: {report.images:,} images and {report.texts:,} texts in version {report.version}"
+    )
+    handled = report.added + report.updated
+    speed = f", {handled / report.seconds:.1f}/s" if handled and report.seconds else ""
+    counts = [
+        f"{report.added:,} added",
+        f"{report.updated:,} updated",
+        f"{report.unchanged:,} unchanged",
+        *([f"{report.moved:,} moved"] if report.moved else []),
+        *([f"{report.removed:,} removed"] if report.removed else []),
+        f"{report.rejected:,} rejected",
+    ]
+    click.echo(f"{', '.join(counts)} in {report.seconds:.1f} s{speed}")
+    if report.rejects_file is not None:
+        click.echo(f"rejects: {report.rejects_file}")

@@ -1,0 +1,122 @@
+"""`diptych index duplicates`: groups of pictures that are the same or nearly so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from service.cli.output import emit_json, interactive, json_option, note
+
+if TYPE_CHECKING:
+    from indexer.duplicates import Group, Member
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index duplicates --index photos.index\n"
+    "  diptych index duplicates --index photos.index --threshold 0.98 --json\n"
+    "  diptych index duplicates --index photos.index --ids | "
+    "diptych index delete --index photos.index --ids -\n\n"
+    "The embedding sees what a picture shows, not its every detail: look at what is near before "
+    "deleting it. What has the same pixels (--exact) is safe."
+)
+@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="Cosine from which two pictures count as the same. [default: 0.95]",
+)
+@click.option("--exact", is_flag=True, help="Only pictures whose every pixel is the same.")
+@click.option(
+    "--ids",
+    "only_ids",
+    is_flag=True,
+    help="Print the ids of all but the picture to keep of each group, one a line.",
+)
+@json_option
+def duplicates(
+    path: Path, threshold: float | None, exact: bool, only_ids: bool, as_json: bool
+) -> None:
+    """List groups of near-duplicate pictures, the one to keep first.
+
+    To keep is the largest in pixels, then in bytes, then the one indexed first. Every other
+    picture of a group is close to that one. Nothing is deleted.
+    """
+    from indexer.duplicates import DEFAULT_THRESHOLD, find_duplicates
+    from indexer.version import open_version
+
+    if only_ids and as_json:
+        raise click.UsageError("give either --ids or --json")
+    cosine = DEFAULT_THRESHOLD if threshold is None else threshold
+    version = open_version(path)
+    found = []
+    try:
+        with _bar() as on_progress:
+            for group in find_duplicates(version, cosine, on_progress=on_progress):
+                kept = _exactly(group) if exact else group
+                if not kept.others:
+                    continue
+                if as_json:
+                    found.append(kept.to_dict())
+                elif only_ids:
+                    _print_ids(kept)
+                else:
+                    _print(kept)
+    finally:
+        version.close()
+    if as_json:
+        emit_json(
+            {
+                "index": str(path),
+                "version": version.manifest.version,
+                "threshold": cosine,
+                "groups": found,
+            }
+        )
+
+
+def _exactly(group: Group) -> Group:
+    from dataclasses import replace
+
+    same = tuple(one for one in group.others if one.kind == "same-pixels")
+    return replace(group, others=same)
+
+
+def _print_ids(group: Group) -> None:
+    for one in group.others:
+        if "\n" in one.id or "\r" in one.id:
+            note(f"{one.id!r} holds a line break; delete it by itself")
+        else:
+            click.echo(one.id)
+
+
+def _print(group: Group) -> None:
+    click.echo(f"keep         {_about(group.keep)}")
+    for one in group.others:
+        click.echo(f"{one.kind:<11}  {_about(one)}  {one.cosine:.3f}")
+    click.echo()
+
+
+def _about(one: Member) -> str:
+    name = "".join(c if c.isprintable() else " " for c in one.id)
+    return name if one.width is None else f"{name}  {one.width} x {one.height}, {one.bytes:,} B"
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    if not interactive():
+        yield lambda *_: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="img", desc="comparing", dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

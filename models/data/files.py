@@ -153,20 +153,20 @@ def read_confined(root: bytes, relative: bytes, *, limit: int) -> bytes:
     """
     parts = [part for part in relative.split(b"/") if part not in (b"", b".")]
     if relative.startswith(b"/") or b".." in parts or b"\0" in relative or not parts:
-        raise FileRefusedError("path-outside", "the path leaves the manifest's folder")
-    opened: list[int] = []
+        raise FileRefusedError("path-outside", "the path leaves its root")
     try:
         here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.append(here)
-        for part in parts[:-1]:
-            here = _open_step(part, here)
-            opened.append(here)
-        return read_regular(parts[-1], limit=limit, dir_fd=here)
+        try:
+            for part in parts[:-1]:
+                below = _open_step(part, here)
+                # one at a time: a path may be deeper than a process may have open files
+                os.close(here)
+                here = below
+            return read_regular(parts[-1], limit=limit, dir_fd=here)
+        finally:
+            os.close(here)
     except OSError as error:
         raise FileRefusedError.from_os(error) from error
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def display_name(raw: bytes) -> str:

@@ -43,6 +43,9 @@ class ListFormat(JsonlFormat):
 
     kind = "list"
 
+    def count(self, path: str) -> int | None:
+        return count_lines(path, comment=b"#")
+
     def rows(self, path: str) -> Iterator[Found]:
         with open_text(path)[0] as file:
             for number, line, complete in lines(file, limit=MAX_TEXT_BYTES):

@@ -50,10 +50,13 @@ def open_text(path: str) -> tuple[BinaryIO, int]:
     return file, size
 
 
-def count_lines(path: str) -> int | None:
-    """Non-empty lines; None above 256 MiB."""
+def count_lines(path: str, *, comment: bytes | None = None) -> int | None:
+    """Lines that are neither empty nor comments; None above 256 MiB."""
     file, size = open_plain(path)
     with file:
         if size > COUNT_LIMIT:
             return None
-        return sum(bool(line.strip()) for _, line, _ in lines(file))
+        return sum(
+            bool(line.strip()) and not (comment and line.lstrip().startswith(comment))
+            for _, line, _ in lines(file)
+        )

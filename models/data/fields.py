@@ -16,14 +16,17 @@ from typing import Any
 
 from models.data.records import UNDETERMINED
 
-CAPTION_KEYS = ("captions", "caption", "text", "txt", "title")
+CAPTION_KEYS = ("captions", "caption", "text", "txt", "title", "TEXT")
 """Where captions are looked for when no field is named; the first one present wins."""
 LABEL_KEYS = ("label", "cls")
+MAX_TEXT_BYTES = 1024 * 1024
+"""Longest caption, in characters; also the largest sidecar and manifest row, in bytes."""
 MAX_DEPTH = 64
 """Deepest nesting of a metadata object; deeper ones only come from attackers."""
 
 # BCP 47 as far as data sets use it: a 2-3 letter language, then script, region or variant
-_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+_TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
+_TAGGED = re.compile(rf"({_TAG.pattern})=(.+)", re.DOTALL)
 _INDEX = re.compile(r"-?\d{1,9}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -73,10 +76,14 @@ def parse_object(data: bytes) -> dict[str, Any]:
 def select(data: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, or None: `captions.en`, `names.0`, `meta.titles.-1`.
 
+    A key that is spelled like the whole path comes first: columns of tables may hold dots.
+
     Example:
         >>> select({"names": ["goldfish", "Carassius auratus"]}, "names.0")
         'goldfish'
     """
+    if path in data:
+        return data[path]
     value: Any = data
     for part in path.split("."):
         if isinstance(value, Mapping):
@@ -113,39 +120,62 @@ def caption_lines(data: bytes) -> list[str]:
 def interpret(
     data: Mapping[str, Any],
     *,
-    text_field: str | None = None,
+    text_fields: Sequence[str] = (),
     label_field: str | None = None,
+    attribute_fields: Sequence[str] | None = None,
     consumed: Sequence[str] = (),
 ) -> Fields:
     """Split a metadata object into captions, label and attributes.
 
     Args:
         data: the decoded object.
-        text_field: dotted path of the captions; without it the first of `CAPTION_KEYS`.
+        text_fields: dotted paths of the captions, each optionally with its language in front
+            (`zh=caption_zh`); without any the first of `CAPTION_KEYS`.
         label_field: dotted path of the class; without it the first of `LABEL_KEYS`.
+        attribute_fields: the attributes to keep; None keeps all that were not used otherwise.
         consumed: top-level keys the reader has used already (the picture's path, the id).
 
     Raises:
-        FieldError: `bad-caption` or `bad-label` when the field holds another type.
+        FieldError: `bad-caption` or `bad-label` when the field holds another type, `text-too-long`.
     """
-    text_path = text_field or next((key for key in CAPTION_KEYS if key in data), None)
+    paths = [tagged_path(text) for text in text_fields] or [
+        (None, key) for key in CAPTION_KEYS if key in data
+    ][:1]
     label_path = label_field or next((key for key in LABEL_KEYS if key in data), None)
     used = {"txt", *consumed}
-    for path in (text_path, label_path):
-        head = path.partition(".")[0] if path else ""
+    for path in (*(path for _, path in paths), label_path):
+        head = path.partition(".")[0] if path and path not in data else path
         # `names.0` takes one name out of a list that is still worth keeping as an attribute
-        if path == head or head in CAPTION_KEYS:
+        if head and (path == head or head in CAPTION_KEYS):
             used.add(head)
     attributes = {key: value for key, value in data.items() if key not in used}
     nested = attributes.get("attributes")
     if isinstance(nested, dict):
         del attributes["attributes"]
         attributes = {**attributes, **nested}
+    if attribute_fields is not None:
+        found = {path: select(attributes, path) for path in attribute_fields}
+        attributes = {path: value for path, value in found.items() if value is not None}
+    texts: dict[str, tuple[str, ...]] = {}
+    for tag, path in paths:
+        for language, captions in _texts(select(data, path), tag or _tag_of_path(path)).items():
+            texts[language] = texts.get(language, ()) + captions
     return Fields(
-        texts=_texts(select(data, text_path), _tag_of_path(text_path)) if text_path else {},
+        texts=texts,
         label=_label(select(data, label_path)) if label_path else None,
         attributes=attributes,
     )
+
+
+def tagged_path(text: str) -> tuple[str | None, str]:
+    """(language or None, path) of `[LANGUAGE=]PATH`.
+
+    Example:
+        >>> tagged_path("zh_CN=caption"), tagged_path("captions.en")
+        (('zh-CN', 'caption'), (None, 'captions.en'))
+    """
+    found = _TAGGED.fullmatch(text)
+    return (_tag(found[1]), found[2]) if found else (None, text)
 
 
 def _texts(value: Any, language: str) -> dict[str, tuple[str, ...]]:
@@ -155,6 +185,10 @@ def _texts(value: Any, language: str) -> dict[str, tuple[str, ...]]:
             by_language.setdefault(_tag(tag), []).extend(_strings(captions))
     else:
         by_language = {language: _strings(value)}
+    for captions in by_language.values():
+        longest = max(map(len, captions), default=0)
+        if longest > MAX_TEXT_BYTES:
+            raise FieldError("text-too-long", f"a caption of {longest} characters")
     cleaned = {tag: clean_captions(captions) for tag, captions in by_language.items()}
     return {tag: captions for tag, captions in cleaned.items() if captions}
 

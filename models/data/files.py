@@ -7,19 +7,34 @@ stated number of bytes. Knows nothing of captions or archives.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from models.data.fields import MAX_TEXT_BYTES
+from models.data.seen import SeenKeys
 from models.errors import SourceError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_IMAGE_BYTES",
+    "MAX_TEXT_BYTES",
+    "FileRefusedError",
+    "SeenKeys",
+    "absolute",
+    "display_name",
+    "file_uri",
+    "open_directory",
+    "open_plain",
+    "read_confined",
+    "read_regular",
+    "suffix_of",
+]
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
-MAX_TEXT_BYTES = 1024 * 1024
-"""Largest sidecar and longest manifest line."""
 
 _CODES = {
     errno.ELOOP: "symlink-skipped",
@@ -91,7 +106,8 @@ def read_regular(name: bytes, *, limit: int, dir_fd: int | None = None) -> bytes
 
     Raises:
         FileRefusedError: `symlink-skipped`, `not-a-regular-file`, `file-too-large`,
-            `empty-file`, `permission-denied`, `file-missing` or `unreadable`.
+            `empty-file`, `file-changed` (while it was read), `permission-denied`,
+            `file-missing` or `unreadable`.
     """
     try:
         mode = os.lstat(name, dir_fd=dir_fd).st_mode
@@ -107,12 +123,16 @@ def read_regular(name: bytes, *, limit: int, dir_fd: int | None = None) -> bytes
             if status.st_size > limit:
                 raise _too_large(status.st_size, limit)
             data = _read_at_most(file.fileno(), limit + 1)
+            after = os.fstat(file.fileno())
     except OSError as error:
         raise FileRefusedError.from_os(error) from error
     if len(data) > limit:
         raise _too_large(len(data), limit)
     if not data:
         raise FileRefusedError("empty-file", "0 bytes")
+    # half of the old picture and half of the new one may well decode
+    if len(data) != after.st_size or after.st_mtime_ns != status.st_mtime_ns:
+        raise FileRefusedError("file-changed", "it changed while it was read")
     return data
 
 
@@ -133,20 +153,20 @@ def read_confined(root: bytes, relative: bytes, *, limit: int) -> bytes:
     """
     parts = [part for part in relative.split(b"/") if part not in (b"", b".")]
     if relative.startswith(b"/") or b".." in parts or b"\0" in relative or not parts:
-        raise FileRefusedError("path-outside", "the path leaves the manifest's folder")
-    opened: list[int] = []
+        raise FileRefusedError("path-outside", "the path leaves its root")
     try:
         here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.append(here)
-        for part in parts[:-1]:
-            here = _open_step(part, here)
-            opened.append(here)
-        return read_regular(parts[-1], limit=limit, dir_fd=here)
+        try:
+            for part in parts[:-1]:
+                below = _open_step(part, here)
+                # one at a time: a path may be deeper than a process may have open files
+                os.close(here)
+                here = below
+            return read_regular(parts[-1], limit=limit, dir_fd=here)
+        finally:
+            os.close(here)
     except OSError as error:
         raise FileRefusedError.from_os(error) from error
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def display_name(raw: bytes) -> str:
@@ -169,25 +189,6 @@ def suffix_of(raw: bytes) -> str:
 def absolute(path: str | Path) -> bytes:
     """The resolved path as the bytes the system uses."""
     return os.fsencode(Path(path).resolve())
-
-
-class SeenKeys:
-    """Which keys a source has yielded, in 8 bytes a key instead of the key itself.
-
-    Two of a million different keys share a digest with a probability of about 3e-8.
-    """
-
-    def __init__(self) -> None:
-        self._digests: set[int] = set()
-
-    def add(self, key: str) -> bool:
-        """Note a key; False if it was there already."""
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = int.from_bytes(digest, "little")
-        if number in self._digests:
-            return False
-        self._digests.add(number)
-        return True
 
 
 def _open_step(part: bytes, here: int) -> int:

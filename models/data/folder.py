@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from models.data.fields import FieldError, Fields, caption_lines, interpret, parse_object
 from models.data.files import (
@@ -28,8 +28,12 @@ from models.data.files import (
     read_regular,
     suffix_of,
 )
-from models.data.records import Record, Reject, Row
+from models.data.globs import Globs
+from models.data.options import ReadOptions
+from models.data.records import Plan, Record, Reject, Row
 
+_Listing: TypeAlias = dict[bytes, tuple[int, int]]
+"""(st_mode, size in bytes) by name"""
 _SKIPPED_NAMES = frozenset({b"@eaDir", b"__MACOSX", b"$RECYCLE.BIN", b"lost+found"})
 
 
@@ -38,22 +42,31 @@ class FolderSource:
 
     kind = "folder"
 
-    def __init__(
-        self, path: str | Path, *, text_field: str | None = None, label_field: str | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, options: ReadOptions) -> None:
+        """Raises SourceError for a pattern that is none."""
         self.name = str(path)
         self._root = absolute(path)
-        self._text_field = text_field
-        self._label_field = label_field
+        self._options = options
+        self._globs = Globs(options.include, options.exclude)
 
     def count(self) -> int:
         """Pictures by name, from directory listings alone."""
-        return sum(
-            suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(mode)
-            for _, listing in self._directories()
-            if isinstance(listing, dict)
-            for name, mode in listing.items()
-        )
+        return sum(1 for _ in self._sizes())
+
+    def plan(self) -> Plan:
+        """From directory listings; sidecars are not counted."""
+        sizes = list(self._sizes())
+        total = sum(sizes)
+        return Plan(len(sizes), len(sizes), total, total, exact=True)
+
+    def _sizes(self) -> Iterator[int]:
+        for directory, listing in self._directories():
+            if isinstance(listing, FileRefusedError):
+                continue
+            for name, (mode, size) in listing.items():
+                is_picture = suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(mode)
+                if is_picture and self._globs.wanted(_join(directory, name)):
+                    yield size
 
     def __iter__(self) -> Iterator[Row]:
         seen = SeenKeys()
@@ -66,15 +79,17 @@ class FolderSource:
                 for name in listing
                 if suffix_of(name) in ("txt", "json")
             }
-            for name, mode in listing.items():
+            for name, (mode, _) in listing.items():
+                if not self._globs.wanted(_join(directory, name)):
+                    continue
                 for row in self._rows(directory, name, mode, sidecars):
                     if isinstance(row, Record) and not seen.add(row.key):
                         yield Reject(self.name, row.key, "duplicate-key", "the key occurs twice")
                     else:
                         yield row
 
-    def _directories(self) -> Iterator[tuple[bytes, dict[bytes, int] | FileRefusedError]]:
-        """(relative directory, {name: st_mode} in byte order or why it cannot be read).
+    def _directories(self) -> Iterator[tuple[bytes, _Listing | FileRefusedError]]:
+        """(relative directory, its files in byte order or why it cannot be read).
 
         Depth first with a stack of our own: Python's would overflow at a depth of 1,000.
         """
@@ -86,18 +101,28 @@ class FolderSource:
             except OSError as error:
                 yield directory, FileRefusedError.from_os(error)
                 continue
-            yield directory, {name: mode for name, mode in listing if not stat.S_ISDIR(mode)}
-            stack += [
-                _join(directory, name) for name, mode in reversed(listing) if stat.S_ISDIR(mode)
-            ]
+            files: _Listing = {}
+            below = []
+            for name, mode, size in listing:
+                if stat.S_ISDIR(mode):
+                    below.append(_join(directory, name))
+                else:
+                    files[name] = mode, size
+            yield directory, files
+            stack += [path for path in reversed(below) if not self._globs.pruned(path)]
 
-    def _list(self, directory: bytes) -> list[tuple[bytes, int]]:
+    def _list(self, directory: bytes) -> list[tuple[bytes, int, int]]:
+        found = []
         with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118 (bytes)
-            return sorted(
-                (entry.name, entry.stat(follow_symlinks=False).st_mode)
-                for entry in entries
-                if not entry.name.startswith(b".") and entry.name not in _SKIPPED_NAMES
-            )
+            for entry in entries:
+                if entry.name.startswith(b".") or entry.name in _SKIPPED_NAMES:
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # deleted since the directory was opened
+                    continue
+                found.append((entry.name, status.st_mode, status.st_size))
+        return sorted(found)
 
     def _rows(
         self, directory: bytes, name: bytes, mode: int, sidecars: dict[tuple[bytes, str], bytes]
@@ -160,7 +185,12 @@ class FolderSource:
                 problems.append((sidecar, error))
         fields = Fields({}, None, {})
         try:
-            fields = interpret(data, text_field=self._text_field, label_field=self._label_field)
+            fields = interpret(
+                data,
+                text_fields=self._options.text_fields,
+                label_field=self._options.label_field,
+                attribute_fields=self._options.attribute_fields,
+            )
         except FieldError as error:
             problems.append((sidecar, error))
         return fields, problems

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from models.data.records import Record, Row, Source
+from models.data.records import Plan, Record, Row, Source
 
 
 def is_held_out(key: str, one_in: int) -> bool:
@@ -40,6 +40,10 @@ class HoldOut:
             return None
         part = total // self._one_in
         return part if self._held_out else total - part
+
+    def plan(self) -> Plan:
+        """The source's own: rows of the other part are read too."""
+        return self._source.plan()
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._source:

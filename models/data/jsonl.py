@@ -1,4 +1,4 @@
-"""A JSONL manifest: one JSON object a line, each naming or holding one picture.
+"""JSONL manifests: one JSON object a line; and plain lists: one path or URL a line.
 
 `{"image": "cats/tom.jpg", "captions": {"en": "A cat."}, "label": "cat", "year": 2020}`. The path
 is relative to the manifest's folder and confined to it; `image_base64` holds the picture itself.
@@ -7,165 +7,93 @@ Lines are read one at a time with a length limit, so memory stays flat whatever 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from models.data.fields import FieldError, interpret, parse_object
-from models.data.files import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    FileRefusedError,
-    SeenKeys,
-    absolute,
-    file_uri,
-    open_plain,
-    read_confined,
-)
-from models.data.records import Record, Reject, Row
+from models.data.fields import CAPTION_KEYS, FieldError, caption_lines, parse_object
+from models.data.files import MAX_TEXT_BYTES
+from models.data.lines import MAX_LINE_BYTES, count_lines, lines, open_text
+from models.data.manifest import Found
+from models.data.manifest_rows import decode_base64
 
-ID_KEYS = ("id", "key")
-PATH_KEYS = ("image", "path", "filepath", "file_name", "image_path")
-_BOM = b"\xef\xbb\xbf"
-_COUNT_LIMIT = 256 * 1024**2
+# base64, in which a writer may have escaped the slashes
+_LONG_BASE64 = re.compile(rb'"((?:data:[\w/+.;=-]{0,100},)?[A-Za-z0-9+/=\\]{4096,})"')
+_STAND_IN = b'"\\u0000embedded picture"'
 
 
-class JsonlSource:
-    """Rows of a manifest in line order."""
-
+class JsonlFormat:
     kind = "jsonl"
 
-    def __init__(
-        self, path: str | Path, *, text_field: str | None = None, label_field: str | None = None
-    ) -> None:
-        """Raises SourceError for a manifest that is missing, special or compressed."""
-        self.name = str(path)
-        self._path = absolute(path)
-        self._root = os.path.dirname(self._path)  # noqa: PTH120 (bytes)
-        self._text_field = text_field
-        self._label_field = label_field
-        file, self._bytes = open_plain(self.name)
+    def check(self, path: str) -> int:
+        file, size = open_text(path)
         file.close()
+        return size
 
-    def count(self) -> int | None:
-        """Non-empty lines; None above 256 MiB."""
-        if self._bytes > _COUNT_LIMIT:
-            return None
-        with self._open() as file:
-            return sum(bool(line) for _, line, _ in _lines(file))
+    def count(self, path: str) -> int | None:
+        return count_lines(path)
 
-    def __iter__(self) -> Iterator[Row]:
-        seen = SeenKeys()
-        with self._open() as file:
-            for number, line, complete in _lines(file):
+    def rows(self, path: str) -> Iterator[Found]:
+        with open_text(path)[0] as file:
+            yield from json_lines(file)
+
+
+class ListFormat(JsonlFormat):
+    """A `.txt` file with one path or URL a line; `#` starts a comment line."""
+
+    kind = "list"
+
+    def count(self, path: str) -> int | None:
+        return count_lines(path, comment=b"#")
+
+    def rows(self, path: str) -> Iterator[Found]:
+        with open_text(path)[0] as file:
+            for number, line, complete in lines(file, limit=MAX_TEXT_BYTES):
+                where = f"line={number}"
                 if not complete:
-                    detail = f"longer than {MAX_TEXT_BYTES} bytes"
-                    yield Reject(self.name, f"line {number}", "line-too-long", detail)
-                    continue
-                if not line:
+                    yield where, _too_long()
                     continue
                 try:
-                    record = self._record(number, line)
-                except (FieldError, FileRefusedError) as error:
-                    yield Reject(self.name, f"line {number}", error.code, error.detail)
+                    text = caption_lines(line)[0].strip()
+                except FieldError as error:
+                    yield where, error
                     continue
-                if not seen.add(record.key):
-                    detail = f"line {number}: the key occurs twice"
-                    yield Reject(self.name, record.key, "duplicate-key", detail)
-                    continue
-                yield record
-
-    def _open(self) -> BinaryIO:
-        return open_plain(self.name)[0]
-
-    def _record(self, number: int, line: bytes) -> Record:
-        data = parse_object(line)
-        path = _first_text(data, PATH_KEYS)
-        uri = file_uri(self._path, f"line={number}".encode())
-        image = None
-        if path is not None:
-            relative = self._relative(path)
-            image = read_confined(self._root, relative, limit=MAX_IMAGE_BYTES)
-            uri = file_uri(self._root.rstrip(b"/") + b"/" + relative)
-        elif "image_base64" in data:
-            image = _decode_base64(data["image_base64"])
-        key_name = next((key for key in ID_KEYS if data.get(key) is not None), None)
-        used = {"image_base64", *(k for k in PATH_KEYS if data.get(k) == path and path is not None)}
-        fields = interpret(
-            data,
-            text_field=self._text_field,
-            label_field=self._label_field,
-            consumed=[*used, *([key_name] if key_name else [])],
-        )
-        if image is None and not fields.texts:
-            raise FieldError("no-image", f"none of {', '.join(PATH_KEYS)}, image_base64")
-        return Record(
-            key=_key(data[key_name]) if key_name else path or f"line-{number}",
-            uri=uri,
-            image=image,
-            texts=fields.texts,
-            label=fields.label,
-            attributes=fields.attributes,
-        )
-
-    def _relative(self, path: str) -> bytes:
-        """The path below the manifest's folder; an absolute one is accepted if it lies there."""
-        raw = os.fsencode(path)
-        prefix = self._root.rstrip(b"/") + b"/"
-        relative = raw.removeprefix(prefix) if raw.startswith(prefix) else raw
-        while relative.startswith(b"./"):
-            relative = relative[2:]
-        return relative
+                if text and not text.startswith("#"):
+                    yield where, {"image": text}
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """(line number from 1, content without surrounding white space, whether it is complete).
-
-    An overlong line is skipped in pieces of the limit, never held whole.
-    """
-    number = 0
-    while line := file.readline(MAX_TEXT_BYTES + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        complete = len(line) <= MAX_TEXT_BYTES or line.endswith(b"\n")
-        yield number, line.strip(), complete
-        rest = line
-        while not complete and rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_TEXT_BYTES)
-
-
-def _first_text(data: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    for name in names:
-        value = data.get(name)
-        if value is None:
+def json_lines(file: BinaryIO) -> Iterator[Found]:
+    """The rows of an open JSONL file or of standard input."""
+    for number, line, complete in lines(file):
+        line = line.strip()
+        if complete and not line:
             continue
-        if not isinstance(value, str) or not value:
-            raise FieldError("bad-path", f"{name} must be a path")
-        return value
-    return None
+        where = f"line={number}"
+        try:
+            yield where, _parse(line) if complete else _too_long()
+        except FieldError as error:
+            yield where, error
 
 
-def _key(value: Any) -> str:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise FieldError("bad-id", "an id must be text or a whole number")
+def _parse(line: bytes) -> dict[str, Any]:
+    if len(line) <= MAX_TEXT_BYTES:
+        return parse_object(line)
+    # A long line is one embedded picture and a little text. Parsing 28 MB of anything else could
+    # take gigabytes: `[[],[],...` grows twentyfold.
+    rest, found = _LONG_BASE64.subn(lambda _: _STAND_IN, line, count=1)
+    if not found or len(rest) > MAX_TEXT_BYTES:
+        raise _too_long()
+    data = parse_object(rest)
+    for name, value in data.items():
+        inner = value.get("bytes") if isinstance(value, dict) else None
+        if name not in CAPTION_KEYS and "\0embedded picture" in (value, inner):
+            match = _LONG_BASE64.search(line)
+            assert match is not None
+            picture = decode_base64(match[1].replace(b"\\/", b"/"))
+            return {**data, name: picture if inner is None else {**value, "bytes": picture}}
+    raise _too_long()
 
 
-def _decode_base64(value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise FieldError("bad-base64", "image_base64 must be text")
-    if value.startswith("data:"):
-        value = value.partition(",")[2]
-    try:
-        data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise FieldError("bad-base64", str(error)) from error
-    if not data:
-        raise FieldError("empty-file", "image_base64 is empty")
-    return data
+def _too_long() -> FieldError:
+    detail = f"longer than {MAX_TEXT_BYTES} bytes without its picture"
+    return FieldError("line-too-long", f"{detail}, or {MAX_LINE_BYTES} with it")

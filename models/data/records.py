@@ -50,8 +50,30 @@ class Reject:
 Row: TypeAlias = Record | Reject
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a source holds, as far as names, headers and a few rows tell; nothing is decoded.
+
+    Attributes:
+        rows: records and rejects to expect; None where only reading everything would tell.
+        pictures: pictures among them.
+        picture_bytes: their size together, encoded as they are.
+        source_bytes: size of what the user named: shards, manifests, or the folder's pictures.
+        exact: whether the figures were counted, not scaled up from the first rows.
+    """
+
+    rows: int | None
+    pictures: int | None
+    picture_bytes: int | None
+    source_bytes: int | None
+    exact: bool
+
+
 class Source(Protocol):
-    """A stream of rows in a stable order; iterating twice gives the same rows."""
+    """A stream of rows in a stable order; iterating twice gives the same rows.
+
+    Standard input is the exception: a second iteration raises `SourceError`.
+    """
 
     @property
     def name(self) -> str:
@@ -60,11 +82,15 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """`folder`, `tar` or `jsonl`."""
+        """`folder`, `tar`, `jsonl`, `csv`, `parquet`, `coco`, `karpathy`, `json`, `list`, ..."""
         ...
 
     def count(self) -> int | None:
         """How many rows to expect, if cheap to know; for progress bars only."""
+        ...
+
+    def plan(self) -> Plan:
+        """Counts and sizes, without decoding; for what a run would cost."""
         ...
 
     def __iter__(self) -> Iterator[Row]: ...

@@ -10,9 +10,9 @@ goes on with the next shard.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from models.data.fields import FieldError, Fields, caption_lines, interpret, parse_object
@@ -26,53 +26,20 @@ from models.data.files import (
     file_uri,
     open_plain,
 )
-from models.data.records import Record, Reject, Row
+from models.data.options import ReadOptions
+from models.data.records import Plan, Record, Reject, Row
+from models.data.shards import expand_shards
 from models.data.tar_stream import DamagedTarError, Member, members
 from models.errors import SourceError
 
-TEXT_SUFFIXES = frozenset({"txt", "caption", "json", "cls"})
-MAX_SHARDS = 1_000_000
-_COUNT_LIMIT = 4 * 1024**3
+__all__ = ["TarSource", "expand_shards"]
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+TEXT_SUFFIXES = frozenset({"txt", "caption", "json", "cls"})
+_COUNT_LIMIT = 4 * 1024**3
+_MAX_IGNORED = 100
+
 # webdataset's own rule: directory part, name up to the first dot, rest
 _SPLIT = re.compile(rb"^((?:.*/)?[^./][^./]*)\.([^/]*)$", re.DOTALL)
-
-
-def expand_shards(spec: str) -> list[str]:
-    """Shard names of a specification: brace ranges, and several separated by `::`.
-
-    Example:
-        >>> expand_shards("a-{08..10}.tar")
-        ['a-08.tar', 'a-09.tar', 'a-10.tar']
-
-    Raises:
-        SourceError: a range that is empty, or more than a million shards.
-    """
-    if "{" not in spec and "::" not in spec:
-        return [spec]
-    if Path(spec).exists():  # a name may contain braces
-        return [spec]
-    shards: list[str] = []
-    for pattern in spec.split("::"):
-        pending = [pattern]
-        while pending:
-            name = pending.pop()
-            found = _RANGE.search(name)
-            if found is None:
-                shards.append(name)
-                continue
-            first, last = found[1], found[2]
-            numbers = range(int(first), int(last) + 1)
-            if not numbers:
-                raise SourceError(f"the range {found[0]} in {spec!r} is empty")
-            if len(numbers) + len(shards) + len(pending) > MAX_SHARDS:
-                raise SourceError(f"{spec!r} names more than {MAX_SHARDS} shards")
-            pending += [
-                f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}"
-                for number in reversed(numbers)
-            ]
-    return shards
 
 
 class TarSource:
@@ -80,21 +47,15 @@ class TarSource:
 
     kind = "tar"
 
-    def __init__(
-        self,
-        shards: Sequence[str],
-        *,
-        name: str | None = None,
-        text_field: str | None = None,
-        label_field: str | None = None,
-    ) -> None:
+    def __init__(self, shards: Sequence[str], options: ReadOptions, *, name: str) -> None:
         """Raises SourceError for a shard that is missing, special or compressed."""
         if not shards:
             raise SourceError("no shards were named")
-        self.name = name or "::".join(shards)
+        self.name = name
+        self.ignored: Counter[str] = Counter()
+        """Members of the last iteration that are neither picture nor text, by suffix."""
         self._shards = list(shards)
-        self._text_field = text_field
-        self._label_field = label_field
+        self._options = options
         self._bytes = 0
         for shard in self._shards:
             file, size = open_plain(shard)
@@ -103,22 +64,30 @@ class TarSource:
 
     def count(self) -> int | None:
         """Pictures by name, from member headers; None above 4 GiB, where even that takes long."""
+        return self.plan().pictures
+
+    def plan(self) -> Plan:
+        """From member headers: one seek a member."""
         if self._bytes > _COUNT_LIMIT:
-            return None
-        total = 0
+            return Plan(None, None, None, self._bytes, exact=False)
+        total = size = 0
         for shard in self._shards:
             try:
-                total += sum(_split(member.name)[1] in IMAGE_SUFFIXES for member in members(shard))
+                for member in members(shard):
+                    if _split(member.name)[1] in IMAGE_SUFFIXES:
+                        total += 1
+                        size += member.size
             except (DamagedTarError, SourceError):
                 continue
-        return total
+        return Plan(total, total, size, self._bytes, exact=True)
 
     def __iter__(self) -> Iterator[Row]:
         seen = SeenKeys()
+        self.ignored.clear()
         for shard in self._shards:
             try:
                 for group in self._groups(shard):
-                    for row in self._rows(shard, group):
+                    for row in [group] if isinstance(group, Reject) else self._rows(shard, group):
                         if isinstance(row, Record) and not seen.add(row.key):
                             yield Reject(shard, row.key, "duplicate-key", "the key occurs twice")
                         else:
@@ -128,25 +97,32 @@ class TarSource:
             except SourceError as error:  # removed or replaced since it was named
                 yield Reject(shard, "", error.code, error.message)
 
-    def _groups(self, shard: str) -> Iterator[_Group]:
-        """Consecutive members of one key. A group cut off by damage is not yielded: what is
-        missing from it cannot be known."""
+    def _groups(self, shard: str) -> Iterator[_Group | Reject]:
+        """Consecutive members of one key, and members that were refused, as they come.
+
+        A group cut off by damage is not yielded: what is missing from it cannot be known.
+        """
         group: _Group | None = None
         for member in members(shard):
             key, suffix = _split(member.name)
             if suffix not in IMAGE_SUFFIXES and suffix not in TEXT_SUFFIXES:
+                self._ignore(suffix)
                 continue
             if group is None or group.key != key:
                 if group is not None:
                     yield group
                 group = _Group(key)
-            group.add(member, suffix)
+            problem = group.add(member, suffix)
+            if problem is not None:
+                yield Reject(shard, display_name(member.name), *problem)
         if group is not None:
             yield group
 
+    def _ignore(self, suffix: str) -> None:
+        known = suffix in self.ignored or len(self.ignored) < _MAX_IGNORED
+        self.ignored[suffix[:20] if known else "other"] += 1
+
     def _rows(self, shard: str, group: _Group) -> Iterator[Row]:
-        for name, code, detail in group.problems:
-            yield Reject(shard, display_name(name), code, detail)
         data: dict[str, Any] = {}
         for suffix, (name, content) in group.texts.items():
             try:
@@ -157,7 +133,12 @@ class TarSource:
                 data = data | found if suffix == "json" else found | data
         fields = Fields({}, None, {})
         try:
-            fields = interpret(data, text_field=self._text_field, label_field=self._label_field)
+            fields = interpret(
+                data,
+                text_fields=self._options.text_fields,
+                label_field=self._options.label_field,
+                attribute_fields=self._options.attribute_fields,
+            )
         except FieldError as error:
             yield Reject(shard, display_name(group.key), error.code, error.detail)
         if group.picture is None and (group.picture_refused or not fields.texts):
@@ -181,18 +162,18 @@ class _Group:
     picture: tuple[bytes, bytes] | None = None
     picture_refused: bool = False
     texts: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
-    problems: list[tuple[bytes, str, str]] = field(default_factory=list)
 
-    def add(self, member: Member, suffix: str) -> None:
+    def add(self, member: Member, suffix: str) -> tuple[str, str] | None:
+        """Take a member in; (code, detail) of one that is refused."""
         is_picture = suffix in IMAGE_SUFFIXES
         problem = self._problem(member, is_picture, suffix)
         if problem is not None:
-            self.problems.append((member.name, *problem))
             self.picture_refused |= is_picture and self.picture is None
         elif is_picture:
             self.picture = (member.name, member.read())
         else:
             self.texts[suffix] = (member.name, member.read())
+        return problem
 
     def _problem(self, member: Member, is_picture: bool, suffix: str) -> tuple[str, str] | None:
         limit = MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES

@@ -74,6 +74,8 @@ def members(path: str) -> Iterator[Member]:
             header = _parse(block, offset)
             length = header.size if size is None else size
             start = offset + BLOCK
+            if header.type == tarfile.GNUTYPE_SPARSE:
+                start += _more_sparse_blocks(file, block[_GNU_EXTENDED], start)
             # links, devices and directories carry no data, whatever their size field says
             stored = length if header.type not in _WITHOUT_DATA else 0
             if length < 0 or start + stored > total:
@@ -120,6 +122,22 @@ _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+
+
+def _more_sparse_blocks(file: BinaryIO, more: int, at: int) -> int:
+    """Bytes of the blocks that go on with a GNU sparse map, which stand before its data."""
+    start = at
+    while more:
+        block = file.read(BLOCK)  # the file stands right behind the block before
+        if len(block) < BLOCK:
+            raise DamagedTarError(at, "the archive ends in a sparse map")
+        more = block[_GNU_EXTENDED_NEXT]
+        at += BLOCK
+    return at - start
+
+
+_GNU_EXTENDED = 482  # of a header: whether a block with more of the map follows
+_GNU_EXTENDED_NEXT = 504  # the same of such a block
 
 
 def _parse(block: bytes, offset: int) -> tarfile.TarInfo:

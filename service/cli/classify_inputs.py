@@ -14,12 +14,10 @@ from urllib.parse import unquote_to_bytes
 
 import click
 
-from models.data import open_source
+from models.data import is_source, open_source
 from models.data.files import file_uri
-from models.data.records import Record, Reject, Row, Source
+from models.data.records import Plan, Record, Reject, Row, Source
 from models.errors import InvalidLabelsError
-
-_MANIFESTS = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,13 @@ class FileSource:
 
     def count(self) -> int:
         return 1
+
+    def plan(self) -> Plan:
+        try:
+            size = Path(self.name).stat().st_size
+        except OSError:
+            size = 0
+        return Plan(rows=1, pictures=1, picture_bytes=size, source_bytes=size, exact=True)
 
     def __iter__(self) -> Iterator[Row]:
         from models.images import ImageLimits
@@ -60,16 +65,9 @@ def open_inputs(specs: Sequence[str], label_field: str | None = None) -> list[So
         SourceError: shards or a manifest that cannot be opened.
     """
     return [
-        open_source(spec, label_field=label_field) if _is_source(spec) else FileSource(spec)
+        open_source(spec, label_field=label_field) if is_source(spec) else FileSource(spec)
         for spec in specs
     ]
-
-
-def _is_source(spec: str) -> bool:
-    path = Path(spec)
-    suffixes = path.suffixes
-    shards = "::" in spec or ".tar" in suffixes or path.suffix in (".tgz", ".txz", ".tbz2", ".tzst")
-    return shards or path.suffix.lower() in _MANIFESTS or path.is_dir()
 
 
 def display(source: str, kind: str, key: str) -> str:

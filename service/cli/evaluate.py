@@ -9,6 +9,7 @@ import click
 
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, json_option, model_options, note
+from service.cli.sources import Reading, reading_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="SOURCE",
-    help="Folder, webdataset shards or JSONL manifest; may be repeated.",
+    help="A folder, webdataset shards or a manifest (JSONL, CSV, Parquet, COCO ...); repeatable.",
 )
-@click.option("--text-field", help="Where the captions are, e.g. captions.en.")
-@click.option("--label-field", help="Where the class is, e.g. label or names.0.")
+@reading_options
 @click.option(
     "--classnames",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -55,8 +55,7 @@ if TYPE_CHECKING:
 def evaluate(
     task: str,
     data: tuple[str, ...],
-    text_field: str | None,
-    label_field: str | None,
+    reading: Reading,
     classnames: Path | None,
     templates: tuple[str, ...],
     holdout: int | None,
@@ -77,15 +76,12 @@ def evaluate(
     image, `text_retrieval_recall@k` image to text. With --json, CLIP_benchmark's shape: one
     document, or a list of them when there are several languages.
     """
-    from models.data import open_source
     from models.data.holdout import HoldOut
     from models.data.records import Source
     from models.environment import default_model
     from models.registry import load_encoder
 
-    sources: list[Source] = [
-        open_source(spec, text_field=text_field, label_field=label_field) for spec in data
-    ]
+    sources: list[Source] = reading.open(data)
     if holdout is not None:
         sources = [HoldOut(source, holdout, held_out=True) for source in sources]
     name = model or default_model()

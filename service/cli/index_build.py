@@ -11,6 +11,8 @@ import click
 
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, json_option, model_options, note
+from service.cli.plan import show_plan
+from service.cli.sources import Reading, reading_options
 
 if TYPE_CHECKING:
     from indexer.builder import BuildProgress, BuildReport
@@ -25,8 +27,7 @@ def source_options(function: F) -> F:
     options = [
         click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
         model_options,
-        click.option("--text-field", help="Dotted path of the captions, e.g. captions.en."),
-        click.option("--label-field", help="Dotted path of the label, e.g. label."),
+        reading_options,
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
@@ -67,7 +68,9 @@ def source_options(function: F) -> F:
     "  diptych index build 'shards/{00000..00012}.tar' --out big.index --text-field captions.en\n"
     "  diptych index build items.jsonl more/ --out shop.index --label-field category --json\n"
     "  diptych index build items.jsonl --out shop.index --filterable 'year:int,tags:str[]'\n"
-    "  diptych index build ~/Pictures --out photos.index --mirror\n\n"
+    "  diptych index build shop.csv --out shop.index --image-field file --text-field title\n"
+    "  diptych index build ~/Pictures --out photos.index --mirror\n"
+    "  diptych index build ~/Pictures --out photos.index --plan\n\n"
     "Run the same command again to resume a killed build or to bring the index up to date: only "
     "new and changed pictures are embedded. What was deleted from the index stays deleted."
 )
@@ -93,19 +96,24 @@ def source_options(function: F) -> F:
     "of it seems gone, or where a SOURCE could not be read to its end.",
 )
 @click.option("--mirror-all", is_flag=True, help="As --mirror, however much is gone.")
+@click.option(
+    "--plan", is_flag=True, help="Only tell what there is to do: counts, sizes, time and disk."
+)
 @source_options
 def build(
     out: Path,
     filterable: tuple[str, ...],
-    label_field: str | None,
+    reading: Reading,
     no_relevance: bool,
     mirror: bool,
     mirror_all: bool,
+    plan: bool,
     **common: Any,
 ) -> int:
     """Index the pictures and captions of each SOURCE.
 
-    A SOURCE is a folder, .tar shards or a .jsonl manifest. Exits with 3 when items were refused;
+    A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
+    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
     everything else is indexed then.
     """
     from indexer.fields import parse_fields
@@ -113,15 +121,15 @@ def build(
 
     require_index_or_empty(out)  # before a model is loaded for nothing
     fields = parse_fields(filterable) if filterable else None
-    if label_field is not None and label_field in {field.path for field in fields or ()}:
-        raise click.UsageError(f"{label_field} is the label: filter by label, undeclared")
+    if reading.label_field in {field.path for field in fields or ()}:
+        raise click.UsageError(f"{reading.label_field} is the label: filter by label, undeclared")
     more = {
         "fields": fields,
         "relevance": not no_relevance,
         "mirror": mirror or mirror_all,
         "mirror_all": mirror_all,
     }
-    return _index(out, "build", label_field=label_field, more=more, **common)
+    return _index(out, "build", reading=reading, more=more, plan=plan, **common)
 
 
 @click.command(
@@ -137,7 +145,8 @@ def build(
 def add(path: Path, **common: Any) -> int:
     """Add the pictures and captions of each SOURCE to an index.
 
-    A SOURCE is a folder, .tar shards or a .jsonl manifest. Exits with 3 when items were refused;
+    A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
+    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
     everything else is indexed then.
     """
     from indexer.manifest import read_manifest
@@ -155,8 +164,7 @@ def _index(
     device: str,
     precision: str,
     threads: int | None,
-    text_field: str | None,
-    label_field: str | None,
+    reading: Reading,
     batch_size: int,
     no_thumbnails: bool,
     no_captions: bool,
@@ -165,13 +173,14 @@ def _index(
     max_errors: int | None,
     as_json: bool,
     more: dict[str, Any],
+    plan: bool = False,
 ) -> int:
     from indexer.builder import BuildOptions, build_index
-    from models.data import open_source
+    from indexer.embedding import DeferredEncoder
 
-    opened = [
-        open_source(source, text_field=text_field, label_field=label_field) for source in sources
-    ]
+    # a CSV's cells are text but where a field was declared
+    types = {field.path: field.type for field in more.get("fields") or ()}
+    opened = reading.open(sources, column_types=types)
     options = BuildOptions(
         batch_size=batch_size,
         thumbnails=not no_thumbnails,
@@ -182,6 +191,10 @@ def _index(
         **more,
     )
     name, encoder = _encoder(path, model, device, precision, threads)
+    if plan:
+        load = encoder.encoder if isinstance(encoder, DeferredEncoder) else lambda: encoder
+        show_plan(opened, load, options, as_json=as_json)
+        return OK
     with _progress_bar() as on_progress:
         report = build_index(
             opened, path, encoder, options=options, on_progress=on_progress, operation=operation

@@ -1,0 +1,140 @@
+"""The options that say how sources are read, and the sources opened with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from models.data import Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SOURCES = (
+    "A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or "
+    ".txt manifest, or - for JSON lines on standard input."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the options said; `open` makes sources of names."""
+
+    text_fields: tuple[str, ...]
+    label_field: str | None
+    image_field: str | None
+    id_field: str | None
+    attributes: tuple[str, ...]
+    root: Path | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    allow_urls: bool
+
+    def open(
+        self, specs: Sequence[str], *, column_types: Mapping[str, str] | None = None
+    ) -> list[Source]:
+        """The readers of the sources.
+
+        Args:
+            column_types: of a CSV's cells that are not text.
+
+        Raises:
+            SourceError: a source does not exist or is of no kind that is read here.
+        """
+        from models.data import open_source
+
+        return [
+            open_source(
+                spec,
+                text_field=self.text_fields,
+                label_field=self.label_field,
+                image_field=self.image_field,
+                id_field=self.id_field,
+                attribute_fields=self.attributes or None,
+                column_types=column_types,
+                root=self.root,
+                include=self.include,
+                exclude=self.exclude,
+                fetch=_fetcher() if self.allow_urls else None,
+            )
+            for spec in specs
+        ]
+
+
+def reading_options(function: F) -> F:
+    """The options; their values reach the command as one `reading`."""
+    options = [
+        click.option(
+            "--text-field",
+            "text_fields",
+            multiple=True,
+            metavar="[LANG=]FIELD",
+            help="Where the captions are, a dotted path such as captions.en; repeatable.",
+        ),
+        click.option("--label-field", help="Dotted path of the label, e.g. label."),
+        click.option(
+            "--image-field",
+            metavar="[base64=]FIELD",
+            help="Of a manifest: what holds the picture, a path or its bytes; - for texts alone.",
+        ),
+        click.option("--id-field", help="Of a manifest: what becomes the id."),
+        click.option(
+            "--attribute",
+            "attributes",
+            multiple=True,
+            metavar="FIELD",
+            help="Keep this field of a record, and no other but those named so; repeatable.",
+        ),
+        click.option(
+            "--root",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Of a manifest: the folder its paths start from and must stay in. "
+            "[default: the manifest's own]",
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Of a folder: only files like this, e.g. '2026/**/*.jpg'; repeatable.",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="Of a folder: but these; repeatable."
+        ),
+        click.option(
+            "--allow-urls",
+            is_flag=True,
+            help="Fetch pictures that a manifest names by http(s) address, public ones only.",
+        ),
+    ]
+
+    @functools.wraps(function)  # also hands on the options that stand below this one
+    def command(*args: Any, **named: Any) -> Any:
+        fields = Reading.__dataclass_fields__
+        reading = Reading(**{name: named.pop(name) for name in fields})
+        return function(*args, reading=reading, **named)
+
+    wrapped: Any = command
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _fetcher() -> Callable[[str], bytes]:
+    from models.data.fetch import Fetcher
+    from models.data.files import FileRefusedError
+    from models.errors import UrlError
+
+    fetcher = Fetcher()
+
+    def fetch(url: str) -> bytes:
+        try:
+            return fetcher.fetch(url)
+        except UrlError as error:
+            raise FileRefusedError(error.code, error.message) from error
+
+    return fetch

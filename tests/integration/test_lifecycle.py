@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import pytest
 from indexes import build, record
 from pacing import paced_server
 from scenarios import drain, overload, slow, small_index, swaps
@@ -123,16 +122,3 @@ def test_a_damaged_version_and_another_pairs_are_refused_and_told_once(tmp_path:
     events = [line["event"] for line in lines]
     assert events.count("index-refused") == 1
     assert events.count("index-swapped") == 1
-
-
-@pytest.mark.slow
-def test_a_killed_service_leaves_no_process_behind(tmp_path: Path) -> None:
-    import psutil
-
-    index = small_index(tmp_path / "small.index")
-    with paced_server(index, tmp_path / "log", 0) as (process, _):
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive

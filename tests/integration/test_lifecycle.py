@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 from indexes import build, record
 from pacing import paced_server
-from scenarios import drain, overload, slow, small_index, swaps
+from scenarios import drain, overload, ready, slow, small_index, swaps
 
 
 def test_five_times_too_many(tmp_path: Path) -> None:
@@ -46,6 +46,12 @@ def test_sigterm_with_fifty_under_way(tmp_path: Path) -> None:
 
 def test_a_hundred_slow_clients_of_each_kind(tmp_path: Path) -> None:
     assert slow(tmp_path, count=100, seconds=2, calm_s=1)["honest_failures"] == 0
+
+
+def test_the_first_answer_comes_as_soon_as_the_address_is_told(tmp_path: Path) -> None:
+    figures = ready(tmp_path, small_index(tmp_path / "small.index"))
+    assert figures["status"] == 200
+    assert figures["answered_s"] - figures["announced_s"] < 5
 
 
 def test_what_is_not_done_in_time_is_503(tmp_path: Path) -> None:

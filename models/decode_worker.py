@@ -88,14 +88,16 @@ def _load_everything() -> None:
         buffer = BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, format=name)
         decode_image(buffer.getvalue())
+    with suppress(Exception):  # read now, while files can be
+        importlib.import_module("pyseccomp")
 
 
 def lock_down(memory_bytes: int) -> tuple[bool, bool, bool]:
     """Give up what decoding does not need -> whether limits, Landlock, seccomp are in force."""
     steps: tuple[Callable[[], None], ...] = (
         lambda: _limit_resources(memory_bytes),
-        _landlock,
         _seccomp,
+        _landlock,
     )
     done = []
     for step in steps:
@@ -105,7 +107,8 @@ def lock_down(memory_bytes: int) -> tuple[bool, bool, bool]:
             done.append(False)
         else:
             done.append(True)
-    return done[0], done[1], done[2]
+    limited, filtered, landlocked = done
+    return limited, landlocked, filtered
 
 
 def _limit_resources(memory_bytes: int) -> None:

@@ -105,7 +105,7 @@ class ImageError(DiptychError):
     """A picture was refused.
 
     Codes: `image-undecodable`, `image-format-not-allowed`, `image-too-many-pixels`,
-    `image-too-large` (bytes), `image-bad-dimensions`, `image-empty`.
+    `image-too-large` (bytes), `image-bad-dimensions`, `image-empty`, `decode-timeout`.
     """
 
     code = "image-undecodable"

@@ -95,7 +95,9 @@ def create_app(
         title="Diptych",
         version=version("diptych"),
         summary="Search and sort pictures by meaning.",
-        description="Errors are RFC 9457 `application/problem+json`, always.",
+        description="Errors are RFC 9457 `application/problem+json`, always. Where too much waits "
+        "already, requests are refused with 429 and `Retry-After`. `X-Request-Timeout` says how "
+        "many seconds an answer is worth waiting for; after them it is 504.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

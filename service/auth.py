@@ -24,6 +24,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import KeyFileError
+from service import metrics
 from service.keys import MAX_KEY_CHARS, KeyFile, KeyScope, LiveKeys, StoredKey
 from service.problems import Problem, ProblemError
 from service.throttle import Throttle
@@ -90,6 +91,7 @@ class Guard:
         key = self.keys.ring().find(presented)
         if key is None:
             # after the look-up: a right key passes however often others failed beside it
+            metrics.REJECTED.labels("no-key").inc()
             wait = self.throttle.spend((scope.get("client") or ("", 0))[0])
             if wait:
                 return Problem(

@@ -10,6 +10,7 @@ from service.answers import SearchResponse
 from service.schemas import SearchRequest, Strict
 
 MAX_SEARCHES = 64
+_ANSWERS: Any = SearchResponse.model_config["json_schema_extra"]
 
 
 class Searches(Strict):
@@ -61,9 +62,7 @@ class BatchResponse(BaseModel):
                     "results": [
                         {
                             "index": 0,
-                            "answer": SearchResponse.model_config["json_schema_extra"]["examples"][  # type: ignore[index,call-overload]
-                                0
-                            ],
+                            "answer": _ANSWERS["examples"][0],
                         },
                         {
                             "index": 1,

@@ -138,12 +138,15 @@ def too_late(passed: Deadline) -> DiptychError:
 
 _Told: TypeAlias = dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]
 _TELLING = threading.local()
+# answers written in one go: between them the loop looks at its sockets, so that a request that will
+# be refused does not wait for all answers of a large batch
+_AT_ONCE = 4
 
 
 def _tell(loop: asyncio.AbstractEventLoop, arrived: asyncio.Future[None]) -> None:
     told: _Told | None = getattr(_TELLING, "told", None)
     if told is None:
-        loop.call_soon_threadsafe(_arrive, [arrived])
+        loop.call_soon_threadsafe(_arrive, loop, [arrived])
     else:
         told.setdefault(loop, []).append(arrived)
 
@@ -163,10 +166,12 @@ def told_together() -> Iterator[None]:
         _TELLING.told = None
         for loop, arrived in told.items():
             with suppress(RuntimeError):  # the loop was closed, with everybody who waited
-                loop.call_soon_threadsafe(_arrive, arrived)
+                loop.call_soon_threadsafe(_arrive, loop, arrived)
 
 
-def _arrive(all_arrived: Sequence[asyncio.Future[None]]) -> None:
-    for arrived in all_arrived:
+def _arrive(loop: asyncio.AbstractEventLoop, all_arrived: Sequence[asyncio.Future[None]]) -> None:
+    for arrived in all_arrived[:_AT_ONCE]:
         if not arrived.done():
             arrived.set_result(None)
+    if len(all_arrived) > _AT_ONCE:
+        loop.call_soon(_arrive, loop, all_arrived[_AT_ONCE:])

@@ -25,10 +25,11 @@ from indexer.manifest import check_encoder
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
+from service import deadline
 from service.call import Call
 from service.classifier import Classifier
 from service.embedding import Embeddings
-from service.explaining import Explanations
+from service.explaining import Decode, Explanations, decode_here
 from service.judging import judge, query_kind
 from service.label_set_store import LabelSetStore
 from service.label_sets import check_label_set
@@ -99,13 +100,15 @@ class Engine:
         name: str = DEFAULT_NAME,
         label_sets: LabelSetStore | None = None,
         searches: DirectSearch | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.name = name
         self._searches = searches or DirectSearch()
         self.holder = snapshot if isinstance(snapshot, SnapshotHolder) else None
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._snapshot = None if isinstance(snapshot, SnapshotHolder) else snapshot
-        self.explanations = Explanations(self._encoder, self._decoding)
+        self._decode = decode or decode_here
+        self.explanations = Explanations(self._encoder, self._decoding, self._decode)
         self.classifier = Classifier(self._encoder, self._prepare, label_sets)
         self.embeddings = Embeddings(self._encoder, self._prepare)
         with self.pin() as pinned:
@@ -310,11 +313,13 @@ class Engine:
             snapshot.search(text_1D, 1, target="images")
             snapshot.search(text_1D, 1, target="texts")
 
-    def _prepare(self, data: bytes) -> PreparedImage:
-        from models.images import decode_image
-
+    def _prepare(self, data: bytes, watch: Stopwatch | None = None) -> PreparedImage:
+        deadline.check()
         with self._decoding:
-            return self._encoder.prepare_image(decode_image(data))
+            picture = self._decode(data)
+            if watch is not None:
+                watch.lap("decode")
+            return self._encoder.prepare_image(picture)
 
     def _query_vector(
         self, parts: Sequence[Weighted], watch: Stopwatch
@@ -328,7 +333,8 @@ class Engine:
                 case TextQuery(text):
                     texts[position] = self._encoder.prepare_text(check_text(text))
                 case ImageQuery(data):
-                    images[position] = self._prepare(data)
+                    watch.lap("prepare")
+                    images[position] = self._prepare(data, watch)
                 case ItemQuery(item_id):
                     vectors[position] = self.snapshot.vector(_check_id(item_id))
                 case EmbeddingQuery(values):

@@ -7,8 +7,9 @@ the engine's own slots. Knows nothing of HTTP, torch or the index.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from models.explain import RelevanceMap, cannot_explain
 from models.vectors import Vectors, unit_rows
@@ -16,6 +17,20 @@ from service.label_sets import LabelSet
 from service.queries import Prediction, check_text
 from service.serial import SerialEncoder
 from service.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+Decode: TypeAlias = "Callable[[bytes], Image]"
+"""Bytes -> an upright RGB picture: `models.images.decode_image`, or a pool's `decode`."""
+
+
+def decode_here(data: bytes) -> Image:
+    """`decode_image` in this thread; Pillow is loaded with the first picture."""
+    from models.images import decode_image
+
+    return decode_image(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +58,14 @@ class Explanation:
 class Explanations:
     """Explains with one encoder pair; `slots` bounds the pictures decoded at once."""
 
-    def __init__(self, encoder: SerialEncoder, slots: threading.BoundedSemaphore) -> None:
+    def __init__(
+        self,
+        encoder: SerialEncoder,
+        slots: threading.BoundedSemaphore,
+        decode: Decode | None = None,
+    ) -> None:
         self._encoder = encoder
+        self._decode = decode or decode_here
         self._slots = slots
 
     @property
@@ -69,13 +90,13 @@ class Explanations:
         self, image: bytes, direction_D: Vectors, watch: Stopwatch | None = None
     ) -> Explanation:
         """As `explain`, for a direction of the shared space, e.g. a class of a label set."""
-        from models.images import decode_image
         from models.overlay import overlay_png, shown_size, spread
 
         method = self.require()
         watch = watch or Stopwatch()
         with self._slots:
-            picture = decode_image(image)
+            picture = self._decode(image)
+            watch.lap("decode")
             prepared = self._encoder.prepare_image(picture)
             watch.lap("prepare")
             score = float(self._encoder.embed_images([prepared])[0] @ direction_D)

@@ -86,6 +86,8 @@ class RequestFrame:
                     headers["Connection"] = "close"
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if scope.get("scheme") == "https":  # as a believed proxy says
+                    headers.setdefault("Strict-Transport-Security", "max-age=31536000")
                 stages = headers.get(timing.HEADER, "")
                 if scope["path"].startswith("/v1/"):
                     headers[timing.HEADER] = timing.with_total(stages or None, began)

@@ -23,7 +23,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # a web page that had its name resolve to this machine must not read it
-        host = self.headers.get("Host", "localhost").rpartition(":")[0] or "localhost"
+        host = self.headers.get("Host", "localhost").partition(":")[0]
         if self.path.partition("?")[0] != "/metrics" or host not in LOOPBACK_HOSTS:
             self.send_error(HTTPStatus.NOT_FOUND)
             return

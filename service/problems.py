@@ -71,6 +71,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "cannot-explain": (422, "This model cannot explain its answers"),
     "image-empty": (422, "The picture is empty"),
     "image-undecodable": (422, "The picture cannot be decoded"),
+    "decode-timeout": (422, "The picture takes too long to decode"),
     "image-bad-dimensions": (422, "The picture's dimensions are not usable"),
     "image-too-many-pixels": (422, "The picture has too many pixels"),
     "image-too-large": (413, "The picture is too large"),

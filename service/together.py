@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from service.batch_queue import Call
+from service.call import Call
 from service.steps import Steps
 
 R = TypeVar("R")

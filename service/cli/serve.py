@@ -6,6 +6,7 @@ Whatever can fail does so before a model is loaded: the address, the port, every
 from __future__ import annotations
 
 import gc
+import os
 import re
 import socket
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from indexer.snapshot import Snapshot
     from service.app import ServiceSettings
     from service.engine import Engine
+    from service.explaining import Decode
     from service.label_set_store import LabelSetStore
 
 _STOP_S = 5.0  # of the batches still under way once no request is
@@ -225,6 +227,7 @@ def _engines(
     from service.engine import Engine
     from service.searching import BatchedSearch
 
+    decode = _decoders(closing)
     searches = BatchedSearch()
     closing.callback(searches.stop, _STOP_S)
     loaded: dict[str, BatchingEncoder] = {}
@@ -249,12 +252,33 @@ def _engines(
             closing.callback(loaded[key].stop, _STOP_S)
         try:
             engines.append(
-                Engine(loaded[key], holder, name=name, label_sets=label_sets, searches=searches)
+                Engine(
+                    loaded[key],
+                    holder,
+                    name=name,
+                    label_sets=label_sets,
+                    searches=searches,
+                    decode=decode,
+                )
             )
         except DiptychError as error:
             error.message = f"index {name}: {error.message}"
             raise
     return engines
+
+
+def _decoders(closing: ExitStack) -> Decode:
+    """Processes that decode callers' pictures; their pixels never enter through this one."""
+    from models.decode_pool import DecodePool
+    from service import deadline, metrics
+
+    pool = closing.enter_context(
+        DecodePool(
+            min(4, os.cpu_count() or 1),
+            on_restart=lambda reason: metrics.DECODE_RESTARTS.labels(reason).inc(),
+        )
+    )
+    return lambda data: pool.decode(data, wait_s=deadline.left())
 
 
 def _is_loopback(host: str) -> bool:

@@ -104,7 +104,9 @@ def service(index: Path, threads: int) -> Iterator[tuple[str, int]]:
         document = ""
         assert process.stdout is not None
         while not document.endswith("}\n"):
-            document += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, "the service did not start"
+            document += line
         url = urlsplit(json.loads(document)["url"])
         assert url.hostname is not None
         assert url.port is not None

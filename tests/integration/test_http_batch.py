@@ -85,7 +85,7 @@ def test_a_refused_search_does_not_sink_the_others(client: TestClient) -> None:
     for one, (bad, code) in zip(found[::2], REFUSED, strict=True):
         assert one["error"]["code"] == code, bad
         assert "answer" not in one
-        if bad != "red":
+        if bad:  # of nothing the client would send nothing
             alone = client.post("/v1/search", json=bad)
             assert one["error"]["status"] == alone.status_code
             assert one["error"]["detail"] == alone.json()["detail"]

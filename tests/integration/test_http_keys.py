@@ -372,6 +372,13 @@ def test_other_origins_are_refused_unless_listed(index: Path, keys: Keys) -> Non
         assert "access-control-allow-origin" not in closed.headers
 
 
+def test_a_secured_connection_is_to_stay_one(client: TestClient) -> None:
+    for path in ("/healthz", "/v1/index", "/nothing"):
+        secure = client.get("https://testserver" + path)
+        assert secure.headers["strict-transport-security"] == "max-age=31536000"
+        assert "strict-transport-security" not in client.get(path).headers
+
+
 def test_without_keys_everything_is_open(index: Path) -> None:
     with colour_client(index) as client:
         picture = {"Content-Type": "image/png"}

@@ -278,7 +278,7 @@ def test_a_defect_is_a_problem_and_the_service_goes_on(
 ) -> None:
     with colour_client(index) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "search", lambda *_, **__: 1 / 0)
+            patch.setattr(Engine, "search_steps", lambda *_, **__: 1 / 0)
             broken = client.post("/v1/search/text-to-image", json={"text": "red"})
         assert (broken.status_code, broken.json()["code"]) == (500, "internal-error")
         assert "Zero" not in broken.text

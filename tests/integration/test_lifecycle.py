@@ -10,10 +10,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import pytest
 from indexes import build, record
 from pacing import paced_server
-from scenarios import drain, overload, slow, small_index, swaps
+from scenarios import drain, overload, ready, slow, small_index, swaps
 
 
 def test_five_times_too_many(tmp_path: Path) -> None:
@@ -47,6 +46,12 @@ def test_sigterm_with_fifty_under_way(tmp_path: Path) -> None:
 
 def test_a_hundred_slow_clients_of_each_kind(tmp_path: Path) -> None:
     assert slow(tmp_path, count=100, seconds=2, calm_s=1)["honest_failures"] == 0
+
+
+def test_the_first_answer_comes_as_soon_as_the_address_is_told(tmp_path: Path) -> None:
+    figures = ready(tmp_path, small_index(tmp_path / "small.index"))
+    assert figures["status"] == 200
+    assert figures["answered_s"] - figures["announced_s"] < 5
 
 
 def test_what_is_not_done_in_time_is_503(tmp_path: Path) -> None:
@@ -123,16 +128,3 @@ def test_a_damaged_version_and_another_pairs_are_refused_and_told_once(tmp_path:
     events = [line["event"] for line in lines]
     assert events.count("index-refused") == 1
     assert events.count("index-swapped") == 1
-
-
-@pytest.mark.slow
-def test_a_killed_service_leaves_no_process_behind(tmp_path: Path) -> None:
-    import psutil
-
-    index = small_index(tmp_path / "small.index")
-    with paced_server(index, tmp_path / "log", 0) as (process, _):
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive

@@ -117,21 +117,21 @@ def test_a_crash_costs_its_own_picture_and_the_worker_is_replaced(
     assert len(before - after) == 1
 
 
-def test_a_killed_worker_costs_the_picture_it_had(pool: DecodePool) -> None:
-    with ThreadPoolExecutor(1) as threads:
+def test_a_killed_worker_costs_the_picture_it_had() -> None:
+    with DecodePool(1, entry="misbehaving", timeout_s=60) as pool, ThreadPoolExecutor(1) as threads:
+        pool.decode(RED)
+        [worker] = pool._all
         caught = threads.submit(code_of, pool, b"HANG until killed")
-        # the worker that has slept least is the one at work: kill both, the idle one is no loss
-        while caught.running() and not pool_is_busy(pool):
+        while worker.decoded < 2:  # the picture is on its way
             threading.Event().wait(0.005)
-        for pid in pool.pids:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(worker.process.pid, signal.SIGKILL)
         assert caught.result(30) == "image-undecodable"
-    assert pool.decode(RED).size == (32, 32)
-    assert pool.decode(RED).size == (32, 32)
-
-
-def pool_is_busy(pool: DecodePool) -> bool:
-    return len(pool._idle) < 2
+        assert pool.decode(RED).size == (32, 32)
+        [worker] = pool._all
+        os.kill(worker.process.pid, signal.SIGKILL)  # one that is idle is no loss at all
+        while worker.process.poll() is None:
+            threading.Event().wait(0.005)
+        assert pool.decode(RED).size == (32, 32)
 
 
 def test_a_hang_is_ended_and_poison_is_known_after_two_kills() -> None:

@@ -123,9 +123,9 @@ def test_closing_ends_each_connection_with_its_answer() -> None:
 # -- the metrics port -----------------------------------------------------------------------------
 
 
-def get(port: int, path: str, host: str = "localhost") -> tuple[int, str]:
+def get(port: int, path: str, host: str = "localhost:9000") -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", path, headers={"Host": f"{host}:{port}"})
+    connection.request("GET", path, headers={"Host": host})
     with connection.getresponse() as response:
         answer = response.status, response.read().decode()
     connection.close()
@@ -144,7 +144,9 @@ def test_the_metrics_port_has_metrics_and_nothing_else() -> None:
             assert name in text
         for path in ("/", "/healthz", "/v1/index", "/metrics/x", "/docs"):
             assert get(served.port, path)[0] == 404
-        assert get(served.port, "/metrics", host="evil.example")[0] == 404
+        assert get(served.port, "/metrics", host="127.0.0.1")[0] == 200
+        for host in ("evil.example", "evil.example:9000", "localhost.evil.example", ""):
+            assert get(served.port, "/metrics", host=host)[0] == 404
         with pytest.raises(OSError, match="in use"):
             MetricsPort(served.port)
 

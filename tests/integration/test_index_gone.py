@@ -19,6 +19,7 @@ from indexer.editing import delete_items, rollback
 from indexer.editor import Editor
 from indexer.history import history
 from indexer.manifest import read_manifest
+from indexer.optimize import optimize
 from indexer.purging import purge
 from indexer.store import IndexWriter
 from indexer.sweeping import Sweeper
@@ -50,7 +51,7 @@ class Life:
     def step(self) -> None:
         steps: list[Callable[[], object]] = [
             self.delete, self.delete, self.rerun, self.change, self.back, self.purge, self.move,
-            self.put,
+            self.put, self.optimize,
         ]  # fmt: skip
         self.rng.choice(steps)()
 
@@ -86,6 +87,9 @@ class Life:
         older = [one.version for one in history(self.out) if one.images and not one.current]
         if older:
             rollback(self.out, self.rng.choice(older))
+
+    def optimize(self) -> None:
+        optimize(self.out)
 
     def purge(self) -> None:
         assert purge(self.out).found == []

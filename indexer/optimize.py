@@ -26,6 +26,7 @@ from indexer.fs import Fs, Spool
 from indexer.manifest import SCRATCH, Modality, read_manifest
 from indexer.relevance import read_background
 from indexer.segment_writer import SegmentWriter
+from indexer.space import require_space
 from indexer.store import IndexWriter
 from indexer.tuning import (
     FEWEST_QUERIES,
@@ -183,6 +184,9 @@ class _Work:
         report.merged, report.changed = len(positions), True
         if not report.rows:
             return None, positions
+        entries = [segments[at].entry for at in positions]
+        room = sum(file.size for entry in entries for file in entry.files.values())
+        require_space(self._writer.root, room)
         target = self._writer.new_segment(modality)
         lacking = modality == "image" and not all(segments[at].items.has_words for at in positions)
         captions = captions_by_picture(self._version) if lacking else {}

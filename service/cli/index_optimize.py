@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
-class ByteSize(click.ParamType[int]):
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
     """`4G`, `512MiB`, `1000000`: powers of 1024."""
 
     name = "size"

@@ -46,7 +46,7 @@ def test_what_it_did_is_told(small: Path) -> None:
     again = json.loads(diptych("index", "optimize", "--index", small, "--json").stdout)
     assert (again["images"]["changed"], again["images"]["structure"]) == (False, "exact")
     found = json.loads(diptych("search", "--index", small, "red", "--json").stdout)
-    assert found["results"][0]["id"].startswith("p")
+    assert found["hits"][0]["id"].endswith("red")
 
 
 def test_what_it_refuses(small: Path, tmp_path: Path) -> None:

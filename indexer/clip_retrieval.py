@@ -24,6 +24,7 @@ import numpy.typing as npt
 from indexer.copying import load_rows
 from indexer.fields import Field, values_of
 from indexer.items import Item
+from indexer.npy import npy_header
 from indexer.parquet_files import arrow, open_parquet, plain
 from indexer.segment_writer import NewRow
 from indexer.transfer import BLOCK, Rows, TransferReport, captions, live_rows
@@ -82,7 +83,10 @@ class _Part:
         number = str(self.number).zfill(self._width)
         for (folder, _), side in zip(_SIDES, self._vectors, strict=True):
             rows = np.array(side, dtype=np.float16).reshape(len(side), len(self._none))
-            np.save(self._out / folder / f"{folder}_{number}.npy", rows)
+            # numpy's own writer does not say why it failed, and a full disk must be told
+            with (self._out / folder / f"{folder}_{number}.npy").open("wb") as stream:
+                stream.write(npy_header("<f2", rows.shape))
+                stream.write(rows.data)
         text = ["image_path", "caption", *(f"{_OURS}{name}" for name in _COLUMNS)]
         form = pa.schema([(name, pa.string()) for name in text])
         table = pa.Table.from_pylist(self._rows, schema=form)

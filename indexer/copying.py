@@ -12,10 +12,13 @@ from typing import Final
 import numpy as np
 
 from indexer.fields import Field, values_of
+from indexer.items import Item
 from indexer.segment import Segment
 from indexer.segment_writer import NewRow, SegmentWriter
+from indexer.version import OpenVersion
 
 _BLOCK: Final = 500
+_SCAN: Final = 65_536
 
 
 def load_rows(source: Segment, rows: Sequence[int], fields: Sequence[Field]) -> list[NewRow]:
@@ -51,6 +54,7 @@ def copy_rows(
     fields: Sequence[Field],
     *,
     moved: Mapping[int, str] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Append rows of one segment to a new one, words included.
 
@@ -58,6 +62,8 @@ def copy_rows(
         source: stays open until `target` is finished.
         rows: without repeats.
         moved: new `uri` by row, where it changed.
+        captions: texts of pictures by id, for a source of format 1, which has no words to copy;
+            without them a picture is found by its own text only (`captions_by_picture`).
 
     Raises:
         IndexCorruptError: the source is damaged.
@@ -72,10 +78,37 @@ def copy_rows(
         for place, row in enumerate(part):
             one = loaded[place]
             item = dataclasses.replace(one.item, uri=moved.get(row, one.item.uri))
-            texts = () if has_words else None
+            texts = () if has_words else _texts(item, captions or {})
             loaded[place] = dataclasses.replace(one, item=item, texts=texts)
         target.add(source.vectors_ND[part], loaded)
     if has_words and len(rows):
         target_N = np.full(source.entry.rows, -1, dtype=np.int64)
         target_N[np.asarray(rows, dtype=np.int64)] = np.arange(first, target.rows)
         target.take_words(source.items, target_N)
+
+
+def captions_by_picture(version: OpenVersion) -> dict[str, list[str]]:
+    """The live captions of every picture, in the order they were stored."""
+    found: dict[str, list[str]] = {}
+    select = (
+        "SELECT row, image_id, text FROM items "
+        "WHERE row BETWEEN ? AND ? AND image_id IS NOT NULL ORDER BY row"
+    )
+    for segment, dead in zip(version.segments, version.dead, strict=True):
+        if segment.entry.modality != "text":
+            continue
+        for start in range(0, segment.entry.rows, _SCAN):
+            for row, image_id, text in segment.items.query(select, (start, start + _SCAN - 1)):
+                if not dead[row] and text:
+                    found.setdefault(image_id, []).append(text)
+    return found
+
+
+def _texts(item: Item, captions: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """What words find a picture by: its captions and its own text, each once."""
+    if item.modality != "image":
+        return None
+    found = list(captions.get(item.id, ()))
+    if item.text and item.text not in found:
+        found.append(item.text)
+    return tuple(found)

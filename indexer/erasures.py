@@ -47,6 +47,10 @@ class Erasures:
         hashes = self._hashes - {hash_id(item) for item in unerase}
         return Erasures(hashes | {hash_id(item) for item in erase})
 
+    def joined(self, hashes: Iterable[bytes]) -> Erasures:
+        """With these hashes of ids as well."""
+        return Erasures(self._hashes | set(hashes))
+
     def encode(self) -> bytes:
         """The file form."""
         return npy_header("|u1", (len(self), _BYTES)) + b"".join(sorted(self._hashes))
@@ -75,3 +79,16 @@ def read_erasures(root: Path, manifest: Manifest) -> Erasures:
     if any(one >= two for one, two in pairwise(rows)):
         raise IndexCorruptError(name, "it is not sorted, or repeats an id", hint=HINT)
     return Erasures(rows)
+
+
+def hashes_in(path: Path) -> set[bytes]:
+    """The hashes of an erasure list that nothing vouches for; none where it is no such list."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return set()
+    for start in range(64, 257, 64):  # a header is padded to a multiple of 64
+        count, odd = divmod(len(data) - start, _BYTES)
+        if count > 0 and not odd and data.startswith(npy_header("|u1", (count, _BYTES))):
+            return {data[at : at + _BYTES] for at in range(start, len(data), _BYTES)}
+    return set()

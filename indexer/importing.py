@@ -25,7 +25,7 @@ from indexer.relevance import embed_background
 from indexer.segment import HalfVectors
 from indexer.segment_writer import SegmentWriter
 from indexer.space import require_space
-from indexer.store import IndexWriter
+from indexer.store import IndexWriter, require_index_or_empty
 from indexer.transfer import OnRows, Rows, TransferReport, require_new, storable
 from models.encoder import Encoder
 from models.errors import IndexNotFoundError, InvalidVectorError, SourceError
@@ -100,7 +100,7 @@ def _require_without_items(out: Path) -> None:
     try:
         manifest = read_manifest(out)
     except IndexNotFoundError:
-        require_new(out)
+        require_index_or_empty(out)  # what an import that failed early left is no obstacle
         return
     if manifest.segments:
         require_new(out)  # says that it exists

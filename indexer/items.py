@@ -33,7 +33,7 @@ from indexer.word_table import (
     read_lengths,
     read_postings,
 )
-from models.errors import IndexCorruptError
+from models.errors import IndexCorruptError, StoreError
 
 T = TypeVar("T")
 
@@ -98,6 +98,7 @@ class ItemsReader:
 
     def __init__(self, path: Path, modality: Modality, *, name: str = ITEMS_FILE) -> None:
         self._name = name
+        self._path = path
         self._modality: Modality = modality
         self._lock = threading.Lock()
         uri = f"file:{quote_from_bytes(bytes(path.absolute()))}?mode=ro&immutable=1"
@@ -248,6 +249,12 @@ class ItemsReader:
         except sqlite3.ProgrammingError:
             raise  # use after close: a defect of ours, not damage
         except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN and self._path.exists():
+                raise StoreError(
+                    f"cannot open {self._path}: {error}",
+                    hint="too many files may be open (ulimit -n); `diptych index optimize` makes "
+                    "them fewer",
+                ) from error
             raise IndexCorruptError(self._name, f"SQLite: {error}", hint=HINT) from error
 
 

@@ -106,7 +106,10 @@ RELEVANCE: Final = "relevance"
 ERASED: Final = "erased"
 SCRATCH: Final = "scratch"
 
-HINT: Final = "restore it from a copy or build it again; `diptych index verify` lists all damage"
+HINT: Final = (
+    "restore it from a copy; `diptych index verify` lists all damage, `diptych index repair` says "
+    "what can be done"
+)
 Operation = Literal["build", "add", "delete", "optimize", "rollback", "import", "repair", "purge"]
 
 # manifests are a few hundred bytes per segment; a larger file is not one of ours

@@ -21,11 +21,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from indexer.copying import copy_rows
+from indexer.copying import captions_by_picture, copy_rows
 from indexer.fs import Fs, Spool
 from indexer.manifest import SCRATCH, Modality, read_manifest
 from indexer.relevance import read_background
 from indexer.segment_writer import SegmentWriter
+from indexer.space import require_space
 from indexer.store import IndexWriter
 from indexer.tuning import (
     FEWEST_QUERIES,
@@ -183,12 +184,18 @@ class _Work:
         report.merged, report.changed = len(positions), True
         if not report.rows:
             return None, positions
+        entries = [segments[at].entry for at in positions]
+        room = sum(file.size for entry in entries for file in entry.files.values())
+        require_space(self._writer.root, room)
         target = self._writer.new_segment(modality)
+        lacking = modality == "image" and not all(segments[at].items.has_words for at in positions)
+        captions = captions_by_picture(self._version) if lacking else {}
         for at in positions:
             rows = np.flatnonzero(~dead[at])
             for start in range(0, len(rows), _BLOCK * 64):
                 part = rows[start : start + _BLOCK * 64].tolist()
-                copy_rows(segments[at], part, target, self._version.manifest.declared)
+                fields = self._version.manifest.declared
+                copy_rows(segments[at], part, target, fields, captions=captions)
                 self._on_progress(f"copying {_TARGETS[modality]}", target.rows, report.rows)
         self._structure(modality, target, report)
         return target, positions
@@ -197,6 +204,8 @@ class _Work:
         """Whether a modality is one segment without dead rows, and all that is asked for."""
         entry = self._version.segments[positions[0]].entry
         if len(positions) > 1 or report.dropped or self._version.segments[positions[0]].ann_damage:
+            return False
+        if not self._version.segments[positions[0]].items.has_words:  # of format 1
             return False
         wanted, memory = self._options.structure, self._options.memory
         if entry.ann is None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.copying import copy_rows
+from indexer.copying import captions_by_picture, copy_rows
 from indexer.fs import Fs
 from indexer.history import history
 from indexer.leftovers import Remains, search_files, unexplained
@@ -107,6 +107,9 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
 
 def _rewrite(writer: IndexWriter, version: OpenVersion, report: PurgeReport) -> None:
     """Commit the current version without its dead rows."""
+    fields = version.manifest.declared
+    has_words = all(segment.items.has_words for segment in version.segments)
+    captions = None if has_words else captions_by_picture(version)
     fresh: list[SegmentWriter] = []
     drop: list[int] = []
     for position, (segment, dead) in enumerate(zip(version.segments, version.dead, strict=True)):
@@ -116,7 +119,8 @@ def _rewrite(writer: IndexWriter, version: OpenVersion, report: PurgeReport) -> 
         report.rows += int(dead.sum())
         report.structures += segment.entry.ann is not None
         target = writer.new_segment(segment.entry.modality)
-        copy_rows(segment, np.flatnonzero(~dead).tolist(), target, version.manifest.declared)
+        live = np.flatnonzero(~dead).tolist()
+        copy_rows(segment, live, target, fields, captions=captions)
         fresh.append(target)
     report.segments = len(drop)
     writer.commit(fresh, drop=drop, operation="purge", remeasure=True)

@@ -10,7 +10,7 @@ Who calls it sorts by that score and breaks ties by id. It knows rows and scores
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -104,6 +104,8 @@ def candidates(
 def _fresh(found: Candidates, listed: list[Candidates], depth: int, tier: int) -> Candidates:
     """The `depth` best and their ties, without those that are listed."""
     scores = found.scores
+    if not listed and len(scores) <= depth:
+        return replace(found, tiers=np.full(len(scores), tier, dtype=np.int64))
     chosen = np.ones(len(scores), dtype=np.bool_)
     if len(scores) > depth:
         chosen = scores >= np.partition(scores, len(scores) - depth)[len(scores) - depth]
@@ -142,6 +144,9 @@ def _round(
             if rows is not None:
                 scores = rescore(vectors[number][rows[position]], query_D)
                 pieces.append(_piece(number, rows[position], scores))
+        if not any(exact):
+            found.append(_join(pieces))
+            continue
         pool = [one.scores for one in pieces] + [part[0][position] for part in exact if part]
         pool_M = np.concatenate(pool or [np.zeros(0)])
         floor = -np.inf

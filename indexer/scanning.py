@@ -1,13 +1,14 @@
 """Look for byte strings in files: the self-check of a purge.
 
-Thousands of needles are sought in gigabytes at once. Each is known by its eight most telling
-bytes; a table of those turns nearly every position down with one look-up in numpy, and what is
-left is compared in full. Knows nothing of what the bytes mean.
+Thousands of needles are sought in gigabytes at once. Each is known by eight of its bytes, those
+that it shares with the fewest others; a table of them turns nearly every position down with one
+look-up in numpy, and what is left is compared in full. Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ PROBE: Final = 8
 _PLAIN: Final = 4
 """A needle whose every probe has fewer different bytes than this cannot be sought: it is zeros, or
 nearly, and so is much of any file."""
+_WINDOWS: Final = 12
+"""So many places in a needle are considered for its probe."""
 _BLOCK: Final = 4 << 20
 _BITS: Final = 20
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -33,8 +36,9 @@ class Needles:
         self._by_probe: dict[bytes, list[tuple[int, bytes]]] = {}
         self.longest = PROBE
         self.count = 0
+        shared = Counter(needle[at : at + PROBE] for needle in needles for at in windows(needle))
         for needle in needles:
-            at = _most_telling(needle)
+            at = min(windows(needle), key=lambda at: shared[needle[at : at + PROBE]], default=None)
             if at is None:
                 continue
             self._by_probe.setdefault(needle[at : at + PROBE], []).append((at, needle))
@@ -73,13 +77,12 @@ class Needles:
         return found, size
 
 
-def _most_telling(needle: bytes) -> int | None:
-    """Where the eight bytes with the most different values begin; the last such place."""
-    starts = range(len(needle) - PROBE, -1, -1)
-    best = max(starts, key=lambda at: len(set(needle[at : at + PROBE])), default=None)
-    if best is None or len(set(needle[best : best + PROBE])) < _PLAIN:
-        return None
-    return best
+def windows(needle: bytes) -> list[int]:
+    """Where its probe could be: some places that are not plain."""
+    last = len(needle) - PROBE
+    step = max(1, last // (_WINDOWS - 1))
+    places = range(last, -1, -step)
+    return [at for at in places if len(set(needle[at : at + PROBE])) >= _PLAIN]
 
 
 def _slots(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -122,11 +122,15 @@ def map_vectors(file: io.FileIO, name: str, rows: int, dim: int) -> HalfVectors:
 
     Raises:
         IndexCorruptError: it does not hold `rows` rows of `dim`.
+        StoreError: the operating system refused to map it.
     """
     size = os.fstat(file.fileno()).st_size
     start = os.pread(file.fileno(), 4096, 0)
     offset = check_npy(name, start, size, "<f2", (rows, dim))
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:  # it takes a descriptor of its own
+        raise unreadable(name, error) from error
     return np.frombuffer(mapped, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
 
 

@@ -65,6 +65,9 @@ class IndexInfo:
     degraded: list[str] = field(default_factory=list)
     """Search structures that are damaged; their segments are searched exactly, which is slower."""
 
+    structures: list[dict[str, Any]] = field(default_factory=list)
+    """ANN structures: the target, rows, and what `indexer.ann_entry.AnnEntry` says."""
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -136,6 +139,15 @@ class Snapshot:
             fields=[asdict(one) for one in (*manifest.declared, *BUILT_IN)],
             relevance=None if manifest.relevance is None else _about(manifest.relevance),
             degraded=list(self._degraded),
+            structures=[
+                {
+                    "target": f"{segment.modality}s",
+                    "rows": segment.rows,
+                    **segment.ann.model_dump(exclude={"canaries"}),
+                }
+                for segment in manifest.segments
+                if segment.ann is not None
+            ],
         )
 
     def relevance(

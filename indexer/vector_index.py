@@ -38,6 +38,7 @@ TRAIN_ROWS: Final = 39
 """Training rows for each list of an inverted file: what FAISS asks for at least."""
 _TYPES: Final = {"hnsw": "IndexHNSWSQ", "ivf": "IndexIVFRaBitQFastScan"}
 _LIMITS: Final = threading.Lock()
+_READY: Final = 64
 _DEEP: Final = 16
 """A graph walk that keeps more than one in this many rows costs more than looking at all."""
 
@@ -134,6 +135,8 @@ class AnnIndex:
         self.rows, self.live = len(live_N), self._stored.live
         self.most = self.rows // _DEEP if structure == "hnsw" else int(index.nlist)
         self._memory: Any = None
+        # making these takes Python longer than many a search; FAISS only reads them
+        self._ready: dict[tuple[int, int, int], Any] = {}
         self._bitmap: Any = None
         self._selector: Any = self._stored._selector
 
@@ -189,12 +192,13 @@ class AnnIndex:
     def unmasked(self) -> AnnIndex:
         """The same structure, of which dead rows may be returned, too."""
         view = copy(self)
-        view.live, view._selector = self.rows, None
+        view.live, view._selector, view._ready = self.rows, None, {}
         return view
 
     def restricted(self, selected_N: npt.NDArray[np.bool_]) -> AnnIndex:
         """The same structure, of which only these rows may be returned."""
         view = copy(self)
+        view._ready = {}
         view.live = int(selected_N.sum())
         view._bitmap, view._selector = _selector(selected_N)
         return view
@@ -210,9 +214,13 @@ class AnnIndex:
             refine: the structure proposes this times k rows, and the stored rows decide.
         """
         queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
-        parameters = _faiss.IndexRefineSearchParameters(
-            k_factor=float(refine), base_index_params=self._parameters(k * refine, effort)
-        )
+        parameters = self._ready.get((k, effort, refine))
+        if parameters is None:
+            parameters = _faiss.IndexRefineSearchParameters(
+                k_factor=float(refine), base_index_params=self._parameters(k * refine, effort)
+            )
+            if len(self._ready) < _READY:
+                self._ready[k, effort, refine] = parameters
         rows_QK: npt.NDArray[np.int64]
         _, rows_QK = self._refined.search(queries_QD, k, params=parameters)
         return rows_QK

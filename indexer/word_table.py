@@ -9,7 +9,7 @@ first row is a gap from -1), of the head's first byte's width, then counts of on
 (second byte 0) where every count is one. Reading a term is one lookup and one cumulative sum, so
 that BM25 can be computed here with the statistics of the whole index; FTS5's own `bm25()` knows
 only those of its table, and visits rows one by one: at 300,000 captions it took 320 ms for "a man
-in a red shirt" against 8.5 ms, at the same size on disk.
+in a red shirt" against 9 ms, and 58 bytes a caption against 30.
 
 This writes and reads the tables through a connection it is given; ranking is `indexer.bm25`.
 """

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from service.cli.index_build import add, build
-from service.cli.index_check import verify
+from service.cli.index_check import repair, verify
 from service.cli.index_duplicates import duplicates
 from service.cli.index_edit import delete, history, purge, rollback
+from service.cli.index_optimize import optimize
 from service.cli.index_transfer import export, import_
 from service.cli.output import emit_json, json_option
 
@@ -28,15 +29,28 @@ def index() -> None:
     """
 
 
-@index.command(epilog="\b\nExample:\n  diptych index info --index photos.index --json")
+@index.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index info --index photos.index --json\n"
+    "  diptych index info --index photos.index --plot curve.png"
+)
 @click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw recall against speed, as `optimize` measured them, into a PNG.",
+)
 @json_option
-def info(path: Path, as_json: bool) -> None:
+def info(path: Path, plot: Path | None, as_json: bool) -> None:
     """Describe an index: model, counts, size, sources."""
     from indexer.snapshot import open_snapshot
 
     with open_snapshot(path, fingerprint=None) as snapshot:
         about = snapshot.info()
+    if plot is not None:
+        from service.curve_plot import draw_curves
+
+        draw_curves(about.structures, plot)
     if as_json:
         emit_json({"index": str(path), **about.to_dict()})
         return
@@ -46,6 +60,7 @@ def info(path: Path, as_json: bool) -> None:
         "model": f"{about.model}, {about.dim} dimensions (fingerprint {about.fingerprint[:12]})",
         "items": f"{about.images:,} images, {about.texts:,} texts",
         "segments": f"{about.segments}, {about.tombstones:,} rows superseded",
+        "search": "; ".join(_structure(one) for one in about.structures) or "exact",
         "size": _bytes(about.bytes),
         "fields": ", ".join(f"{field['name']} ({field['type']})" for field in about.fields),
         "relevance": _relevance(about.relevance),
@@ -56,12 +71,22 @@ def info(path: Path, as_json: bool) -> None:
         click.echo(f"{'source':<9} {source['name']} ({source['kind']})")
 
 
-for command in (build, add, delete, rollback, purge, history):
+for command in (build, add, delete, optimize, rollback, purge, history):
     index.add_command(command)
 index.add_command(verify)
+index.add_command(repair)
 index.add_command(duplicates)
 index.add_command(export)
 index.add_command(import_)
+
+
+def _structure(one: dict[str, Any]) -> str:
+    """An ANN structure in a few words."""
+    used = one["operating"]
+    return (
+        f"{one['target']} by {one['recipe']}, recall@10 {used['recall']:.3f}, "
+        f"{used['latency_ms']:.2f} ms, {used['bytes_per_vector']:.0f} bytes a vector"
+    )
 
 
 def _relevance(about: dict[str, Any] | None) -> str:

@@ -64,6 +64,48 @@ def verify(path: Path, deep: bool, threads: int | None, as_json: bool) -> int:
     return OK if report.ok else CORRUPT
 
 
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index repair --index photos.index\n"
+    "  diptych index repair --index photos.index --yes --drop-damaged --json"
+)
+@_PATH
+@click.option("--yes", is_flag=True, help="Also do what loses rows or older versions.")
+@click.option(
+    "--drop-damaged",
+    is_flag=True,
+    help="With --yes: drop segments whose vectors or items are damaged, and list what to index "
+    "again.",
+)
+@json_option
+def repair(path: Path, yes: bool, drop_damaged: bool, as_json: bool) -> int:
+    """Say what is damaged and do what can be done about it without guessing.
+
+    Search structures are built again from their vectors. A damaged CURRENT or newest manifest is
+    replaced by the newest kept version that is sound; what was deleted does not come back. Whatever
+    loses something is only told, and done with --yes. Exits with 4 while damage is left.
+    """
+    from indexer.repair import repair as repair_index
+
+    report = repair_index(path, yes=yes, drop_damaged=drop_damaged)
+    if as_json:
+        emit_json({"index": str(path), **report.to_dict()})
+        return OK if report.ok else CORRUPT
+    for line in report.found:
+        click.echo(f"damaged: {line}")
+    for line in report.done:
+        click.echo(f"done: {line}")
+    for record in report.lost:
+        click.echo(f"index again: {record}")
+    if report.unknown:
+        click.echo(f"{report.unknown:,} rows have ids that cannot be read")
+    for line in report.needs:
+        click.echo(f"not done: {line}")
+    if not report.found:
+        click.echo(f"{path}: nothing is damaged")
+    return OK if report.ok else CORRUPT
+
+
 def human_bytes(count: int) -> str:
     """A size for people."""
     size = float(count)

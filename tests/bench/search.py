@@ -3,13 +3,14 @@
     bash tests/bench/search_peers.sh ENVS         # once: the peers, each in its environment
     python tests/bench/search.py prepare --data SOURCE... --work DIR [--rows 1000000]
     for each peer: ENV/bin/python tests/bench/search_peers.py LIBRARY ROWS.npy DIR/peers/LIBRARY
-    python tests/bench/search.py time --work DIR --peers ENV/bin/python
+    python tests/bench/search.py time --work DIR --peers ENV/bin/python --threads 1   # and 2
+    python tests/bench/search.py report --work DIR
 
 `prepare` makes the data (`search_data.py`), an index of them as `diptych index build` would leave
 it, and runs `optimize` on it: the structure and its operating point are chosen with other captions
 than those that are timed. `time` loads every index in a process of its own, one after the other,
-and sweeps each library's search parameter on one thread and on two: all queries in one call
-(`batch`) and one call a query (`single`). Peers get the cheapest setting that meets the recall on
+and sweeps each library's search parameter: all queries in one call (`batch`) and one call a query
+(`single`). Peers get the cheapest setting that meets the recall on
 the very queries that are timed; ours is also timed at the operating point that it recorded without
 them. `ours` are rows and cosines from `indexer.ranking`, scored again from the stored rows; what
 `Snapshot.search` adds by loading items is shown apart. The last line is JSON, kept with the Pareto
@@ -34,8 +35,7 @@ import search_data
 import search_peers
 
 HERE = Path(__file__).resolve().parent
-PEERS = ["hnswlib", "usearch", "faiss-hnsw"]
-COLOURS = ["ours", *PEERS]
+COLOURS = ["ours", "hnswlib", "usearch", "faiss-hnsw", "autofaiss"]
 SEGMENT = 131_072
 SINGLE = 300
 
@@ -104,7 +104,9 @@ def one(arguments: argparse.Namespace) -> None:
         size = about.pop("bytes_per_vector")
     about["open_s"] = round(time.perf_counter() - started, 2)
     search(queries_QD[:200], 10, efforts[-1])  # the pages of the file, once
-    points = []
+    points: list[dict[str, Any]] = []
+    if chosen := about.get("chosen"):  # autofaiss picks an efSearch for a latency, not a recall
+        efforts = sorted({*efforts, int(chosen.split("=")[1])})
     for effort in efforts:
         started = time.perf_counter()
         rows_QK = search(queries_QD, 10, effort)
@@ -116,7 +118,7 @@ def one(arguments: argparse.Namespace) -> None:
         recall = search_data.recall(rows_QK, truth_QK)
         points.append({"effort": effort, "recall": round(recall, 4),
                        "batch_qps": round(1 / batch), "single_qps": round(1 / single)})  # fmt: skip
-        if recall > 0.99:
+        if recall > 0.985 and not chosen:
             break
     resident = {
         line.split()[0].rstrip(":"): int(line.split()[1]) >> 10
@@ -146,12 +148,20 @@ def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int],
     vectors_ND = part.segment.vectors_ND
 
     def search(queries_QD: Any, k: int, effort: int) -> Any:
-        found = candidates([part.ann.at(effort)], [vectors_ND], queries_QD, k)  # type: ignore[union-attr]
+        # the bench sweeps both of our parameters as one number: effort, and refine below a comma
+        scan = part.ann.at(effort // 100)  # type: ignore[union-attr]
+        scan._refine = effort % 100
+        found = candidates([scan], [vectors_ND], queries_QD, k)
         return np.stack([one.rows[np.argsort(-one.scores, kind="stable")[:k]] for one in found])
 
     point = entry.operating
-    nprobes = sorted({8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, point.effort})
-    graph = sorted({16, 24, 32, 48, 64, 96, 128, 192, 256, 384, point.effort})
+    sweep = {
+        "ivf": [
+            (effort, refine) for effort in (16, 24, 28, 32, 36, 40, 48, 64) for refine in (6, 8, 16)
+        ],
+        "hnsw": [(effort, 1) for effort in (16, 24, 32, 48, 64, 96, 128, 192, 256)],
+    }[entry.structure]
+    sweep = sorted({*sweep, (point.effort, point.refine)})
     report = json.loads((arguments.work / f"{arguments.rows}-{arguments.noise}.json").read_text())
     queries_QD = np.load(arguments.work / "data" / "queries.npy")[:200]
     snapshot.search(queries_QD[:8], 10)
@@ -168,24 +178,35 @@ def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int],
         "bytes_per_vector": round(point.bytes_per_vector, 1),
         "snapshot_search_ms": round(whole * 1e3, 3),
     }
-    return search, nprobes if entry.structure == "ivf" else graph, about
+    return search, [100 * effort + refine for effort, refine in sweep], about
 
 
 def timing(arguments: argparse.Namespace) -> None:
+    """Time some libraries, each in a process of its own; kept until `report`."""
     data = load(arguments)
     np.save(arguments.work / "data" / "queries.npy", data.queries_QD)
-    results = []
-    for threads in (1, 2):
-        for library in ("ours", *arguments.libraries):
-            python = arguments.peers if library in ("hnswlib", "usearch") else sys.executable
-            command = [python, __file__, "one", "--library", library, "--threads", str(threads),
-                       "--work", str(arguments.work), "--rows", str(arguments.rows),
-                       "--noise", arguments.noise]  # fmt: skip
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            answer = subprocess.run(command, env=environment, check=True, capture_output=True)
-            results.append(json.loads(answer.stdout.splitlines()[-1]))
-            results[-1]["at_recall"] = best_at(results[-1]["points"], arguments.recall)
-            print(threads, library, results[-1]["at_recall"], file=sys.stderr)
+    (arguments.work / "timed").mkdir(exist_ok=True)
+    for library in arguments.libraries:
+        python = arguments.peers if library in ("hnswlib", "usearch") else sys.executable
+        command = [python, __file__, "one", "--library", library,
+                   "--threads", str(arguments.threads), "--work", str(arguments.work),
+                   "--rows", str(arguments.rows), "--noise", arguments.noise]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+        answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+        result = json.loads(answer.stdout.splitlines()[-1])
+        result["at_recall"] = best_at(result["points"], arguments.recall)
+        result["timed"] = time.strftime("%H:%M")
+        print(arguments.threads, library, result["at_recall"], file=sys.stderr)
+        name = f"{arguments.rows}-{arguments.noise}-{library}-{arguments.threads}.json"
+        (arguments.work / "timed" / name).write_text(json.dumps(result))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Everything timed so far, as JSON and as a plot."""
+    data = load(arguments)
+    found = sorted((arguments.work / "timed").glob(f"{arguments.rows}-{arguments.noise}-*.json"))
+    results = [json.loads(path.read_text()) for path in found]
+    results.sort(key=lambda one: (one["threads"], COLOURS.index(one["library"])))
     summary = {
         "benchmark": "search",
         "rows": arguments.rows,
@@ -245,7 +266,7 @@ def cpu() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=["prepare", "time", "one"])
+    parser.add_argument("stage", choices=["prepare", "time", "one", "report"])
     parser.add_argument("--data", nargs="*", default=[])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -253,11 +274,11 @@ def main() -> None:
     parser.add_argument("--noise", choices=["neighbours", "isotropic"], default="neighbours")
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--library")
-    parser.add_argument("--libraries", nargs="*", default=PEERS)
+    parser.add_argument("--libraries", nargs="*", default=COLOURS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default=sys.executable)
     arguments = parser.parse_args()
-    {"prepare": prepare, "time": timing, "one": one}[arguments.stage](arguments)
+    {"prepare": prepare, "time": timing, "one": one, "report": report}[arguments.stage](arguments)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from indexer.verify import verify_index
 from models.errors import IndexCorruptError
 
 HERE = Path(__file__).parent
-FORMATS = [1]
+FORMATS = [1, 2]
 
 
 def maker(number: int) -> ModuleType:
@@ -64,6 +64,10 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
         scores, scores_then = ([hit[1] for hit in each["hits"]] for each in (one, then))
         assert scores == pytest.approx(scores_then, abs=1e-6)
         assert one["relevance"] == pytest.approx(then["relevance"], rel=1e-3, abs=1e-9)
+    for one, then in zip(found.get("hybrid", ()), expected.get("hybrid", ()), strict=True):
+        assert [hit[0] for hit in one["hits"]] == [hit[0] for hit in then["hits"]], then["text"]
+        for hit, hit_then in zip(one["hits"], then["hits"], strict=True):
+            assert hit[1:] == pytest.approx(hit_then[1:], abs=1e-6)
     for key in ("version", "uuid", "images", "texts", "segments", "tombstones"):
         assert found[key] == expected[key]
     assert found["items"].keys() == expected["items"].keys()
@@ -79,14 +83,19 @@ def test_it_answers_as_the_release_that_wrote_it(number: int) -> None:
     before = contents(index)
     with open_snapshot(index, fingerprint=ColourEncoder().fingerprint) as snapshot:
         compare(maker(number).answers(snapshot), told(number))
+        assert snapshot.info().degraded == []
     assert contents(index) == before, "opening and searching change no byte"
-    assert read_manifest(index).format == number
+    manifest = read_manifest(index)
+    assert manifest.format == number
+    assert (manifest.erased is not None) == (number > 1)
+    assert any(one.ann for one in manifest.segments) == (number > 1)
 
 
 @pytest.mark.parametrize("number", FORMATS)
 def test_it_is_sound(number: int) -> None:
-    report = verify_index(golden(number))
+    report = verify_index(golden(number), deep=True)
     assert report.problems == []
+    assert report.orphans == []
 
 
 def test_a_wrong_answer_would_be_noticed() -> None:

@@ -76,3 +76,19 @@ def test_damage_shows_deep(path: Path) -> None:
     assert done.returncode == 4
     assert "vectors.npy: sha256 is" in done.stdout
     assert "repair" in done.stderr
+
+
+def test_repair_says_what_it_needs(path: Path) -> None:
+    done = run("index", "repair", "--index", path)
+    assert done.returncode == 0
+    assert "nothing is damaged" in done.stdout
+    file = min((path / "segments").glob("*-image-*/vectors.npy"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    done = run("index", "repair", "--index", path)
+    assert done.returncode == 4
+    assert "damaged: segments/" in done.stdout
+    assert "--drop-damaged --yes" in done.stdout
+    done = run("index", "repair", "--index", path, "--yes", "--drop-damaged", "--json")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["lost"] == ["a", "b"]
+    assert run("index", "verify", "--index", path, "--deep").returncode == 0

@@ -294,8 +294,8 @@ def test_what_is_there_is_not_written_over(path: Path, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="exists already"):
             export_index(path, tmp_path / "full", form)  # type: ignore[arg-type]
     export_index(path, tmp_path / "out", "parquet")
-    for out in (tmp_path / "full", path):
-        with pytest.raises(StoreError, match="exists already"):
+    for out, why in ((tmp_path / "full", "is not an index"), (path, "exists already")):
+        with pytest.raises(StoreError, match=why):
             bring(tmp_path / "out", out)
     assert (tmp_path / "full" / "mine").read_text() == "keep"
 

@@ -1,0 +1,86 @@
+"""Make the golden index of format 2, as `index_format_1.py` made that of format 1.
+
+    PYTHONPATH=.:tests python tests/gold/index_format_2.py tests/gold/index-format-2
+
+The same records, their pictures twice, and what format 2 adds: words, a search structure, the
+erasure list, what every version did, and manifests that vouch for their parents. `answers.json` is
+what the release that wrote it answered.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from fakes import ColourEncoder
+from gold.index_format_1 import FIELDS, records
+from gold.index_format_1 import answers as answers_of_format_1
+from indexes import ListSource
+
+from indexer.builder import BuildOptions, build_index
+from indexer.editing import delete_items
+from indexer.fields import parse_fields
+from indexer.fs import Fs
+from indexer.history import history
+from indexer.manifest import read_manifest
+from indexer.optimize import OptimizeOptions, optimize
+from indexer.snapshot import Snapshot, open_snapshot
+from indexer.sweeping import Sweeper
+
+HYBRID = ["red picture", "红", "yellow or 黑"]
+
+
+def answers(snapshot: Snapshot) -> dict[str, Any]:
+    """What format 1 is asked, and search by words fused with vectors."""
+    encoder = ColourEncoder()
+    found = []
+    for text in HYBRID:
+        query_QD = encoder.embed_texts([encoder.prepare_text(text)])
+        for target in ("images", "texts"):
+            [hits] = snapshot.search(query_QD, 6, target=target, texts=[text], hybrid=0.5)  # type: ignore[arg-type]
+            told = [[hit.item.id, hit.score, hit.fused] for hit in hits]
+            found.append({"text": text, "target": target, "hits": told})
+    return {**answers_of_format_1(snapshot), "hybrid": found}
+
+
+def main(out: Path) -> None:
+    encoder = ColourEncoder()
+    index = out / "index"
+
+    def build(renewed: bool) -> None:
+        options = BuildOptions(fields=None if renewed else parse_fields([FIELDS]))
+        rows = records(renewed)
+        if not renewed:  # a structure wants a few more pictures than format 1 had
+            rows += [replace(one, key=f"q{one.key[1:]}", texts={}) for one in rows]
+        build_index([ListSource(rows, name="golden")], index, encoder, options=options)
+
+    build(renewed=False)
+    few = {"hnsw": (1,)}  # efforts and gains are meant for more rows than these
+    with patch("indexer.tuning._GAIN", 0.0), patch("indexer.tuning._EFFORTS", few):
+        report = optimize(index, OptimizeOptions(structure="hnsw", fewest=15, floor=0.05))
+    assert report.images.structure == "hnsw", report.images.notes
+    delete_items(index, ["p01"])
+    build(renewed=True)
+    Sweeper(Fs(), index).collect(read_manifest(index), keep=2)
+    manifest = read_manifest(index)
+    assert manifest.erased is not None
+    assert manifest.tombstones is not None
+    assert any(segment.ann for segment in manifest.segments)
+    assert [one.operation for one in history(index)] == ["build", "delete"]
+    (out / "index.rejects.jsonl").unlink(missing_ok=True)  # litter of the build
+    (index / "LOCK").unlink()
+    with open_snapshot(index, fingerprint=encoder.fingerprint) as snapshot:
+        text = json.dumps(answers(snapshot), ensure_ascii=False, indent=1)
+    (out / "answers.json").write_text(text + "\n", encoding="utf-8")
+    shutil.rmtree(index / "scratch")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir()
+    main(folder)

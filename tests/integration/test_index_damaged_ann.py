@@ -1,0 +1,102 @@
+"""A damaged search structure: searched exactly and told, refused nowhere, rebuilt by `repair`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from clustered import FINGERPRINT, fill, pictures, texts
+
+from indexer.manifest import read_manifest
+from indexer.optimize import OptimizeOptions, optimize
+from indexer.repair import repair
+from indexer.snapshot import open_snapshot
+from indexer.verify import verify_index
+
+ROWS = 1200
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("indexer.tuning._GAIN", 0.0)
+    path = tmp_path / "x.index"
+    fill(path, pictures(ROWS), texts(200), dead=frozenset(range(0, 90, 9)))
+    report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8))
+    assert report.images.structure == "hnsw"
+    return path
+
+
+def structure(path: Path) -> Path:
+    [file] = (path / "segments").glob("*/ann.faiss")
+    return file
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "other"])
+def test_it_is_searched_exactly_told_once_and_rebuilt(
+    path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = texts(20, seed=9)
+    with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
+        exact = snapshot.search(queries, 10, exact=True)
+        assert snapshot.info().degraded == []
+    file = structure(path)
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 8
+        file.write_bytes(data)
+    elif damage == "truncate":
+        file.write_bytes(data[:-7])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.unlink()
+        file.symlink_to("/dev/zero")
+    with caplog.at_level(logging.WARNING):
+        snapshot = open_snapshot(path, fingerprint=FINGERPRINT)
+    with snapshot:
+        [told] = snapshot.info().degraded
+        assert "ann.faiss: " in told
+        [line] = caplog.records
+        assert "searched exactly until `diptych index repair`" in line.getMessage()
+        assert snapshot.search(queries, 10) == exact
+    [problem] = verify_index(path).problems
+    assert problem.file.endswith("ann.faiss")
+    before = read_manifest(path)
+    report = repair(path)
+    assert report.ok is False, "the older version that shares the file cannot be gone back to"
+    assert any("again from its vectors" in one for one in report.done)
+    report = repair(path, yes=True)
+    assert report.ok
+    with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
+        assert snapshot.info().degraded == []
+        assert snapshot.search(queries, 10, exact=True) == exact
+        found = snapshot.search(queries, 10)
+        hits = sum(
+            len({hit.item.id for hit in one} & {hit.item.id for hit in best})
+            for one, best in zip(found, exact, strict=True)
+        )
+        assert hits / 200 > 0.8
+    after = read_manifest(path)
+    assert after.live == before.live
+    assert [one.ann and one.ann.recipe for one in after.segments if one.ann] == [
+        one.ann and one.ann.recipe for one in before.segments if one.ann
+    ]
+    assert verify_index(path, deep=True).problems == []
+
+
+def test_verify_deep_asks_a_structure_what_it_answers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A structure whose bytes are sound and whose answers are not."""
+    assert verify_index(path, deep=True).problems == []
+    from indexer import segment_checks
+
+    monkeypatch.setattr(
+        segment_checks.AnnIndex,
+        "search",
+        lambda self, queries, k, *_: queries[:, :k].astype(int) * 0,
+    )
+    whys = [one.why for one in verify_index(path, deep=True).problems]
+    assert whys
+    assert all("canary" in why or "recall" in why for why in whys)

@@ -24,7 +24,7 @@ from indexer.manifest import read_manifest
 from indexer.preparing import check_record
 from indexer.rejects import RejectsList
 from indexer.store import IndexWriter
-from models.data.records import Record, Reject, Row
+from models.data.records import Plan, Record, Reject, Row
 from models.encoder import Encoder
 
 _DEFAULTS: Final = BuildOptions()
@@ -105,6 +105,11 @@ class _Given:
 
     def count(self) -> int:
         return len(self._records)
+
+    def plan(self) -> Plan:
+        pictures = [record.image for record in self._records if record.image is not None]
+        size = sum(map(len, pictures))
+        return Plan(len(self._records), len(pictures), size, size, exact=True)
 
     def __iter__(self) -> Iterator[Row]:
         yield from self._records

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from models import errors
 from service import problems
+from service.embedding import EmbeddingError
 from service.problems import CATALOGUE, Problem, of_domain, of_http, of_validation
 
 SECRET = "my-secret-query /home/me"
@@ -22,6 +23,8 @@ def everyone(kind: type = errors.DiptychError) -> list[type[errors.DiptychError]
 def test_every_domain_error_has_a_problem(kind: type[errors.DiptychError]) -> None:
     if kind is errors.IndexCorruptError:
         error: errors.DiptychError = errors.IndexCorruptError("segments/x", SECRET)
+    elif kind is EmbeddingError:  # carries another's
+        error = EmbeddingError(1, errors.InvalidTextError(f"{SECRET!r} was given"))
     else:
         error = kind(f"{SECRET!r} was given")
     problem = of_domain(error)

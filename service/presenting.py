@@ -31,7 +31,7 @@ def _common(engine: Engine, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "modality": item.modality,
-        "uri": item.uri,
+        "uri": item.uri or None,
         "text": item.text,
         "language": item.language,
         "image_id": item.image_id,

@@ -17,6 +17,7 @@ from service import (
     answers,
     batch_shapes,
     embedding_shapes,
+    index_shapes,
     item_shapes,
     knn_shapes,
     label_set_shapes,
@@ -106,6 +107,7 @@ MODELS = [
             batch_shapes,
             label_set_shapes,
             embedding_shapes,
+            index_shapes,
             item_shapes,
             knn_shapes,
         )

@@ -10,7 +10,7 @@ Shapes: B batch, D embedding, L tokens, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ from models.devices import DTYPES, resolve_device, resolve_precision, set_thread
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.errors import InvalidVectorError, ModelError
 from models.explain import Area, RelevanceMap, seen_area
+from models.openclip_attention import unturned
 from models.openclip_build import architecture, build_pair, canonical, in_precision, transform
 from models.openclip_explain import method_of, relevance_map
+from models.openclip_prefix import text_tower
 from models.openclip_source import PairSource, find_source
 from models.openclip_text import TextPreparer
 from models.vectors import Vectors, unit_rows
@@ -64,7 +66,9 @@ class OpenClipEncoder:
         self.device = device
         self.dim = int(config["embed_dim"])
         self._input = DTYPES[precision]
-        self._pair = in_precision(pair, config, device, precision).eval().requires_grad_(False)
+        pair = in_precision(pair, config, device, precision).eval().requires_grad_(False)
+        self._pair: Any = unturned(pair)
+        self._encode_text = text_tower(self._pair)
         self._text = TextPreparer(config["text_cfg"], source.folder)
         self._pixels = transform(preprocess)
         self._resize = str(preprocess["resize_mode"])
@@ -105,7 +109,7 @@ class OpenClipEncoder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         text_BL = torch.from_numpy(np.stack([text.tokens for text in texts])).to(self.device)
-        return self._unit(self._pair.encode_text(text_BL))
+        return self._unit(self._encode_text(text_BL))
 
     @property
     def explanation_method(self) -> str:

@@ -1,7 +1,7 @@
 """The composition root of the HTTP service: built parts in, an application out.
 
 Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, `CrossOrigin`
-and `Authentication` where they are asked for, `Admission`, routes.
+and `Authentication` where they are asked for, `Admission`, `Idempotency`, routes.
 Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
 """
 
@@ -24,6 +24,7 @@ from service.auth import Authentication, Guard, confirm
 from service.cors import CrossOrigin
 from service.engine import Engine
 from service.frame import RequestFrame
+from service.idempotency import Answers, Idempotency
 from service.lane_rules import AdmissionLimits, threads
 from service.limits import Limits, RequestLimits
 from service.routes import (
@@ -33,6 +34,7 @@ from service.routes import (
     embeddings,
     explain,
     health,
+    item_writes,
     items,
     label_sets,
     search,
@@ -114,6 +116,7 @@ def create_app(
         explain.router,
         label_sets.router,
         items.router,
+        item_writes.router,
         embeddings.router,
         clip_retrieval.router,
         health.router,
@@ -122,6 +125,7 @@ def create_app(
         app.include_router(router)
     openapi.install(app, keys=settings.guard is not None)
     # each that is added surrounds those before
+    app.add_middleware(Idempotency, answers=Answers())
     app.add_middleware(Admission, control=state.admission)
     if settings.guard is not None:
         app.add_middleware(Authentication, guard=settings.guard)

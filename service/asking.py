@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from service import bodies, schemas
 from service.fetching import Fetch
+from service.manners import DEDUPLICATE, HYBRID
 from service.problems import refuse
 from service.queries import (
     ComposedQuery,
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
+    Manner,
     Part,
     SearchQuery,
     TextQuery,
@@ -33,6 +35,17 @@ def search_query(given: schemas.Query | list[schemas.Query], fetch: Fetch) -> Se
             Weighted(_part(query, f"#/query/{number}", fetch), query.weight)
             for number, query in enumerate(given)
         )
+    )
+
+
+def manner(page: schemas.Page) -> Manner:
+    """How a request wants its search done."""
+    near: float | None = page.deduplicate or None
+    return Manner(
+        exact=page.exact,
+        effort=page.effort,
+        hybrid=HYBRID if page.hybrid is True else float(page.hybrid),
+        deduplicate=DEDUPLICATE if near is True else near,
     )
 
 

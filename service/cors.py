@@ -18,7 +18,14 @@ _ORIGIN = re.compile(
     r"https?://[a-z0-9.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?"
 )
 _METHODS = ("GET", "POST", "PUT", "DELETE")
-_SHOWN = ("X-Request-Id", "Index-Version", "Server-Timing", "Retry-After", "ETag")
+_SHOWN = (
+    "X-Request-Id",
+    "Index-Version",
+    "Idempotency-Replayed",
+    "Server-Timing",
+    "Retry-After",
+    "ETag",
+)
 _TAKEN = (
     "Authorization",
     "api-key",

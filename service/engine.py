@@ -58,6 +58,7 @@ from service.searching import Ask, DirectSearch
 from service.serial import SerialEncoder
 from service.steps import Steps, finish
 from service.stopwatch import Stopwatch
+from service.writing import ItemWriter
 
 if TYPE_CHECKING:
     from indexer.facets import Facet
@@ -84,6 +85,7 @@ class Engine:
         explanations: which part of a picture answers to a text.
         classifier: zero-shot classification with this pair, and the stored label sets.
         embeddings: vectors of texts and pictures, for somebody else's index.
+        writer: puts and deletes items; None where the index is only read.
 
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
@@ -101,8 +103,10 @@ class Engine:
         label_sets: LabelSetStore | None = None,
         searches: DirectSearch | None = None,
         decode: Decode | None = None,
+        writer: ItemWriter | None = None,
     ) -> None:
         self.name = name
+        self.writer = writer
         self._searches = searches or DirectSearch()
         self.holder = snapshot if isinstance(snapshot, SnapshotHolder) else None
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
@@ -137,6 +141,11 @@ class Engine:
         if self._snapshot is None:
             raise IndexNotFoundError("no index is loaded")
         return self._snapshot
+
+    @property
+    def encoder(self) -> Encoder:
+        """The pair, shared out among callers."""
+        return self._encoder
 
     @property
     def fingerprint(self) -> Fingerprint:

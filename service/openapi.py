@@ -18,6 +18,7 @@ from service import (
     batch_shapes,
     embedding_shapes,
     explain_shapes,
+    item_shapes,
     knn_shapes,
     label_set_shapes,
     problems,
@@ -38,6 +39,8 @@ _BODIES = (
     embedding_shapes.EmbeddingRequest,
     knn_shapes.KnnRequest,
     knn_shapes.MetadataRequest,
+    item_shapes.ItemRequest,
+    item_shapes.BulkRequest,
     answers.ProblemDocument,
 )
 _PICTURE = {"type": "string", "format": "binary"}
@@ -64,6 +67,25 @@ def body_picture() -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {"multipart/form-data": {"schema": form}, "image/*": {"schema": _PICTURE}},
+        },
+    }
+
+
+def body_item() -> dict[str, Any]:
+    options = item_shapes.ItemOptions.model_json_schema()["properties"]
+    form = {"type": "object", "properties": {"image": _PICTURE, **options}}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in options.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _ref("ItemRequest")},
+                "multipart/form-data": {"schema": form},
+                "image/*": {"schema": _PICTURE},
+            },
         },
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from models.errors import NotFoundError
-from service import answers, problems
+from service import answers, index_shapes, problems
 from service.engine import DEFAULT_NAME, Engine
 from service.queries import ClassifyAnswer, Prediction, SearchAnswer
 
@@ -31,7 +31,7 @@ def _common(engine: Engine, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "modality": item.modality,
-        "uri": item.uri,
+        "uri": item.uri or None,
         "text": item.text,
         "language": item.language,
         "image_id": item.image_id,
@@ -54,23 +54,28 @@ def item(engine: Engine, item_id: str) -> answers.Item:
     )
 
 
-def index_info(engine: Engine) -> answers.IndexResponse:
+def index_info(engine: Engine) -> index_shapes.IndexResponse:
     # without the sources: they name the operator's folders
     info = engine.index_info().to_dict()
-    known = {name: info[name] for name in answers.IndexResponse.model_fields if name in info}
+    known = {name: info[name] for name in index_shapes.IndexResponse.model_fields if name in info}
     fields = [_field(facet) for facet in engine.facets()]
-    more = {"name": engine.name, "fields": fields, "explains": engine.explanations.possible}
-    return answers.IndexResponse(**known | more)
+    more = {
+        "name": engine.name,
+        "fields": fields,
+        "explains": engine.explanations.possible,
+        "writable": engine.writer is not None,
+    }
+    return index_shapes.IndexResponse(**known | more)
 
 
-def _field(facet: Facet) -> answers.FieldSummary:
+def _field(facet: Facet) -> index_shapes.FieldSummary:
     values = None
     if facet.values is not None:
         values = [
-            answers.FieldValue(value=one.value, count=one.images, texts=one.texts)
+            index_shapes.FieldValue(value=one.value, count=one.images, texts=one.texts)
             for one in facet.values
         ]
-    return answers.FieldSummary(
+    return index_shapes.FieldSummary(
         name=facet.name,
         type=facet.type,
         present=facet.images,
@@ -81,15 +86,15 @@ def _field(facet: Facet) -> answers.FieldSummary:
     )
 
 
-def indexes(engines: Mapping[str, Engine]) -> answers.IndexesResponse:
+def indexes(engines: Mapping[str, Engine]) -> index_shapes.IndexesResponse:
     first = next(iter(engines))
     listed = []
     for name, engine in engines.items():
         with engine.pin() as pinned:
             info = pinned.index_info().to_dict()
-        fields = {key: info[key] for key in answers.IndexSummary.model_fields if key in info}
-        listed.append(answers.IndexSummary(**fields, name=name, default=name == first))
-    return answers.IndexesResponse(indexes=listed)
+        fields = {key: info[key] for key in index_shapes.IndexSummary.model_fields if key in info}
+        listed.append(index_shapes.IndexSummary(**fields, name=name, default=name == first))
+    return index_shapes.IndexesResponse(indexes=listed)
 
 
 def search(
@@ -106,6 +111,10 @@ def search(
             fields["thumbnail"] = _inline(engine, hit.item)
         if answer.relevance_K is not None:
             fields["relevance"] = round(answer.relevance_K[rank], 4)
+        if hit.fused is not None:
+            fields["fused"] = hit.fused
+        if hit.duplicates:
+            fields["duplicates"] = list(hit.duplicates)
         hits.append(answers.Hit(**{"relevance": None} | fields, score=float(hit.score)))
     return answers.SearchResponse(
         hits=hits,

@@ -25,10 +25,12 @@ from models.errors import (
     DeadlineError,
     DiptychError,
     ImageError,
+    IndexLockedError,
     InputError,
     InvalidFilterError,
     LabelSetError,
     LabelSetNotFoundError,
+    NoSpaceError,
     NotFoundError,
     StoreError,
 )
@@ -46,6 +48,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "bad-host": (400, "The Host header names no host of this service"),
     "unauthorized": (401, "A key is needed"),
     "scope-missing": (403, "The key does not allow this"),
+    "read-only": (403, "Items cannot be changed here"),
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),
     "body-timeout": (408, "The body did not arrive in time"),
@@ -62,6 +65,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "model-not-found": (404, "No model has this name"),
     "label-set-not-found": (404, "No label set has this name"),
     "label-sets-read-only": (403, "Label sets cannot be changed here"),
+    "idempotency-key-in-use": (409, "The first request is not answered yet"),
+    "idempotency-key-reused": (422, "The Idempotency-Key belongs to another request"),
     "label-sets-full": (409, "There are too many label sets"),
     "label-set-mismatch": (409, "The label set was made with another model"),
     "label-set-damaged": (500, "The stored label set is damaged"),
@@ -80,6 +85,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "internal-error": (500, "Something went wrong on our side"),
     "model-unusable": (500, "The model failed"),
     "index-error": (503, "The index cannot answer"),
+    "index-locked": (503, "Another program is writing the index"),
+    "no-space": (507, "The disk is full"),
     "not-ready": (503, "Not ready"),
     "too-many-attempts": (429, "Too many requests without a valid key"),
     "shutting-down": (503, "Shutting down"),
@@ -102,6 +109,10 @@ _LABEL_SETS: dict[str, tuple[str, str | None]] = {
     "label-sets-full": ("No more can be stored.", "Delete one that is not needed."),
     "label-sets-read-only": ("The service keeps no label sets, or may not write them.", None),
     "label-sets-unwritable": ("What was stored before still is; the log has the cause.", None),
+}
+_STORE = {
+    "index-locked": "Nothing was written; searches go on meanwhile.",
+    "no-space": "Nothing was written; what the index holds is untouched.",
 }
 _MAX_ERRORS = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -181,6 +192,9 @@ def of_domain(error: DiptychError) -> Problem:
             detail = _RULES.get(code, "The value cannot be used.")
         if isinstance(error, InvalidFilterError):
             errors = [{"pointer": f"#/filter{error.where}", "code": code, "detail": detail}]
+    elif isinstance(error, IndexLockedError | NoSpaceError):
+        detail, headers = _STORE[code], {"Retry-After": "5"}
+        hint = None
     elif isinstance(error, StoreError):
         # the message names files; the operator finds it in the log
         code, detail, hint = "index-error", "The index cannot answer at the moment.", None

@@ -25,6 +25,7 @@ from models.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.errors import InputError
 from models.hierarchy import MAX_DEPTH
 from service.label_sets import MAX_ALPHA, MAX_BETA
+from service.manners import DEDUPLICATE, HYBRID
 from service.queries import (
     MAX_K,
     MAX_OFFSET,
@@ -137,6 +138,35 @@ FILTER_WORDS = (
 )
 
 
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Cosine = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Hybrid = Annotated[
+    _Share | bool,
+    Field(
+        description="Search by words too, in captions and texts: their weight from 0 (none) to 1 "
+        f"(words alone), or true for {HYBRID}. The order is then that of `fused`, and cosines do "
+        "not fall."
+    ),
+]
+Deduplicate = Annotated[
+    _Cosine | bool,
+    Field(
+        description="Leave out hits whose cosine to a better one reaches this, or true for "
+        f"{DEDUPLICATE}; the better one names them in `duplicates`."
+    ),
+]
+Exact = Annotated[bool, Field(description="Compare with every item, whatever was optimized.")]
+Effort = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=100_000,
+        description="How hard an optimized index looks (efSearch or nprobe); null for what it "
+        "was optimized for.",
+    ),
+]
+
+
 class Page(Strict):
     k: Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")] = 10
     offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")] = 0
@@ -151,6 +181,10 @@ class Page(Strict):
         list[Include],
         Field(max_length=3, description="Optional parts of each hit; `thumbnail` as a data URI."),
     ] = ["attributes"]
+    hybrid: Hybrid = False
+    deduplicate: Deduplicate = False
+    exact: Exact = False
+    effort: Effort = None
 
 
 class SearchRequest(Page):
@@ -159,6 +193,7 @@ class SearchRequest(Page):
             "examples": [
                 {"query": {"text": "a red apple"}, "k": 3},
                 {"query": {"text": "一个红苹果"}, "target": "texts", "k": 3},
+                {"query": {"text": "a red apple"}, "hybrid": True, "deduplicate": 0.97, "k": 3},
                 {"query": {"id": EXAMPLE_ID}, "k": 5},
                 {"query": {"image": EXAMPLE_PNG}, "k": 5, "include": ["embedding"]},
                 {
@@ -187,6 +222,7 @@ class TextToImageRequest(Page):
         json_schema_extra={
             "examples": [
                 {"text": "a red apple", "k": 3},
+                {"text": "a red apple", "hybrid": 0.6, "deduplicate": True, "exact": True},
                 {"text": "红苹果", "filter": {"field": "year", "eq": 2024}},
             ]
         }
@@ -208,6 +244,10 @@ class ImageSearchOptions(BaseModel):
     filter: Annotated[
         str | None, Field(max_length=1 << 20, description="A filter, as JSON. " + FILTER_WORDS)
     ] = None
+    # no `hybrid`: a picture alone has no words
+    deduplicate: Deduplicate = False
+    exact: Exact = False
+    effort: Effort = None
 
 
 Abstain = Annotated[

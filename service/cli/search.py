@@ -14,6 +14,7 @@ import click
 from models.errors import InvalidFilterError
 from service.cli.exits import OK
 from service.cli.output import emit_json, json_option, model_options, note
+from service.manners import DEDUPLICATE, HYBRID
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from service.queries import SearchAnswer, SearchQuery, Target
 
 _TEXT_WIDTH = 80
-HYBRID = 0.4
-DEDUPLICATE = 0.95
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4

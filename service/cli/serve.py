@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.engine import Engine
     from service.explaining import Decode
     from service.label_set_store import LabelSetStore
+    from service.writing import ItemWriter
 
 _STOP_S = 5.0  # of the batches still under way once no request is
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
@@ -78,6 +79,11 @@ _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
     "port can search.",
 )
 @click.option(
+    "--writable",
+    is_flag=True,
+    help="Let callers put and delete items; with --keys only those whose key has the scope write.",
+)
+@click.option(
     "--allow-urls",
     is_flag=True,
     help="Let callers name pictures by public http and https addresses, which this machine then "
@@ -107,6 +113,7 @@ def serve(
     port: int,
     keys: Path | None,
     insecure_public: bool,
+    writable: bool,
     allow_urls: bool,
     cors_origins: tuple[str, ...],
     proxies: str | None,
@@ -128,9 +135,17 @@ def serve(
             f"{host} can be reached from other machines, and without --keys everyone there could "
             "search; make a key with: diptych keys new --file keys.json"
         )
+    if writable and not loopback and keys is None:
+        raise click.UsageError(
+            f"{host} can be reached from other machines, and without --keys everyone there could "
+            "change the index; make a key with: diptych keys new --file keys.json "
+            "--scope read --scope write"
+        )
     access = _access(keys, cors_origins, allow_urls=allow_urls)
     proxies = _proxies(proxies)
     paths = _paths(indexes)
+    if writable:
+        _check_writable(paths)
     listener = _listen(host, port)
     with listener, ExitStack() as closing:
         # without binding first: verifying the files is quick, loading a model is not
@@ -141,6 +156,8 @@ def serve(
             holders, store, model, closing, device=device, precision=precision, threads=threads
         )
         for engine in loading:
+            if writable:
+                engine.writer = _writer(engine, paths[engine.name])
             engine.warm_up()  # here, where a failure becomes one line
             engines[engine.name] = engine
         # what is loaded stays: a full collection that walks it all stops every request for 0.2 s
@@ -279,6 +296,25 @@ def _decoders(closing: ExitStack) -> Decode:
         )
     )
     return lambda data: pool.decode(data, wait_s=deadline.left())
+
+
+def _check_writable(paths: dict[str, Path]) -> None:
+    import os
+
+    for path in paths.values():
+        if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+            raise click.UsageError(f"--writable, but {path} may not be written by this user")
+
+
+def _writer(engine: Engine, path: Path) -> ItemWriter:
+    from indexer.building import BuildOptions
+    from indexer.editor import Editor
+    from service.writing import ItemWriter
+
+    assert engine.holder is not None, "what is served from a directory has one"
+    # an index that was built without a background goes on without
+    editor = Editor(path, engine.encoder, options=BuildOptions(relevance=False))
+    return ItemWriter(editor, engine.holder, engine.name)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from indexer.filters import parse_filter
 from models.errors import DeadlineError, DiptychError, StoreError
 from service import bodies, presenting, problems, schemas
-from service.asking import search_query
+from service.asking import manner, search_query
 from service.auth import reads
 from service.batch_shapes import BatchResponse, BatchResult, SearchError, Searches
 from service.engine import Engine
@@ -66,6 +66,7 @@ def _search(one: Any, engine: Engine, fetch: Fetch) -> Steps[_Answered]:
         filter=None if body.filter is None else parse_filter(body.filter),
         min_score=body.min_score,
         include_vectors="embedding" in body.include,
+        manner=manner(body),
     )
     return body, answer
 

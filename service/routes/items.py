@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from service import answers, presenting, schemas
+from service import answers, index_shapes, presenting, schemas
 from service.state import EngineOf, StateOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
@@ -23,7 +23,7 @@ ItemId = Annotated[
 
 
 @router.get("/index", summary="What is loaded")
-def index(engine: EngineOf, response: Response) -> answers.IndexResponse:
+def index(engine: EngineOf, response: Response) -> index_shapes.IndexResponse:
     """Version, counts and model of the index that answers now."""
     info = presenting.index_info(engine)
     response.headers["Index-Version"] = str(info.version)
@@ -31,7 +31,7 @@ def index(engine: EngineOf, response: Response) -> answers.IndexResponse:
 
 
 @router.get("/indexes", summary="All that is served")
-def indexes(state: StateOf) -> answers.IndexesResponse:
+def indexes(state: StateOf) -> index_shapes.IndexesResponse:
     """The indexes this service answers from, the one that needs no naming first."""
     return presenting.indexes(state.engines)
 

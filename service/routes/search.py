@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from indexer.filters import parse_filter
 from service import answers, bodies, presenting, schemas, timing
-from service.asking import needs_thread, search_query
+from service.asking import manner, needs_thread, search_query
 from service.auth import reads
 from service.engine import Engine, only_waits
 from service.fetching import FetchOf
@@ -35,6 +35,7 @@ async def _answer(
         "filter": None if page.filter is None else parse_filter(page.filter),
         "min_score": page.min_score,
         "include_vectors": "embedding" in page.include,
+        "manner": manner(page),
     }
     reads_more = "embedding" in page.include or "thumbnail" in page.include
     if only_waits(query) and not reads_more and page.k <= _SMALL_PAGE:
@@ -113,6 +114,12 @@ async def image_to_text(
     """
     options = upload.options
     page = schemas.Page(
-        k=options.k, offset=options.offset, min_score=options.min_score, filter=upload.filter
+        k=options.k,
+        offset=options.offset,
+        min_score=options.min_score,
+        filter=upload.filter,
+        deduplicate=options.deduplicate,
+        exact=options.exact,
+        effort=options.effort,
     )
     return await _answer(engine, ImageQuery(upload.image), options.target, page)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from fakes import solid
 from pydantic import BaseModel
-from services import build_colours, colour_client
+from services import build_colours
 from starlette.testclient import TestClient
+from writable import writable_client
 
 from service import (
     answers,
     batch_shapes,
     embedding_shapes,
+    index_shapes,
+    item_shapes,
     knn_shapes,
     label_set_shapes,
     problems,
@@ -26,7 +29,7 @@ from service import (
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     index: Path = build_colours(tmp_path_factory.mktemp("openapi") / "colours.index")
-    with colour_client(index) as client:
+    with writable_client(index) as client:
         yield client
 
 
@@ -104,6 +107,8 @@ MODELS = [
             batch_shapes,
             label_set_shapes,
             embedding_shapes,
+            index_shapes,
+            item_shapes,
             knn_shapes,
         )
         for value in vars(module).values()

@@ -20,7 +20,7 @@ from indexer.field_table import columns_of, rows_where
 from indexer.fields import Field
 from indexer.filter_sql import condition
 from indexer.filters import Filter
-from indexer.proposing import FEWEST_SHARE, AnnScan
+from indexer.proposing import AnnScan
 from indexer.ranking import Scanner, rescore
 from indexer.segment import HalfVectors, Segment
 from indexer.vector_index import ExactIndex
@@ -152,7 +152,7 @@ class Selections:
         selected_N = np.zeros(len(part.live_N), dtype=np.bool_)
         selected_N[rows_M] = True
         index, ann = part.index.restricted(selected_N), None
-        if part.ann is not None and len(rows_M) >= FEWEST_SHARE * len(part.live_N):
+        if part.ann is not None and len(rows_M) >= part.ann.fewest * len(part.live_N):
             ann = part.ann.restricted(selected_N, index)
         selection = _Selection(index, ann, bits=np.packbits(selected_N))
         return selection, len(selected_N) // 2 + _ENTRY

@@ -40,8 +40,8 @@ FEWEST_QUERIES: Final = 64
 MOST_QUERIES: Final = 1000
 GRAPH_ROWS: Final = 250_000
 """Above, a graph takes minutes to build and was slower at equal recall: at a million real picture
-vectors and real texts 1.2 against 0.34 ms, where at 100,000 it was 0.2 against 0.3. It is still
-tried where the inverted file misses the floor, or it is asked for."""
+vectors and real texts 1.75 ms (CPU time of two threads) against 0.34, where at 100,000 it was 0.2
+against 0.3. It is still tried where the inverted file misses the floor, or it is asked for."""
 _EFFORTS: Final[dict[Structure, tuple[int, ...]]] = {
     "hnsw": (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512),
     "ivf": (4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 512),

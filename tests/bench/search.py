@@ -102,6 +102,7 @@ def one(arguments: argparse.Namespace) -> None:
         )
         about = json.loads(path.with_name(path.name + ".json").read_text())
         size = about.pop("bytes_per_vector")
+        about["package"], about["build_threads"] = about.pop("library"), about.pop("threads")
     about["open_s"] = round(time.perf_counter() - started, 2)
     search(queries_QD[:200], 10, efforts[-1])  # the pages of the file, once
     points: list[dict[str, Any]] = []
@@ -242,11 +243,15 @@ def plot(results: list[dict[str, Any]], rows: int, out: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
     for axis, kind in zip(axes, ("batch_qps", "single_qps"), strict=True):
         for result in results:
+            points: list[dict[str, Any]] = []
+            for point in sorted(result["points"], key=lambda one: (-one["recall"], -one[kind])):
+                if not points or point[kind] > points[-1][kind]:
+                    points.append(point)
             label = f"{result['library']} ({result['bytes_per_vector']:.0f} B/vector)"
             style = "-o" if result["threads"] == 1 else "--s"
             axis.plot(
-                [point["recall"] for point in result["points"]],
-                [point[kind] for point in result["points"]],
+                [point["recall"] for point in points],
+                [point[kind] for point in points],
                 style, markersize=3, color=f"C{COLOURS.index(result['library'])}",
                 label=label if result["threads"] == 1 else None,
             )  # fmt: skip

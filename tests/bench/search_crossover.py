@@ -101,7 +101,7 @@ def main() -> None:
         "rows": arguments.rows,
         "queries": QUERIES,
         "threads": 1,
-        "crossover": FEWEST_SHARE,
+        "crossover": FEWEST_SHARE["ivf"],
         "shares": results,
         "cores": os.cpu_count(),
         "python": platform.python_version(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,20 @@ from indexes import opened, scratch
 from ramdisk import in_memory
 from victims import State, Victims, contents, expected
 
+from indexer.draft import Draft
+from indexer.erasures import read_erasures
 from indexer.history import history
-from models.errors import IndexNotFoundError, StoreError
+from indexer.manifest import (
+    CURRENT,
+    LOCK,
+    Manifest,
+    manifest_path,
+    parse_manifest,
+    read_manifest,
+)
+from indexer.store import IndexWriter
+from indexer.sweeping import manifest_numbers
+from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
 STEPS = ("build", "delete", "delete", "optimize", "rollback", "purge")
 
@@ -165,6 +178,21 @@ HISTORY: list[Step] = [
 SIZE = 6
 
 
+def broken_promises(path: Path, version: int) -> list[str]:
+    """Kept manifests that are damaged, and files they name that are not there."""
+    broken = []
+    for number in manifest_numbers(path):
+        name = manifest_path(number)
+        if number <= version:
+            try:
+                files = parse_manifest(name, (path / name).read_bytes()).files()
+            except IndexCorruptError:
+                broken.append(name)
+            else:
+                broken += [file for file in files if not (path / file).is_file()]
+    return broken
+
+
 class Outage:
     """A history whose power can be cut after any event, and what may then be found."""
 
@@ -179,13 +207,17 @@ class Outage:
         path = self._disk / "x.index"
         # per step: where its events end, the step, and what the index holds before and after
         self._ends: list[int] = []
+        # per commit: where its events end, and its version
+        self._acknowledged: list[tuple[int, int]] = []
         self._states: list[State] = [{}]
         self._versions: list[int] = [-1]
         self._steps: list[Step] = []
         for step in steps:
             if step[0] == "rollback":  # to the version after the first build
                 step = ["rollback", self._versions[1]]
-            perform(path, step, ColourEncoder(), fs=fs, size=SIZE)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(IndexWriter, "_commit", self._noting(IndexWriter._commit))
+                perform(path, step, ColourEncoder(), fs=fs, size=SIZE)
             self._ends.append(len(self.journal))
             version = version_of(path)
             self._model.finish(step, version)
@@ -195,27 +227,54 @@ class Outage:
             assert contents(path) == self._model.state
         self.syncs = fs.syncs
 
+    def _noting(self, commit: Callable[..., Manifest]) -> Callable[..., Manifest]:
+        """The commit, acknowledged at the event after which it may be."""
+
+        def publish(draft: Draft, manifest: Manifest) -> object:
+            head = real(draft, manifest)
+            self._acknowledged.append((len(self.journal), manifest.version))
+            return head
+
+        real = Draft.publish
+
+        def noted(*args: object, **named: object) -> Manifest:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Draft, "publish", publish)
+                return commit(*args, **named)
+
+        return noted
+
     def violation(self, until: int, rng: random.Random, luck: float, *, deep: bool) -> str | None:
         """What is wrong after losing power after `until` events, or None."""
         where = self._tmp_path / "after"
         shutil.rmtree(where, ignore_errors=True)
         Disk(self._disk, self.journal[:until]).survive(where, rng, luck)
         done = sum(until >= end for end in self._ends)
+        promised = max((v for end, v in self._acknowledged if until >= end), default=-1)
         try:
             version = version_of(where / "x.index")
+            read_erasures(where / "x.index", read_manifest(where / "x.index"))  # writers need it
             now = contents(where / "x.index") if deep else None
         except IndexNotFoundError:
-            return "acknowledged, then gone" if done else None
+            return "acknowledged, then gone" if promised >= 0 else None
         except StoreError as error:
             return str(error)
-        if version < self._versions[done]:
-            return f"version {self._versions[done]} was acknowledged, {version} found"
+        if version < promised:
+            return f"version {promised} was acknowledged, {version} found"
         if now is not None and now != self._states[done]:
             after = self._states[min(done + 1, len(self._steps))]
             building = done < len(self._steps) and self._steps[done][0] == "build"
             allowed = all(v in (self._states[done].get(k), after.get(k)) for k, v in now.items())
             if now != after and not (building and allowed and set(now) >= set(self._states[done])):
                 return f"wrong content in step {done}: {now}"
+        if broken := broken_promises(where / "x.index", version):
+            return f"a kept version lacks {broken}"
+        if done == len(self._steps) and self._steps[-1] == ["purge"]:
+            left = {str(p.relative_to(where / "x.index")) for p in where.rglob("*") if p.is_file()}
+            manifest = read_manifest(where / "x.index")
+            named = {*manifest.files(), manifest_path(manifest.version), CURRENT, LOCK}
+            if left - named:
+                return f"purged, and still there: {sorted(left - named)}"
         return None
 
 
@@ -250,9 +309,18 @@ def unnoticed_syncs(tmp_path: Path, steps: list[Step]) -> tuple[list[int], int]:
     while skip < syncs:
         outage = Outage(tmp_path, skip=skip, steps=steps)
         syncs = outage.syncs
-        points = range(len(outage.journal), 0, -1)
-        tries = [(until, 0.0) for until in points]
-        tries += [(until, 0.7) for until in points for _ in range(4)]
+        # a missing name or a torn file shows when CURRENT has reached the disk and it has not; a
+        # lost acknowledgement shows when nothing unsynced survives
+        published = [
+            until
+            for until, event in enumerate(outage.journal, 1)
+            if event.kind == "rename" and event.data.endswith(b"/CURRENT")
+        ]
+        tries = [(until, 0.0) for until in range(len(outage.journal), 0, -1)]
+        tries += [(until, 0.7) for until in published for _ in range(40)]
+        # what is removed shows only after the last version stands
+        last = range(published[-1], len(outage.journal) + 1)
+        tries += [(until, 0.7) for until in last for _ in range(20)]
         if not any(outage.violation(until, rng, luck, deep=False) for until, luck in tries):
             unnoticed.append(skip)
         skip += 1

@@ -16,7 +16,6 @@ from typing import Any, Final, Self
 
 from indexer.background import Background, QueryKind
 from indexer.checking import Verify
-from indexer.entries import SegmentEntry
 from indexer.facets import Facet, facets
 from indexer.fields import BUILT_IN
 from indexer.filters import Filter, check_filter
@@ -63,8 +62,6 @@ class IndexInfo:
     fields: list[dict[str, str]]
     relevance: dict[str, Any] | None = None
     """Per target what hits are judged against: rows measured, queries, kinds; None: nothing."""
-    structures: list[dict[str, Any]] = field(default_factory=list)
-    """Of the segments that have an ANN structure: what it is, and what was measured of it."""
     degraded: list[str] = field(default_factory=list)
     """Search structures that are damaged; their segments are searched exactly, which is slower."""
 
@@ -141,7 +138,6 @@ class Snapshot:
             sources=[source.model_dump() for source in manifest.sources],
             fields=[asdict(one) for one in (*manifest.declared, *BUILT_IN)],
             relevance=None if manifest.relevance is None else _about(manifest.relevance),
-            structures=[about for one in manifest.segments if (about := _structure(one))],
             degraded=list(self._degraded),
             structures=[
                 {
@@ -359,12 +355,3 @@ def _about(entry: RelevanceEntry) -> dict[str, Any]:
         }
         for target, one in (("images", entry.images), ("texts", entry.texts))
     }
-
-
-def _structure(entry: SegmentEntry) -> dict[str, Any] | None:
-    """A segment's ANN structure as `IndexInfo` tells of it."""
-    if entry.ann is None:
-        return None
-    point = entry.ann.operating.model_dump(mode="json")
-    about = {"modality": entry.modality, "rows": entry.rows, "structure": entry.ann.structure}
-    return {**about, **point}

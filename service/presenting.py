@@ -61,11 +61,19 @@ def index_info(engine: Engine) -> index_shapes.IndexResponse:
     fields = [_field(facet) for facet in engine.facets()]
     more = {
         "name": engine.name,
+        "structures": [_structure(one) for one in info["structures"]],
         "fields": fields,
         "explains": engine.explanations.possible,
         "writable": engine.writer is not None,
     }
     return index_shapes.IndexResponse(**known | more)
+
+
+def _structure(about: Mapping[str, Any]) -> index_shapes.SearchStructure:
+    modality = about["target"].removesuffix("s")
+    return index_shapes.SearchStructure(
+        modality=modality, rows=about["rows"], structure=about["structure"], **about["operating"]
+    )
 
 
 def _field(facet: Facet) -> index_shapes.FieldSummary:

@@ -10,8 +10,6 @@ Shapes: A heads, B batch, L tokens, W width, X width of a head.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,26 +34,34 @@ class _Direct(nn.MultiheadAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        *args: Any,
+        key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        **options: Any,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As its parent; only masked self-attention that nobody asks the weights of is direct.
 
         Without a mask the parent has a fused kernel of its own.
         """
         itself = query is key and key is value and query.dim() == 3
-        if args or options or need_weights or attn_mask is None or self.training or not itself:
-            found: tuple[Tensor, Tensor | None] = super().forward(
-                query, key, value, *args,
-                need_weights=need_weights, attn_mask=attn_mask, **options,
-            )  # fmt: skip
-            return found
+        plain = key_padding_mask is None and not (need_weights or is_causal or self.training)
+        if attn_mask is None or not (itself and plain):
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                need_weights=need_weights,
+                attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights,
+                is_causal=is_causal,
+            )
         packed_BLW3 = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-        heads = (self.num_heads, self.head_dim)
-        each_BALX = (
-            part_BLW.unflatten(-1, heads).transpose(1, 2) for part_BLW in packed_BLW3.chunk(3, -1)
+        batch, length, width = query.shape
+        query, key, value = (
+            part_BLW.view(batch, length, self.num_heads, -1).transpose(1, 2)
+            for part_BLW in packed_BLW3.chunk(3, -1)
         )
-        mixed_BALX = functional.scaled_dot_product_attention(*each_BALX, attn_mask=attn_mask)
-        return self.out_proj(mixed_BALX.transpose(1, 2).flatten(-2)), None
+        mixed_BALX = functional.scaled_dot_product_attention(query, key, value, attn_mask)
+        return self.out_proj(mixed_BALX.transpose(1, 2).reshape(batch, length, width)), None

@@ -55,16 +55,15 @@ class _Prefix:
         x_BLW = x_BLW + pair.positional_embedding[:length].to(dtype)
         x_BLW = pair.transformer(x_BLW, attn_mask=pair.attn_mask[:length, :length])
         x_BLW = pair.ln_final(x_BLW)
-        pooled_BW = text_global_pool(
+        pooled_BW: torch.Tensor = text_global_pool(
             x_BLW, text_BL, pair.text_pool_type, eos_token_id=pair.text_eos_id
         )
         projection = pair.text_projection
         if projection is None:
             return pooled_BW
-        if isinstance(projection, torch.nn.Linear):
-            projected_BD: torch.Tensor = projection(pooled_BW)
-            return projected_BD
-        return pooled_BW @ projection
+        linear = isinstance(projection, torch.nn.Linear)
+        projected_BD: torch.Tensor = projection(pooled_BW) if linear else pooled_BW @ projection
+        return projected_BD
 
     def _length(self, text_BL: torch.Tensor) -> int:
         """Positions up to the last that any row is read at."""

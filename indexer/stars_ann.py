@@ -136,8 +136,12 @@ class _Sky:
         (taken,) = np.nonzero(self._state_R == _TAKEN)
         taken = taken[np.argsort(self._owner_R[taken], kind="stable")]
         owners, starts = np.unique(self._owner_R[taken], return_index=True)
-        for owner, mine in zip(owners.tolist(), np.split(taken, starts[1:]), strict=True):
-            yield owner, [(int(one), float(self._score_R[one])) for one in mine]
+        ends = [*starts[1:].tolist(), len(taken)]
+        for owner, start, end in zip(
+            owners.tolist(), starts.tolist(), ends[: len(owners)], strict=True
+        ):
+            mine = taken[start:end].tolist()
+            yield owner, [(one, float(self._score_R[one])) for one in mine]
 
     def _claim(self, owner: int, other: int, score: float) -> None:
         if self._state_R[other] != _FREE:

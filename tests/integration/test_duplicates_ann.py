@@ -167,6 +167,16 @@ def test_a_crowd_is_claimed_at_once(album: Path, monkeypatch: pytest.MonkeyPatch
     assert 1 <= len(looks) <= 3
 
 
+def test_pictures_without_duplicates_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.tuning._GAIN", 0.0)
+    fill(tmp_path / "x", pictures(600), texts(100))
+    report = optimize(tmp_path / "x", OptimizeOptions(structure="ivf", fewest=500, floor=0.5))
+    assert report.images.structure == "ivf", report.images.notes
+    assert named(tmp_path / "x", fewest=100) == ({}, False)
+
+
 def test_the_command_line_says_so(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "FEWEST_ROWS", 100)
     base = ["index", "duplicates", "--index", str(album), "--threshold", str(THRESHOLD), "--json"]

@@ -1,12 +1,8 @@
 """Groups of near-duplicate pictures, by embedding.
 
-    in order of preference: a picture joins the first kept one whose cosine to it reaches the
-    threshold, or is kept
-
-Preferred are larger pictures (in pixels, then bytes), then those stored first. Every picture named
-for removal is close to the one that is kept, and not merely to one that is close to it, as a chain
-of neighbours would have it. Exact: blocks of kept pictures are compared with all that are left, in
-memory of some 32 bytes a picture however many duplicates there are.
+Preferred are larger pictures (in pixels, then bytes), then those stored first; `indexer.stars` says
+who joins whom. A segment with an ANN structure is asked for neighbours (`indexer.stars_ann`), where
+every pair is not asked for: each pair named is as close as it says, and some are missed.
 
 A duplicate is `same-pixels` where the decoded pictures are equal, `same-vector` where nothing is
 known of the pixels (an index of format 1) and the embeddings are equal, otherwise `near`.
@@ -14,7 +10,7 @@ known of the pixels (an index of format 1) and the embeddings are equal, otherwi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -22,16 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.items import Item, Picture
+from indexer.proposing import AnnScan
+from indexer.searching import structure_of
+from indexer.stars import OnProgress, stars
+from indexer.stars_ann import stars_by_neighbours
+from indexer.vector_index import ExactIndex
 from indexer.version import OpenVersion
 from models.errors import InputError
+
+FEWEST_ROWS: Final = 25_000
+"""Below, comparing every pair is as fast as asking a structure: at 100,000 x 512 on one thread it
+takes 72 s against 18, and four times that for twice as many (`tests/bench/duplicates.py`)."""
 
 DEFAULT_THRESHOLD: Final = 0.95
 """Measured with the starter pair, see `find_duplicates`."""
 
 Kind = Literal["same-pixels", "same-vector", "near"]
 
-_BLOCK: Final = 512
-_CHUNK: Final = 16_384
+Scans = Mapping[int, tuple[AnnScan, ExactIndex]]
+
 _READ: Final = 4096
 
 
@@ -59,34 +64,74 @@ class Group:
         return asdict(self)
 
 
+class Duplicates:
+    """The groups of two pictures and more, in the order of preference of the kept ones.
+
+    Attributes:
+        exact: whether every pair is compared; if not, a few are missed, none is named wrongly.
+    """
+
+    def __init__(self, version: OpenVersion, threshold: float, scans: Scans, progress: OnProgress):
+        self.exact = not scans
+        self._version = version
+        self._threshold = threshold
+        self._scans = scans
+        self._on_progress = progress
+
+    def __iter__(self) -> Iterator[Group]:
+        """Raises IndexCorruptError: a segment's database is damaged."""
+        version = self._version
+        places_R2 = _in_order_of_preference(version)
+        vectors = [segment.vectors_ND for segment in version.segments]
+        if self.exact:
+            found = stars(vectors, places_R2, self._threshold, self._on_progress)
+        else:
+            found = stars_by_neighbours(
+                vectors, places_R2, self._scans, self._threshold, self._on_progress
+            )
+        for kept, others in found:
+            yield _group(version, places_R2, kept, others)
+
+
 def find_duplicates(
     version: OpenVersion,
     threshold: float = DEFAULT_THRESHOLD,
     *,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[Group]:
-    """The groups of two pictures and more, in the order of preference of the kept ones.
+    exact: bool = False,
+    fewest: int | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Duplicates:
+    """See the module.
 
-    At the default threshold, with the starter pair on photographs of 224 pixels: of 18 million
-    pairs of different photographs two reach it (the same file twice; two shots of one moment),
-    and a copy is found after JPEG at quality 90 (100%), 70 (77%) and 50 (41%), darkened or
-    brightened by a fifth (98% and more), cropped by 5% (80%), mirrored (43%); rarely after being
-    scaled to half (0%), turned grey (0%) or framed (2%). Pictures of one product on one shelf
-    are not told apart as well: 70 of a million pairs of different ones reach it, 9 reach 0.97.
+    The default threshold was measured with the starter pair on photographs of 224 pixels, those of
+    Flickr8k: two of 18 million pairs of files reach it. A copy is found after JPEG at quality 90
+    (100%), 70 (77%) and 50 (41%), darkened or brightened by a fifth (98% and more), cropped by 5%
+    (80%), mirrored (43%); rarely after being scaled to half (0%), turned grey (0%) or framed (2%).
+    Pictures of one product on one shelf are not told apart as well: 70 of a million pairs of
+    different ones reach it, 9 reach 0.97.
 
     Args:
         threshold: cosine, above 0 and at most 1.
+        exact: compare every pair, which takes hours for a million pictures.
+        fewest: structures of segments with fewer rows, `FEWEST_ROWS` of them if None, are not used.
         on_progress: (pictures compared, pictures in all).
 
     Raises:
         InputError: the threshold is out of range.
-        IndexCorruptError: a segment's database is damaged.
     """
     if not 0.0 < threshold <= 1.0:
         raise InputError("the threshold is a cosine above 0 and at most 1")
-    places_R2 = _in_order_of_preference(version)
-    for kept, others in _stars(version, places_R2, threshold, on_progress):
-        yield _group(version, places_R2, kept, others)
+    fewest = FEWEST_ROWS if fewest is None else fewest
+    scans: dict[int, tuple[AnnScan, ExactIndex]] = {}
+    for position, segment in enumerate(version.segments):
+        if exact or segment.entry.modality != "image" or segment.entry.rows < fewest:
+            continue
+        live_N = ~version.dead[position]
+        everything = ExactIndex(segment.vectors_ND, live_N)
+        scan = structure_of(segment, live_N, everything)
+        if scan is not None and scan.live:
+            scans[position] = scan, everything
+    return Duplicates(version, threshold, scans, on_progress)
 
 
 def _in_order_of_preference(version: OpenVersion) -> npt.NDArray[np.int64]:
@@ -109,62 +154,6 @@ def _in_order_of_preference(version: OpenVersion) -> npt.NDArray[np.int64]:
     order = np.lexsort(keys_R4.T[::-1])
     places_R2: npt.NDArray[np.int64] = keys_R4[order, 2:]
     return places_R2
-
-
-def _stars(
-    version: OpenVersion,
-    places_R2: npt.NDArray[np.int64],
-    threshold: float,
-    on_progress: Callable[[int, int], None],
-) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-    """(kept, [(other, cosine)]) as numbers in the order of preference, of every group."""
-    floor, total = np.float32(threshold), len(places_R2)
-    free_R = np.ones(total, dtype=np.bool_)
-    start = 0
-    while start < total:
-        block = np.flatnonzero(free_R[start:])[:_BLOCK] + start
-        if not len(block):
-            break
-        block_BD = _vectors(version, places_R2, block)
-        scores_BB = block_BD @ block_BD.T
-        members: dict[int, list[tuple[int, float]]] = {}
-        for at in range(len(block)):
-            earlier = [one for one in members if scores_BB[at, one] >= floor]
-            if earlier:
-                members[earlier[0]].append((int(block[at]), float(scores_BB[at, earlier[0]])))
-            else:
-                members[at] = []
-        kept = list(members)
-        free_R[block] = False
-        start = int(block[-1]) + 1
-        kept_VD = block_BD[kept]
-        for first in range(start, total, _CHUNK):
-            rest = np.flatnonzero(free_R[first : first + _CHUNK]) + first
-            if not len(rest):
-                continue
-            close_VM = kept_VD @ _vectors(version, places_R2, rest).T
-            found = np.flatnonzero((close_VM >= floor).any(axis=0))
-            owners = (close_VM[:, found] >= floor).argmax(axis=0)
-            for other, owner in zip(found.tolist(), owners.tolist(), strict=True):
-                score = float(close_VM[owner, other])
-                members[kept[owner]].append((int(rest[other]), score))
-            free_R[rest[found]] = False
-        for at, others in members.items():
-            if others:
-                yield int(block[at]), others
-        on_progress(total - int(free_R.sum()), total)
-
-
-def _vectors(
-    version: OpenVersion, places_R2: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """Unit rows, float32 [M, D], of pictures by their number."""
-    places_M2 = places_R2[numbers]
-    vectors_MD = np.empty((len(numbers), version.manifest.dim), dtype=np.float32)
-    for position in np.unique(places_M2[:, 0]).tolist():
-        (where,) = np.nonzero(places_M2[:, 0] == position)
-        vectors_MD[where] = version.segments[position].vectors_ND[places_M2[where, 1]]
-    return vectors_MD
 
 
 def _group(

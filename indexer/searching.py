@@ -66,7 +66,7 @@ class Searcher:
         self._parts: dict[Modality, list[Part]] = {"image": [], "text": []}
         for segment, live_N in zip(version.segments, live, strict=True):
             index = ExactIndex(segment.vectors_ND, live_N)
-            part = Part(segment, live_N, index, _structure(segment, live_N, index))
+            part = Part(segment, live_N, index, structure_of(segment, live_N, index))
             self._parts[segment.entry.modality].append(part)
         self._words = {
             modality: WordSearch([part.segment for part in parts], [part.live_N for part in parts])
@@ -173,7 +173,7 @@ class Searcher:
         return queries_QD
 
 
-def _structure(
+def structure_of(
     segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
 ) -> AnnScan | None:
     """The segment's ANN structure; where none is sound, its rows are searched exactly."""

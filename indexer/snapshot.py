@@ -68,6 +68,9 @@ class IndexInfo:
     structures: list[dict[str, Any]] = field(default_factory=list)
     """ANN structures: the target, rows, and what `indexer.ann_entry.AnnEntry` says."""
 
+    wordless: int = 0
+    """Segments of format 1, which lack what hybrid search needs."""
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -148,6 +151,7 @@ class Snapshot:
                 for segment in manifest.segments
                 if segment.ann is not None
             ],
+            wordless=sum(not segment.items.has_words for segment in self._open.segments),
         )
 
     def relevance(

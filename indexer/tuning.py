@@ -138,6 +138,9 @@ class Tuner:
         index.write(count)
         with one_thread():
             measured = list(self._curve(index, recipe, size / len(self._vectors_ND)))
+        if not measured:
+            rows = len(self._vectors_ND)
+            return None, f"{recipe.name} has nothing to gain on {rows} rows"
         curve = [point for point, _ in measured]
         best = max(point.recall for point in curve)
         willing = sorted(

@@ -145,6 +145,7 @@ class PowerLossFs(Fs):
         super().__init__()
         self.journal = journal
         self.syncs = 0
+        self.synced: list[Path] = []
         self._skip = skip
 
     def _create(self, path: Path) -> int:
@@ -160,6 +161,7 @@ class PowerLossFs(Fs):
     def _fsync(self, fd: int) -> None:
         path = Path(_path(fd))
         self.syncs += 1
+        self.synced.append(path)
         skipped = self.syncs - 1 == self._skip
         if path.is_dir():
             if not skipped:

@@ -52,7 +52,11 @@ def info(path: Path, plot: Path | None, as_json: bool) -> None:
 
         draw_curves(about.structures, plot)
     if as_json:
-        emit_json({"index": str(path), **about.to_dict()})
+        remedies = [
+            {"problem": problem, "remedy": remedy}
+            for problem, remedy in _remedies(about.degraded, about.wordless, path)
+        ]
+        emit_json({"index": str(path), **about.to_dict(), "attention": remedies})
         return
     lines = {
         "index": f"{path} ({about.uuid})",
@@ -69,6 +73,8 @@ def info(path: Path, plot: Path | None, as_json: bool) -> None:
         click.echo(f"{name:<9} {value}")
     for source in about.sources:
         click.echo(f"{'source':<9} {source['name']} ({source['kind']})")
+    for problem, remedy in _remedies(about.degraded, about.wordless, path):
+        click.echo(f"{'attention':<9} {problem}: {remedy}")
 
 
 for command in (build, add, delete, optimize, rollback, purge, history):
@@ -78,6 +84,20 @@ index.add_command(repair)
 index.add_command(duplicates)
 index.add_command(export)
 index.add_command(import_)
+
+
+def _remedies(degraded: list[str], wordless: int, path: Path) -> list[tuple[str, str]]:
+    """What an index lacks, and the command that gives it."""
+    found = [
+        (f"{damage}; its rows are searched one by one", f"diptych index repair --index {path}")
+        for damage in degraded
+    ]
+    if wordless:
+        lack = "segment lacks" if wordless == 1 else "segments lack"
+        found.append(
+            (f"{wordless} {lack} words for hybrid search", f"diptych index optimize --index {path}")
+        )
+    return found
 
 
 def _structure(one: dict[str, Any]) -> str:

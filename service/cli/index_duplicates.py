@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "  diptych index duplicates --index photos.index --ids | "
     "diptych index delete --index photos.index --ids -\n\n"
     "The embedding sees what a picture shows, not its every detail: look at what is near before "
-    "deleting it. What has the same pixels (--exact) is safe."
+    "deleting it. What has the same pixels (--same-pixels) is safe."
 )
 @click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
 @click.option(
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.0, 1.0, min_open=True),
     help="Cosine from which two pictures count as the same. [default: 0.95]",
 )
-@click.option("--exact", is_flag=True, help="Only pictures whose every pixel is the same.")
+@click.option("--same-pixels", is_flag=True, help="Only pictures whose every pixel is the same.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Compare every pair, also where the index has a search structure: hours for a million.",
+)
 @click.option(
     "--ids",
     "only_ids",
@@ -39,12 +44,20 @@ if TYPE_CHECKING:
 )
 @json_option
 def duplicates(
-    path: Path, threshold: float | None, exact: bool, only_ids: bool, as_json: bool
+    path: Path,
+    threshold: float | None,
+    same_pixels: bool,
+    exact: bool,
+    only_ids: bool,
+    as_json: bool,
 ) -> None:
     """List groups of near-duplicate pictures, the one to keep first.
 
     To keep is the largest in pixels, then in bytes, then the one indexed first. Every other
     picture of a group is close to that one. Nothing is deleted.
+
+    A large index that was optimized is asked for the neighbours of each picture: whatever is listed
+    is as close as it says, and a few may be missed, as in search.
     """
     from indexer.duplicates import DEFAULT_THRESHOLD, find_duplicates
     from indexer.version import open_version
@@ -56,8 +69,9 @@ def duplicates(
     found = []
     try:
         with _bar() as on_progress:
-            for group in find_duplicates(version, cosine, on_progress=on_progress):
-                kept = _exactly(group) if exact else group
+            every = find_duplicates(version, cosine, exact=exact, on_progress=on_progress)
+            for group in every:
+                kept = _same_pixels(group) if same_pixels else group
                 if not kept.others:
                     continue
                 if as_json:
@@ -68,18 +82,21 @@ def duplicates(
                     _print(kept)
     finally:
         version.close()
+    if not every.exact:
+        note("found through the search structure, which misses a few; --exact compares every pair")
     if as_json:
         emit_json(
             {
                 "index": str(path),
                 "version": version.manifest.version,
                 "threshold": cosine,
+                "exact": every.exact,
                 "groups": found,
             }
         )
 
 
-def _exactly(group: Group) -> Group:
+def _same_pixels(group: Group) -> Group:
     from dataclasses import replace
 
     same = tuple(one for one in group.others if one.kind == "same-pixels")

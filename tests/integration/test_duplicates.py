@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import ColourEncoder, encode, solid
-from indexes import build
+from indexes import build, ids, opened
 from PIL import Image, PngImagePlugin
-from serving import run
+from serving import command, environment, run
 
-from indexer import duplicates as module
+from indexer import stars as module
 from indexer.duplicates import Group, find_duplicates
 from indexer.items import Item, Picture
 from indexer.segment_writer import NewRow
@@ -122,11 +123,26 @@ def test_command_line(album: Path) -> None:
     result = run(*base, "--json")
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
-    assert document["threshold"] == 0.95
+    assert (document["threshold"], document["exact"]) == (0.95, True)
     assert document["groups"][0]["keep"]["id"] == "commented"
     assert sorted(run(*base, "--ids").stdout.split()) == ["red", "small", "speck"]
-    assert run(*base, "--ids", "--exact").stdout.split() == ["red"]
+    assert run(*base, "--ids", "--same-pixels").stdout.split() == ["red"]
     text = run(*base).stdout
     assert "keep         commented  32 x 32" in text
     assert "same-pixels" in text
     assert run(*base, "--ids", "--json").returncode == 2
+
+
+def test_what_is_superfluous_goes_through_the_pipe(album: Path) -> None:
+    base = ["--index", str(album)]
+    find = command("index", "duplicates", *base, "--ids")
+    delete = command("index", "delete", *base, "--ids", "-", "--json")
+    with subprocess.Popen(find, env=environment(), stdout=subprocess.PIPE) as finding:
+        deleted = subprocess.run(
+            delete, env=environment(), stdin=finding.stdout, capture_output=True, timeout=60
+        )
+    assert (finding.returncode, deleted.returncode) == (0, 0), deleted.stderr
+    with opened(album) as snapshot:
+        assert ids(snapshot, "red") == ["commented", "blue"]
+    assert groups(album) == []
+    assert run("index", "duplicates", *base, "--ids").stdout == ""

@@ -225,7 +225,7 @@ class Outage:
             self._states.append(self._model.state)
             self._versions.append(version)
             assert contents(path) == self._model.state
-        self.syncs = fs.syncs
+        self.synced = fs.synced
 
     def _noting(self, commit: Callable[..., Manifest]) -> Callable[..., Manifest]:
         """The commit, acknowledged at the event after which it may be."""
@@ -301,14 +301,14 @@ def test_power_loss_in_100000_states_of_a_history() -> None:
     lose_power(100_000, seed=3)
 
 
-def unnoticed_syncs(tmp_path: Path, steps: list[Step]) -> tuple[list[int], int]:
+def unnoticed_syncs(tmp_path: Path, steps: list[Step]) -> tuple[list[Path], int]:
     """Leave out one fsync after the other -> (those that no state tells of, how many there are)."""
     rng = random.Random(6)
     unnoticed = []
     skip, syncs = 0, 1
     while skip < syncs:
         outage = Outage(tmp_path, skip=skip, steps=steps)
-        syncs = outage.syncs
+        syncs = len(outage.synced)
         # a missing name or a torn file shows when CURRENT has reached the disk and it has not; a
         # lost acknowledgement shows when nothing unsynced survives
         published = [
@@ -322,7 +322,7 @@ def unnoticed_syncs(tmp_path: Path, steps: list[Step]) -> tuple[list[int], int]:
         last = range(published[-1], len(outage.journal) + 1)
         tries += [(until, 0.7) for until in last for _ in range(20)]
         if not any(outage.violation(until, rng, luck, deep=False) for until, luck in tries):
-            unnoticed.append(skip)
+            unnoticed.append(outage.synced[skip])
         skip += 1
     return unnoticed, syncs
 
@@ -334,4 +334,6 @@ def test_leaving_out_any_one_fsync_of_a_history_is_noticed() -> None:
     with in_memory() as home:
         unnoticed, syncs = unnoticed_syncs(home, HISTORY)
     assert syncs > 40
-    assert unnoticed == []
+    # a purge syncs manifests/ once more at its end, for names that a writer before it removed and
+    # was killed before it could sync; no history of one process can tell
+    assert [path.name for path in unnoticed] in ([], ["manifests"])

@@ -223,6 +223,15 @@ def test_small_indexes_stay_exact_and_say_so(tmp_path: Path) -> None:
     assert optimize(tmp_path / "x").version == report.version
 
 
+def test_too_few_rows_for_any_effort_stay_exact_and_say_why(tmp_path: Path) -> None:
+    rows = 200  # a graph walk that keeps one in sixteen is none
+    fill(tmp_path / "x", pictures(rows), texts(100))
+    options = OptimizeOptions(structure="hnsw", fewest=100, floor=0.5)
+    report = optimize(tmp_path / "x", options)
+    assert report.images.structure == "exact"
+    assert "nothing to gain on 200 rows" in report.images.notes[0]
+
+
 def test_data_without_structure_stay_exact_and_say_why(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = unit_rows(rng.standard_normal((ROWS, DIM)))

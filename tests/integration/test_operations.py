@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from fakes import ColourEncoder
 from prometheus_client.metrics import MetricWrapperBase
+from services import build_colours
+from serving import command, environment
 
+from indexer.editor import Editor
+from indexer.manifest import read_manifest
+from indexer.snapshot import open_snapshot
 from service import metrics
 from service.cli.main import cli
 from service.cli.serve import serve
@@ -101,10 +109,10 @@ def options(arguments: list[str]) -> None:
 
 
 def test_containers_start_what_exists_and_ask_for_keys() -> None:
-    (command,) = re.findall(r"^CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
-    options(json.loads(command))
-    assert "--keys" in json.loads(command)
-    assert "--insecure-public" not in json.loads(command)
+    (default,) = re.findall(r"^CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    options(json.loads(default))
+    assert "--keys" in json.loads(default)
+    assert "--insecure-public" not in json.loads(default)
     for name in ("diptych", "diptych-cuda"):
         one = COMPOSE["services"][name]
         options(one["command"])
@@ -141,9 +149,9 @@ def command_of(unit: str) -> list[str]:
 
 
 def test_the_unit_starts_what_exists() -> None:
-    command = command_of(UNIT.read_text())
-    assert command[0].endswith("/diptych")
-    options(command[1:])
+    started = command_of(UNIT.read_text())
+    assert started[0].endswith("/diptych")
+    options(started[1:])
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
@@ -171,3 +179,21 @@ def test_the_guide_names_commands_that_exist() -> None:
     assert len(named) >= 7
     for one in named:
         assert runner.invoke(cli, [*one.split(), "--help"]).exit_code == 0, one
+
+
+def test_the_backup_is_whole_although_the_index_went_on(tmp_path: Path) -> None:
+    (script,) = re.findall(r"^```bash\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+    index = build_colours(tmp_path / "photos.index")
+    version = read_manifest(index).version
+    # a commit between the two copies
+    before, after = script.split("backup.current\n", 1)
+    words = shlex.join(command())
+    shell = ["bash", "-euo", "pipefail", "-c"]
+    run = partial(subprocess.run, cwd=tmp_path, env=environment(), check=True, timeout=60)
+    run([*shell, before + "backup.current"])
+    Editor(index, ColourEncoder()).delete(["sky.png"])
+    run([*shell, f'diptych() {{ {words} "$@"; }}\n{after}'], stdout=subprocess.DEVNULL)
+    assert read_manifest(tmp_path / "backup").version == version
+    assert read_manifest(index).version == version + 1
+    with open_snapshot(tmp_path / "backup", fingerprint=None) as snapshot:
+        assert snapshot.item("sky.png").id == "sky.png"

@@ -80,6 +80,7 @@ function readAddress() {
 
 function drawChoices() {
   for (const radio of document.getElementsByName("target")) radio.checked = radio.value === asked.target;
+  for (const name of ["hybrid", "distinct"]) $(name).checked = asked[name];
   if ($("index-name").options.length) $("index-name").value = asked.index ?? $("index-name").options[0].value;
 }
 
@@ -87,6 +88,9 @@ function startChoices() {
   onAsked(drawChoices);
   for (const radio of document.getElementsByName("target")) {
     radio.addEventListener("change", () => change({ target: radio.value }));
+  }
+  for (const name of ["hybrid", "distinct"]) {
+    $(name).addEventListener("change", () => change({ [name]: $(name).checked }));
   }
   $("index-name").addEventListener("change", () => {
     const first = $("index-name").selectedIndex === 0;

@@ -5,9 +5,10 @@ import { dataUri } from "./api.js";
 
 /**
  * A part is {kind: "text"|"id"|"image", value, less}: words, an item like which to search, or a
- * picture file; `less` takes it away. `words` is what is being typed and not yet a part.
+ * picture file; `less` takes it away. `words` is what is being typed and not yet a part. `hybrid`
+ * searches by words too, `distinct` leaves out near-duplicates.
  */
-export const asked = { parts: [], words: "", target: "images", filters: {}, index: null };
+export const asked = { parts: [], words: "", target: "images", filters: {}, index: null, hybrid: false, distinct: false };
 
 // taking a thing away whole would leave little of what was asked: half its weight
 const LESS = -0.5;
@@ -78,7 +79,8 @@ async function partBody(part) {
 export async function searchBody(offset, k) {
   const parts = await Promise.all(allParts().map(partBody));
   const query = parts.length === 1 ? parts[0] : parts;
-  return { query, target: asked.target, k, offset, filter: filterBody() };
+  const manner = { hybrid: asked.hybrid || undefined, deduplicate: asked.distinct || undefined };
+  return { query, target: asked.target, k, offset, filter: filterBody(), ...manner };
 }
 
 // -- the address -------------------------------------------------------------------------------
@@ -91,6 +93,8 @@ export function toAddress() {
   }
   if (asked.words.trim()) address.set("q", asked.words);
   if (asked.target !== "images") address.set("target", asked.target);
+  if (asked.hybrid) address.set("hybrid", "1");
+  if (asked.distinct) address.set("distinct", "1");
   if (Object.keys(asked.filters).length) address.set("filter", JSON.stringify(asked.filters));
   if (asked.index) address.set("index", asked.index);
   return address;
@@ -110,6 +114,8 @@ export function fromAddress(address) {
       target: address.get("target") === "texts" ? "texts" : "images",
       filters: readFilters(address.get("filter")),
       index: address.get("index"),
+      hybrid: address.get("hybrid") === "1",
+      distinct: address.get("distinct") === "1",
     },
     { quiet: true },
   );

@@ -8,6 +8,7 @@ export default {
   show: "Show a picture", showHint: "drop, paste or choose one", orPicture: "or a picture", choosePicture: "Search by a picture",
   try: "For example", suggestions: ["something red", "an animal", "food on a plate", "a person smiling"],
   lookFor: "Look for", images: "Pictures", captions: "Captions", results: "Results", filters: "Filters",
+  hybrid: "Words too", hideAlike: "Hide near-duplicates",
   more: "Show more", end: "That is all.", api: "API",
   found: (n, ms) => `${n} nearest · ${ms} ms`,
   truncated: "The text was longer than the model reads; its end was left out.",

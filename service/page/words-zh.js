@@ -7,6 +7,7 @@ export default {
   partsWords: "搜索中的文字", partsPictures: "搜索中的图片",
   show: "给一张图片", showHint: "拖入、粘贴或选择", orPicture: "或用图片", choosePicture: "以图搜索",
   try: "例如", suggestions: ["红色的东西", "一只动物", "盘子里的食物", "微笑的人"],
+  hybrid: "同时按文字搜索", hideAlike: "隐藏近似重复",
   lookFor: "查找", images: "图片", captions: "文字", results: "结果", filters: "筛选",
   more: "显示更多", end: "已全部显示。", api: "接口文档",
   found: (n, ms) => `最相近的 ${n} 项 · ${ms} 毫秒`,

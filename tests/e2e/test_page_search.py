@@ -277,3 +277,24 @@ def test_text_is_never_markup(visit: Visit) -> None:
     page.wait_for_selector(CARDS)
     assert page.locator("img[src=x]").count() == 0
     assert page.locator("#words-parts").inner_text().strip() == "<b>bold</b>"
+
+
+def test_words_too_and_no_near_duplicates(visit: Visit) -> None:
+    page = visit("#search?q=cat")
+    page.locator(CARDS).first.wait_for()
+    assert not page.is_checked("#hybrid")
+    for box, name, answer_has in (
+        ("Words too", "hybrid", "fused"),
+        ("Hide near-duplicates", "distinct", ""),
+    ):
+        answer = settled(page, lambda box=box: page.get_by_label(box).check())
+        assert f"{name}=1" in page.url
+        assert not answer_has or answer_has in answer["hits"][0]
+    with page.expect_request(lambda request: "/v1/search" in request.url) as sent:
+        page.reload()
+    body = json.loads(sent.value.post_data)
+    assert (body["hybrid"], body["deduplicate"]) == (True, True)
+    assert page.is_checked("#hybrid")
+    assert page.is_checked("#distinct")
+    settled(page, lambda: page.get_by_label("Words too").uncheck())
+    assert "hybrid" not in page.url

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -104,7 +105,7 @@ class TargetBackground:
     image: Neighbours | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: it keeps a cached property
 class Background:
     """Everything relevance needs of a version.
 
@@ -117,6 +118,12 @@ class Background:
     queries_QD: Vectors
     mean_D: dict[Literal["images", "texts"], Vectors]
     targets: dict[Literal["images", "texts"], TargetBackground]
+
+    @cached_property
+    def mean_query(self) -> Floats:
+        """The mean of the background queries, b in the module, float64 [D]."""
+        mean_D: Floats = self.queries_QD.mean(axis=0, dtype=np.float64)
+        return mean_D
 
     def relevance(
         self,
@@ -133,7 +140,7 @@ class Background:
         scores = np.asarray(scores_K, dtype=np.float64)
         if isinstance(scale, Standing):
             wide_D = np.asarray(query_D, dtype=np.float64)
-            nonsense = float(wide_D @ self.queries_QD.mean(axis=0, dtype=np.float64))
+            nonsense = float(wide_D @ self.mean_query)
             statistic_K = scale.statistic(scores - wide_D @ self.mean_D[target], nonsense)
         else:
             statistic_K = scores

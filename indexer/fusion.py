@@ -40,7 +40,7 @@ class Ranked:
         segments_M: int64 [M], positions of segments.
         rows_M: int64 [M], rows in them.
         scores_M: float32 [M], cosines; not necessarily falling.
-        ids: M item ids.
+        ids: M item ids; empty where `ranked` had no need of them.
         fused_M: float64 [M], where rankings were fused.
     """
 
@@ -65,18 +65,44 @@ class Ranked:
         )
 
 
-def ranked(segments: Sequence[Segment], found: Candidates, keep: int) -> Ranked:
-    """The `keep` best candidates by tier, then score, then id."""
-    names = np.empty(len(found.rows), dtype=object)
-    for position, segment in enumerate(segments):
-        (where,) = np.nonzero(found.segments == position)
-        if len(where):
-            ids = segment.items.ids(found.rows[where].tolist())
-            names[where] = [ids[int(row)] for row in found.rows[where]]
+def ranked(
+    segments: Sequence[Segment], found: Candidates, keep: int, *, named: bool = True
+) -> Ranked:
+    """The `keep` best candidates by tier, then score, then id.
+
+    Without `named` the ids of rows that tie with no other are left empty: reading them costs more
+    than all the rest.
+    """
+    found = _cut(found, keep)
+    names = np.full(len(found.rows), "", dtype=object)
+    asked = np.ones(len(names), dtype=np.bool_) if named else _tied(found.scores)
+    for position in np.unique(found.segments[asked]).tolist():
+        (where,) = np.nonzero(asked & (found.segments == position))
+        ids = segments[position].items.ids(found.rows[where].tolist())
+        names[where] = [ids[int(row)] for row in found.rows[where]]
     scores = found.scores.tolist()
     tiers = [0] * len(scores) if found.tiers is None else found.tiers.tolist()
     order = sorted(range(len(names)), key=lambda i: (tiers[i], -scores[i], names[i]))
     return Ranked(found.segments, found.rows, found.scores, names.tolist()).take(order[:keep])
+
+
+def _cut(found: Candidates, keep: int) -> Candidates:
+    """Without those whose score alone puts them behind the `keep` best."""
+    if found.tiers is not None or len(found.scores) <= keep:
+        return found
+    last = np.partition(found.scores, len(found.scores) - keep)[len(found.scores) - keep]
+    chosen = found.scores >= last
+    return Candidates(found.segments[chosen], found.rows[chosen], found.scores[chosen])
+
+
+def _tied(scores_M: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which scores occur more than once."""
+    order = np.argsort(scores_M)
+    same = np.diff(scores_M[order]) == 0
+    tied_M = np.zeros(len(scores_M), dtype=np.bool_)
+    tied_M[order[1:]] |= same
+    tied_M[order[:-1]] |= same
+    return tied_M
 
 
 def fuse(by_cosine: Ranked, by_words: Ranked, weight: float) -> Ranked:

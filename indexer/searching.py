@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ from models.vectors import Vectors, unit_rows
 Target = Literal["images", "texts"]
 _MODALITY: Final[dict[Target, Modality]] = {"images": "image", "texts": "text"}
 _DEEPER: Final = 4
+_Page: TypeAlias = Sequence[tuple[int, Sequence[int]]]
+"""Places in a ranking, each with those of its duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +120,18 @@ class Searcher:
         def rank(chosen_Q: list[int], depth: int) -> list[Ranked]:
             depth = min(total, max(depth, DEPTH)) if hybrid else min(total, depth)
             found = candidates(scanners, vectors, queries_QD[chosen_Q], depth)
-            rankings = [ranked(segments, one, depth) for one in found]
+            named = bool(hybrid) or deduplicate is not None
+            rankings = [ranked(segments, one, depth, named=named) for one in found]
             return [
                 one if words is None else fuse(one, words, hybrid)
                 for one, words in zip(rankings, [worded[i] for i in chosen_Q], strict=True)
             ]
 
         if deduplicate is None:
-            return [
-                _hits(segments, one, [(place, []) for place in range(offset, want)])
-                for one in rank(list(range(len(queries_QD))), want)
-            ]
-        pages: list[list[Hit]] = [[] for _ in queries_QD]
+            page: _Page = [(place, []) for place in range(offset, want)]
+            every = rank(list(range(len(queries_QD))), want)
+            return _hits(segments, [(one, page) for one in every])
+        kept_Q: list[tuple[Ranked, _Page] | None] = [None] * len(queries_QD)
         pending, depth = list(range(len(queries_QD))), want
         while pending:
             # deeper until each query has its distinct hits, or has seen everything
@@ -138,9 +140,9 @@ class Searcher:
             for number, one in rankings.items():
                 kept = distinct(one, vectors, deduplicate, want)
                 if len(kept) == want or depth == total:
-                    pages[number] = _hits(segments, one, kept[offset:])
+                    kept_Q[number] = (one, kept[offset:])
                     pending.remove(number)
-        return pages
+        return _hits(segments, [one for one in kept_Q if one is not None])
 
     def _by_words(
         self,
@@ -191,23 +193,31 @@ def structure_of(
     return AnnScan(ann, entry, index)
 
 
-def _hits(
-    segments: Sequence[Segment], rows: Ranked, page: Sequence[tuple[int, Sequence[int]]]
-) -> list[Hit]:
-    """Load the items of a page: places in a ranking, each with those of its duplicates."""
-    places = np.array([place for place, _ in page], dtype=np.int64)
-    items: dict[tuple[int, int], Item] = {}
-    for position in np.unique(rows.segments_M[places]).tolist():
-        wanted = rows.rows_M[places[rows.segments_M[places] == position]].tolist()
-        loaded = segments[position].items.items(wanted)
-        items.update({(position, row): item for row, item in loaded.items()})
-    return [
-        Hit(
-            items[int(rows.segments_M[place]), int(rows.rows_M[place])],
-            # a rounded row may be a hair longer than 1
-            score=max(-1.0, min(1.0, float(rows.scores_M[place]))),
-            fused=None if rows.fused_M is None else float(rows.fused_M[place]),
-            duplicates=tuple(rows.ids[other] for other in duplicates),
+def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) -> list[list[Hit]]:
+    """Load the items of each query's page, those of a segment at once."""
+    wanted: dict[int, set[int]] = {}
+    keys_Q = []
+    for rows, page in pages:
+        places = [place for place, _ in page]
+        keys = list(
+            zip(rows.segments_M[places].tolist(), rows.rows_M[places].tolist(), strict=True)
         )
-        for place, duplicates in page
+        keys_Q.append(keys)
+        for position, row in keys:
+            wanted.setdefault(position, set()).add(row)
+    items = {
+        position: segments[position].items.items(sorted(some)) for position, some in wanted.items()
+    }
+    return [
+        [
+            Hit(
+                items[position][row],
+                # a rounded row may be a hair longer than 1
+                score=max(-1.0, min(1.0, float(rows.scores_M[place]))),
+                fused=None if rows.fused_M is None else float(rows.fused_M[place]),
+                duplicates=tuple(rows.ids[other] for other in duplicates),
+            )
+            for (place, duplicates), (position, row) in zip(page, keys, strict=True)
+        ]
+        for (rows, page), keys in zip(pages, keys_Q, strict=True)
     ]

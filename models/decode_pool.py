@@ -35,7 +35,7 @@ from models.images import ImageLimits, check_bytes
 _LOG = logging.getLogger("diptych.models")
 
 MEMORY_BYTES: Final = 2 << 30
-"""Of address space; 50 megapixels of any accepted format decode within 1.5 GiB, not within 1."""
+"""Of address space; pictures of 50 megapixels have been seen to need more than 1 GiB."""
 _KILLS = 2
 _REMEMBERED = 1024
 _START_S = 20.0

@@ -69,10 +69,13 @@ def weighted_sum(vectors_PD: npt.ArrayLike, weights_P: Sequence[float]) -> Vecto
     Raises:
         InvalidVectorError: as `unit_rows`, or the parts cancel out.
     """
-    unit_PD = unit_rows(vectors_PD).astype(np.float64)
+    directions_PD = unit_rows(vectors_PD)
     wide_P = np.asarray(weights_P, dtype=np.float64)
-    assert wide_P.shape == (len(unit_PD),)
+    assert wide_P.shape == (len(directions_PD),)
     assert np.isfinite(wide_P).all()
+    if len(wide_P) == 1 and wide_P[0] > 0.0:
+        return directions_PD
+    unit_PD = directions_PD.astype(np.float64)
     total = np.abs(wide_P).sum()
     sum_1D = (wide_P / total)[None] @ unit_PD if total else np.zeros_like(unit_PD[:1])
     if np.linalg.norm(sum_1D) < _CANCELLED:

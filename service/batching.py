@@ -1,10 +1,10 @@
 """Micro-batching: an `Encoder` whose callers share the runs of each tower.
 
-Each tower has a queue of its own. A picture takes ten times as long as a text, and with one queue
-for both a text search would wait behind every batch of pictures; apart they run side by side, on
-the CPU because neither holds Python's lock while it multiplies, on a GPU because kernels of two
-threads interleave. A pair of which both towers are in use at once never has two callers in one
-tower, which is what `models.encoder.Encoder` asks for.
+Each tower has a queue of its own. A picture takes longer than a text, and with one queue for both
+a text search would wait behind every batch of pictures; apart they can run side by side, because
+neither holds Python's lock while it multiplies. How much that gains on a given machine, a GPU
+least of all, has not been measured. A pair of which both towers are in use at once never has two
+callers in one tower, which is what `models.encoder.Encoder` asks for.
 
 The cost of a text is its tokens, because the starter's time is proportional to them; that of a
 picture is 1, because every prepared picture has the model's own size.

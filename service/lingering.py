@@ -13,6 +13,9 @@ from service import metrics
 
 # slower than this in reading an answer counts as not reading
 _PACE = 1_000
+# of an answer; not `100 Continue`, which nothing follows for now
+_HEAD = b"HTTP/1.1 "
+_INTERIM = b"HTTP/1.1 1"
 
 
 class LingeringTransport(asyncio.Transport):
@@ -32,6 +35,7 @@ class LingeringTransport(asyncio.Transport):
         self._linger_s = linger_s
         self._closing = False
         self._unsent = 0
+        self._head = b""
         self._write_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
 
@@ -44,6 +48,14 @@ class LingeringTransport(asyncio.Transport):
         return self._closing or self._wire.is_closing()
 
     def write(self, data: Any) -> None:
+        # an answer's head goes out with the first of its body: every sending gives Python's lock
+        # away, and with an encoder at work beside the event loop that costs more than the sending
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(_HEAD) and not data.startswith(_INTERIM):
+            self._head = data
+            self._loop.call_soon(self._flush)  # a body may take its time
+            return
         self._wire.write(data)
 
     def pause_reading(self) -> None:
@@ -61,6 +73,7 @@ class LingeringTransport(asyncio.Transport):
         """Send what is written, close our side, drop what arrives until the other side closes."""
         if self.is_closing():
             return
+        self._flush()
         self._closing = True
         self.watch_writing()
         if self._wire.can_write_eof():
@@ -92,6 +105,12 @@ class LingeringTransport(asyncio.Transport):
         if self._write_timer is None:
             self._unsent = self._wire.get_write_buffer_size()
             self._write_timer = self._loop.call_later(self._write_s, self._check)
+
+    def _flush(self) -> None:
+        """Send a head that no body has followed yet."""
+        head, self._head = self._head, b""
+        if head and not self.is_closing():
+            self._wire.write(head)
 
     def _check(self) -> None:
         self._write_timer = None

@@ -2,7 +2,7 @@
 
 A use case that waits for batched calls is a generator: it yields each `Call` it waits for, is sent
 the answer (or has the error thrown into it), and returns its own. On an event loop no thread is
-held meanwhile, and none has to be woken, which is a third of what HTTP adds to a search.
+held meanwhile, and none has to be woken.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ async def _answer(
     }
     reads_more = "embedding" in page.include or "thumbnail" in page.include
     if only_waits(query) and not reads_more and page.k <= _SMALL_PAGE:
-        # no thread for what only waits: with the threads' hand-overs a search takes a third longer,
-        # and 32 of them at once fight over Python's lock with the thread that embeds
+        # no thread for what only waits: each would have to be woken twice, and 32 of them at once
+        # fight over Python's lock with the thread that embeds
         answer = await finish_async(engine.search_steps(query, **asked))
         found = presenting.search(engine, answer, page.include)
     else:

@@ -165,6 +165,7 @@ def test_deleted_items_stay_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_of_ten_thousand_deleted_items_none_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

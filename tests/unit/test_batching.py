@@ -19,6 +19,7 @@ from models.encoder import PreparedText
 from models.errors import ModelError, OverloadedError
 from models.vectors import Vectors
 from service.batching import BatchingEncoder
+from service.queries import Manner
 from service.searching import Ask, BatchedSearch, DirectSearch
 
 NAMES = list(COLOURS)
@@ -144,7 +145,7 @@ def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
     wanted = []
     for number in range(24):
         query = encoder.embed_texts([encoder.prepare_text(NAMES[number % len(NAMES)])])
-        page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3])
+        page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3], Manner())
         wanted.append((page, query))
     calls = [batched.submit(Ask(watched, *page), query) for page, query in wanted]  # type: ignore[arg-type]
     watched.held.set()

@@ -105,6 +105,9 @@ def create_app(
         redoc_url=None,
         # a redirect would answer a wrong path with something that is not a problem
         redirect_slashes=False,
+        # FastAPI's own spans and records hold paths, queries and messages; `service.tracing` does
+        # not. Versions that have none ignore this
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         dependencies=[] if settings.guard is None else [Depends(confirm)],
     )
     app.state.diptych = state

@@ -75,16 +75,18 @@ class Tracer:
         """The trace of one request, current within the block."""
         parent = traceparent_of(scope)
         caller = None if parent is None else parent[3:35]
-        if self._api is None:
+        api = self._api
+        # the stand-in of a process in which nobody has set a provider: its spans are nobody's
+        if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
             yield Trace(caller, parent)
             return
         context = self._extract({} if parent is None else {"traceparent": parent})
         # by name at each request: the provider may be set after this was made
-        tracer = self._api.get_tracer("diptych")
+        tracer = api.get_tracer("diptych")
         with tracer.start_as_current_span(
             scope["method"],
             context=context,
-            kind=self._api.SpanKind.SERVER,
+            kind=api.SpanKind.SERVER,
             attributes={"diptych.request_id": request_id},
             record_exception=False,  # its text may quote what was asked
         ) as span:

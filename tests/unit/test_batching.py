@@ -145,7 +145,7 @@ def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
     wanted = []
     for number in range(24):
         query = encoder.embed_texts([encoder.prepare_text(NAMES[number % len(NAMES)])])
-        page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3])
+        page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3], Manner())
         wanted.append((page, query))
     calls = [batched.submit(Ask(watched, *page, Manner()), query) for page, query in wanted]  # type: ignore[arg-type]
     watched.held.set()

@@ -56,6 +56,9 @@ class KnnRequest(BaseModel):
     num_result_ids: Annotated[
         int | None, Field(ge=1, le=MAX_ASKED, description="Hits in all. [default: num_images]")
     ] = None
+    deduplicate: Annotated[
+        bool, Field(description="Leave out near-duplicates of a better hit.")
+    ] = False
     indice_name: Annotated[
         str | None, Field(description="As /indices-list names it; without it the first.")
     ] = None

@@ -29,9 +29,10 @@ from service.knn_shapes import (
     MetadataRequest,
     MetadataResponse,
 )
+from service.manners import DEDUPLICATE
 from service.openapi import body_json
 from service.problems import refuse
-from service.queries import EmbeddingQuery, ImageQuery, SearchQuery, Target, TextQuery
+from service.queries import EmbeddingQuery, ImageQuery, Manner, SearchQuery, Target, TextQuery
 from service.state import StateOf
 
 router = APIRouter(tags=["clip-retrieval"])
@@ -59,7 +60,8 @@ def knn_service(
     query = _query(body, fetch)
     with state.engine(body.indice_name).pin() as engine:
         target: Target = "images" if body.modality == "image" else "texts"
-        answer = engine.search(query, target=target, k=body.k)
+        manner = Manner(deduplicate=DEDUPLICATE if body.deduplicate else None)
+        answer = engine.search(query, target=target, k=body.k, manner=manner)
         numbering = Numbering(engine.snapshot)
         hits = []
         for rank, hit in enumerate(answer.hits):
@@ -124,7 +126,15 @@ def _known(engine: Engine, item: Any) -> KnnMetadata:
     return KnnMetadata(
         caption=item.text,
         url=item.uri if parts.scheme in ("http", "https") else None,
-        image_path=unquote(parts.path) if parts.scheme == "file" else None,
+        image_path=_path(item.uri),
         image=image,
         item_id=item.id,
     )
+
+
+def _path(uri: str | None) -> str | None:
+    """Of a picture in a file; what was imported from clip-retrieval has bare paths."""
+    parts = urlsplit(uri or "")
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    return None if parts.scheme else uri or None

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from indexer.numbering import Numbering
 from models.errors import NotFoundError
+from service.routes import clip_retrieval
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,30 @@ def test_all_ways_to_ask(client: TestClient) -> None:
     assert {captions[0]["caption"], captions[1]["caption"]} == {"a red apple", "一个红苹果"}
     assert captions[0]["image"], "the picture the text belongs to"
     assert len(knn(client, text="red", num_images=100_000)) == 4
+
+
+def test_near_duplicates_are_left_out_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.index"
+    build([record("a", "red"), record("b", "red", size=2), record("c", "blue")], path)
+    with colour_client(path) as client:
+        every = knn(client, text="red", num_images=10)
+        alike = knn(client, text="red", num_images=10, deduplicate=True)
+    assert [hit["item_id"] for hit in every] == ["a", "b", "c"]
+    assert [hit["item_id"] for hit in alike] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:///p/a%20b.png", "/p/a b.png"),
+        ("/photos/1.jpg", "/photos/1.jpg"),
+        ("https://example.org/1.jpg", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_path_of_a_picture(uri: str | None, path: str | None) -> None:
+    assert clip_retrieval._path(uri) == path
 
 
 def test_metadata_by_number(client: TestClient) -> None:

@@ -113,7 +113,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         index, keys = build_colours(root / "colours.index"), Keys.make(root / "keys.json")
-        with server(index, root / "log", "--keys", str(keys.path)) as (_, url):
+        how = ["--keys", str(keys.path), "--writable"]
+        with server(index, root / "log", *how) as (_, url):
             from urllib.request import Request, urlopen
 
             asked = Request(url + "/openapi.json", headers={"api-key": keys.writer})

@@ -147,10 +147,10 @@ def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
         query = encoder.embed_texts([encoder.prepare_text(NAMES[number % len(NAMES)])])
         page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3], Manner())
         wanted.append((page, query))
-    calls = [batched.submit(Ask(watched, *page, Manner()), query) for page, query in wanted]  # type: ignore[arg-type]
+    calls = [batched.submit(Ask(watched, *page), query) for page, query in wanted]  # type: ignore[arg-type]
     watched.held.set()
     for call, (page, query) in zip(calls, wanted, strict=True):
-        assert call.result() == direct.submit(Ask(snapshot, *page, Manner()), query).result()  # type: ignore[arg-type]
+        assert call.result() == direct.submit(Ask(snapshot, *page), query).result()  # type: ignore[arg-type]
     # k x target x filter: 8 kinds, of which the first ran alone
     assert len(watched.sizes) <= 9
     assert sum(watched.sizes) == 24

@@ -19,8 +19,6 @@ _LISTS = frozenset({"text"})
 async def item_body(request: Request) -> ItemRequest | tuple[ItemOptions, bytes | None]:
     """A FastAPI dependency: what was sent, as its media type says, decoded no further."""
     kind = bodies.media_type(request)
-    if kind == "application/json":
-        return bodies.validated(ItemRequest, bodies.parse_json(await request.body()))
     values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         if name in _LISTS:
@@ -29,6 +27,10 @@ async def item_body(request: Request) -> ItemRequest | tuple[ItemOptions, bytes 
             raise refuse("invalid-request", "A query parameter is given twice.")
         elif name != "index":  # which index is written is the route's affair
             values[name] = value
+    if kind == "application/json":
+        if values:  # silently ignored, an option would be believed to have been taken
+            raise refuse("invalid-request", "With JSON the options stand in the body.")
+        return bodies.validated(ItemRequest, bodies.parse_json(await request.body()))
     if kind == "multipart/form-data":
         form = await bodies.read_form(request)
         fields = form.single_fields(lists=_LISTS)

@@ -271,3 +271,10 @@ def test_only_keys_that_may_write_do(index: Path, tmp_path: Path) -> None:
                 )
             answer = client.request(method, path, json=body, headers=bearer(keys.scribe))
             assert answer.status_code in (200, 201, 204)
+
+
+def test_options_in_the_address_of_json_are_refused_not_ignored(client: TestClient) -> None:
+    refused = client.put("/v1/items/x", params={"label": "star"}, json={"text": "a note"})
+    assert code_of(refused, 422) == "invalid-request"
+    named = client.put("/v1/items/x", params={"index": "default"}, json={"text": "a note"})
+    assert named.status_code == 201, named.text

@@ -13,8 +13,8 @@ from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, json_option, model_options, note
 
 if TYPE_CHECKING:
-    from models.training.loop import Step, TrainResult
-    from models.training.pairs import DataReport
+    from models.starter.training.loop import Step, TrainResult
+    from models.starter.training.pairs import DataReport
 
 
 @click.command(short_help="Train an encoder pair on captioned pictures.")
@@ -145,13 +145,13 @@ def train(
     from models.starter.heads import load_heads
     from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
-    from models.training.config import TrainConfig
-    from models.training.features import FeatureMaker
-    from models.training.loop import train as run
-    from models.training.pairs import gather
-    from models.training.rehearsal import Rehearsal
-    from models.training.save import save_run
-    from models.training.start import fresh_heads
+    from models.starter.training.config import TrainConfig
+    from models.starter.training.features import FeatureMaker
+    from models.starter.training.loop import train as run
+    from models.starter.training.pairs import gather
+    from models.starter.training.rehearsal import Rehearsal
+    from models.starter.training.save import save_run
+    from models.starter.training.start import fresh_heads
 
     if (model or default_model()) != "starter":
         raise click.UsageError(

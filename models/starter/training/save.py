@@ -16,8 +16,8 @@ from typing import Any
 
 from models.files import replace_file
 from models.starter.heads import save_heads
-from models.training.config import TrainConfig
-from models.training.loop import TrainResult
+from models.starter.training.config import TrainConfig
+from models.starter.training.loop import TrainResult
 
 
 def save_run(

@@ -7,7 +7,7 @@ import torch
 from models.starter.concepts import concept_matrix
 from models.starter.heads import StarterHeads
 from models.starter.towers import TextTower
-from models.training.config import TrainConfig
+from models.starter.training.config import TrainConfig
 
 
 def fresh_heads(config: TrainConfig, tower: TextTower) -> StarterHeads:

@@ -20,7 +20,7 @@ from models.data.records import Record, Reject, Source
 from models.errors import SourceError
 from models.prompts import build_prompts
 from models.starter.concepts import TEMPLATES
-from models.training.features import FeatureMaker
+from models.starter.training.features import FeatureMaker
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from models.prompts import build_prompts
 from models.starter.concepts import TEMPLATES, class_names
 from models.starter.towers import IMAGENET_CLASSES, load_classifier
-from models.training.features import FeatureMaker
+from models.starter.training.features import FeatureMaker
 
 BACKGROUND = 0.7
 """How much of a real picture's own deviation from the mean stays in a pseudo-picture."""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from models.evaluation.metrics import retrieval_recall
 from models.losses import info_nce
 from models.starter.heads import StarterHeads
-from models.training.config import TrainConfig
-from models.training.pairs import Kind, Pairs
-from models.training.rehearsal import Rehearsal
+from models.starter.training.config import TrainConfig
+from models.starter.training.pairs import Kind, Pairs
+from models.starter.training.rehearsal import Rehearsal
 
 Recall = dict[str, dict[str, float]]
 """{language: {`image_retrieval_recall@1`: ..., ...}}"""

@@ -22,12 +22,12 @@ from models.losses import info_nce
 from models.registry import load_encoder
 from models.starter.heads import HeadsConfig, StarterHeads
 from models.starter.towers import ImageTower, TextTower
-from models.training.config import TrainConfig
-from models.training.features import FeatureMaker
-from models.training.loop import TrainResult, learning_rate, measure, train
-from models.training.pairs import Pairs, gather
-from models.training.rehearsal import Rehearsal
-from models.training.save import draw_curve
+from models.starter.training.config import TrainConfig
+from models.starter.training.features import FeatureMaker
+from models.starter.training.loop import TrainResult, learning_rate, measure, train
+from models.starter.training.pairs import Pairs, gather
+from models.starter.training.rehearsal import Rehearsal
+from models.starter.training.save import draw_curve
 
 SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
 WORDS = (

@@ -23,8 +23,8 @@ class TrainConfig:
         class_share: share of each batch that are pictures of the class sources, drawn at random;
             none where there are no class sources, all the rest where there is nothing else.
         concept_share: share of each batch that rehearses the 1,000 ImageNet names (see
-            `models.starter.training.rehearsal`); without it, training on captions of people and dogs
-            forgets the strawberries.
+            `models.starter.training.rehearsal`); without it, training on captions of people and
+            dogs forgets the strawberries.
         init: `starter` continues from the heads that come with Diptych, `fresh` starts over.
         keep: `last` epoch, or the `best` on the validation set (by mean recall@10).
         seed: of shuffling, caption choice, dropout and initial weights.

@@ -1,0 +1,1 @@
+"""Training of any encoder pair. Knows nothing of indexes or HTTP."""

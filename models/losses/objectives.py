@@ -16,7 +16,8 @@ from models.losses.info_nce import info_nce_rows
 from models.losses.scale import MAX_LOGIT_SCALE
 from models.losses.sigmoid import sigmoid_rows
 
-_MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
+# rounded down to a number that fp32 has, so that a parameter clamped to it equals it
+_MAX_LOG_SCALE = torch.nextafter(torch.tensor(math.log(MAX_LOGIT_SCALE)), torch.tensor(0.0)).item()
 
 
 class Objective(Protocol):
@@ -78,7 +79,9 @@ class InfoNCEObjective(nn.Module):
         self.chunk = chunk
 
     def scale(self) -> Tensor:
-        return self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()
+        log_scale = self.log_scale.reshape(())  # some open_clip pairs keep it as [1]
+        # not clamp(): at the limit itself it passes no gradient, and none would ever lead back
+        return log_scale.where(log_scale <= _MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -130,7 +133,7 @@ class SigmoidObjective(nn.Module):
         self.chunk = chunk
 
     def scale(self) -> Tensor:
-        return self.log_scale.exp()
+        return self.log_scale.reshape(()).exp()
 
     def clamp(self) -> None:
         """Nothing: published SigLIP pairs have scales above 100."""
@@ -149,7 +152,7 @@ class SigmoidObjective(nn.Module):
                 _full(image_BD),
                 _full(text_BD),
                 self.scale(),
-                self.bias,
+                self.bias.reshape(()),
                 rows=rows or slice(0, len(image_BD)),
                 group_B=group_B,
                 hard_HD=None if hard_HD is None else _full(hard_HD),

@@ -1,0 +1,1 @@
+"""Training any open_clip pair. Knows nothing of indexes, HTTP or consoles."""

@@ -1,1 +1,1 @@
-"""Training any open_clip pair. Knows nothing of indexes, HTTP or consoles."""
+"""Training an encoder pair on captioned pictures. Knows nothing of indexes, HTTP or consoles."""

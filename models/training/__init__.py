@@ -1,0 +1,1 @@
+"""Training an encoder pair on captioned pictures. Knows nothing of indexes, HTTP or consoles."""

@@ -60,9 +60,7 @@ class Augmenter:
     def __init__(self, preprocess: Mapping[str, Any], augmentation: Augmentation) -> None:
         height, width = preprocess["size"]
         self._size = (int(width), int(height))
-        self._resample = _INTERPOLATION.get(
-            preprocess["interpolation"], Image.Resampling.BICUBIC
-        )
+        self._resample = _INTERPOLATION.get(preprocess["interpolation"], Image.Resampling.BICUBIC)
         self._mode = preprocess["resize_mode"]
         self._fill = preprocess["fill_color"]
         self._augmentation = augmentation

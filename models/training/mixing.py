@@ -84,9 +84,7 @@ class Mix:
                 if at < within:
                     continue
                 batch = [sample(record, self._main.kind) for record in main]
-                for stream, records, count in zip(
-                    self._others, others, self._counts, strict=True
-                ):
+                for stream, records, count in zip(self._others, others, self._counts, strict=True):
                     batch += [sample(next(records), stream.kind) for _ in range(count)]
                 yield batch
             epoch, within = epoch + 1, 0
@@ -98,7 +96,9 @@ def sample(drawn: Drawn, kind: Kind) -> Sample:
     assert record.image is not None
     if kind == "class":
         names = [name for texts in record.texts.values() for name in texts]
-        prompts = tuple(prompt for line in build_prompts(names, DEFAULT_TEMPLATES) for prompt in line)
+        prompts = tuple(
+            prompt for line in build_prompts(names, DEFAULT_TEMPLATES) for prompt in line
+        )
         group = group_of(b"class " + names[0].encode())
         return Sample(record.key, record.image, (("class names", prompts),), group, drawn)
     texts = tuple(sorted((language, tuple(lines)) for language, lines in record.texts.items()))

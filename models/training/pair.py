@@ -8,7 +8,7 @@ Shapes: B pairs, D embedding, L tokens, H and W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.checkpoints import inspect_weights
 from models.errors import ModelError
 from models.openclip_build import build_fresh, build_pair
-from models.openclip_prefix import text_tower
+from models.openclip_prefix import TextTower, text_tower
 from models.openclip_source import find_fresh, find_source
 from models.openclip_text import TextPreparer
 from models.registry import ModelId
@@ -48,6 +48,11 @@ class TrainablePair:
     tokenizer: TextPreparer
     folder: Path | None
     weights_sha256: str
+    _encode_text: TextTower = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # only the positions that count: the padding of 77 would be most of the work
+        self._encode_text = text_tower(self.module)
 
     @property
     def fresh(self) -> bool:
@@ -66,9 +71,7 @@ class TrainablePair:
 
     def text_rows(self, text_BL: Tensor) -> Tensor:
         """Token ids -> unit rows [B, D]."""
-        # only the positions that count: the padding of 77 would be most of the work
-        rows_BD = text_tower(self.module)(text_BL)
-        return nn.functional.normalize(rows_BD.float(), dim=-1)
+        return nn.functional.normalize(self._encode_text(text_BL).float(), dim=-1)
 
     @property
     def log_scale(self) -> nn.Parameter:

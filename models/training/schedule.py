@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, *, steps: int, peak: float, warmup: float, floor: float = 0.0) -> float:
+def learning_rate(
+    step: int, *, steps: int, peak: float, warmup: float, floor: float = 0.0
+) -> float:
     """The rate of step `step`, counted from 0.
 
     Rises linearly over the first `warmup` share of the steps, then falls along half a cosine to

@@ -33,6 +33,7 @@ class TrainConfig:
         ema: decay of the moving average of the weights; 0 keeps none.
         interpolate: share of the trained weights in the result, the rest being the weights it
             started from (Wortsman et al. 2022, WiSE-FT); `val` chooses it on validation.
+        keep: weights of the `last` step, or of the `best` validation.
         patience: validations without a better R@1 before it stops; 0 never stops early.
         eval_every: epochs between validations.
         crop, flip, colour: see `models.training.augment.Augmentation`.
@@ -61,6 +62,7 @@ class TrainConfig:
     unlock_blocks: int = 0
     ema: float = 0.0
     interpolate: float | Literal["val"] = 1.0
+    keep: Literal["last", "best"] = "last"
     patience: int = 0
     eval_every: int = 1
     crop: tuple[float, float] = (0.9, 1.0)

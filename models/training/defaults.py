@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+import torch
+
+from models.devices import resolve_precision
+
 FINE_TUNE_RATE: Final = 1e-5
 FRESH_RATE: Final = 5e-4
 _FINE_TUNE_STEPS: Final = 1_000
@@ -55,3 +59,15 @@ def interpolation_for(*, fresh: bool, measured: bool) -> float | Literal["val"]:
 
 def patience_for(*, fresh: bool, measured: bool) -> int:
     return 3 if measured and not fresh else 0
+
+
+def precision_for(name: str, device: torch.device) -> str:
+    """`auto` is what the device multiplies natively on a GPU, and fp32 on a CPU, where the same
+    bits on every machine of a kind are worth more than speed.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name == "auto" and device.type != "cuda":
+        return "fp32"
+    return resolve_precision(name, device)

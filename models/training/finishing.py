@@ -82,6 +82,7 @@ def interpolate(
 def result_of(
     progress: Progress,
     *,
+    keep: str,
     share: float,
     tried: dict[str, float],
     after: Recall | None,
@@ -91,7 +92,7 @@ def result_of(
     before = dict(progress.validations).get(0)
     return Result(
         steps=progress.step,
-        kept_step=progress.best_step or progress.step,
+        kept_step=(progress.best_step if keep == "best" else 0) or progress.step,
         interpolation=share,
         tried=tried,
         before=before,

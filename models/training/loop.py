@@ -235,8 +235,9 @@ def _averaged(run: Run, average: MovingAverage | None) -> Iterator[None]:
 
 
 def _final(run: Run, progress: Progress, average: MovingAverage | None) -> Weights:
-    best = run.checkpoints.best() if progress.best_step else None
-    weights = best
+    # step 0 is no training at all: how much of that to keep is interpolation's to say
+    kept = run.config.keep == "best" and progress.best_step > 0
+    weights = run.checkpoints.best() if kept else None
     if weights is None:
         weights = copy_of(run.pair.module)
         if average is not None:

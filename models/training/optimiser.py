@@ -36,6 +36,7 @@ def make_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
+        fused=True,
     )
 
 
@@ -63,10 +64,12 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimiser(
     optimiser: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Inverse of `optimiser_tensors`; KeyError where a parameter's state is missing."""
+    """Inverse of `optimiser_tensors`; a parameter without a state never had a gradient."""
     for name, parameter in trainable(module):
+        if f"step/{name}" not in tensors:
+            continue
         state: dict[str, Any] = {}
         for kind in ("exp_avg", "exp_avg_sq"):
             state[kind] = tensors[f"{kind}/{name}"].to(parameter.device, parameter.dtype)
-        state["step"] = tensors[f"step/{name}"].clone()
+        state["step"] = tensors[f"step/{name}"].to(parameter.device, copy=True)
         optimiser.state[parameter] = state

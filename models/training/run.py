@@ -118,12 +118,7 @@ def run_training(
         checkpoints.clear()
         (out / RESULT_NAME).unlink(missing_ok=True)
     wait_for_all()
-    if (out / RESULT_NAME).exists():
-        raise TrainingError(
-            f"{out} holds a finished run",
-            code="run-finished",
-            hint="name another --out, or --restart to replace it",
-        )
+    refuse_finished(out)
     saved = checkpoints.load()
     begun = 0 if saved is None else saved.progress.step
     wait_for_all()
@@ -158,6 +153,16 @@ def run_training(
         result = _finish(run, progress, start, end, out)
     wait_for_all()
     return result
+
+
+def refuse_finished(out: Path) -> None:
+    """Raise TrainingError `run-finished` where a run's result lies."""
+    if (out / RESULT_NAME).exists():
+        raise TrainingError(
+            f"{out} holds a finished run",
+            code="run-finished",
+            hint="name another --out, or --restart to replace it",
+        )
 
 
 def make_mix(feeds: Sequence[Feed], config: TrainConfig, world: World) -> Mix:
@@ -241,6 +246,7 @@ def _finish(run: Run, progress: Progress, start: Weights, end: Weights, out: Pat
     losses = [line["loss"] for line in lines if "loss" in line]
     result = result_of(
         progress,
+        keep=run.config.keep,
         share=share,
         tried=tried,
         after=after,

@@ -48,7 +48,7 @@ def inspected(
             prepare_text=prepare_text,
             one_in=sampling(sources) if one_in is None else one_in,
             against=against,
-            on_row=lambda: _advance(bar),
+            on_row=bar.update,
         )
     if checked:
         fields: list[str] = []
@@ -58,7 +58,3 @@ def inspected(
                 fields += named_fields(source) if source.kind != "stdin" else []
         check(report, fields=dict.fromkeys(fields))
     return report
-
-
-def _advance(bar: object) -> None:
-    bar.update()  # type: ignore[attr-defined]

@@ -37,7 +37,6 @@ def inspected(
     """
     from tqdm import tqdm
 
-    from models.training.data_checks import PROBE_FIELDS, check, named_fields
     from models.training.data_report import inspect, sampling
 
     counts = [source.count() for source in sources]
@@ -51,10 +50,19 @@ def inspected(
             on_row=bar.update,
         )
     if checked:
-        fields: list[str] = []
-        if not report.pictures or max(report.distinct_captions.values(), default=0) == 1:
-            for source in reopen(PROBE_FIELDS):
-                # standard input was read to its end and cannot be looked into again
-                fields += named_fields(source) if source.kind != "stdin" else []
-        check(report, fields=dict.fromkeys(fields))
+        refuse_unusable(report, reopen)
     return report
+
+
+def refuse_unusable(
+    report: DataReport, reopen: Callable[[Sequence[str]], Sequence[Source]]
+) -> None:
+    """Raises SourceError: see `models.training.data_checks.check`; names the fields there are."""
+    from models.training.data_checks import PROBE_FIELDS, check, named_fields
+
+    fields: list[str] = []
+    if not report.pictures or max(report.distinct_captions.values(), default=0) == 1:
+        for source in reopen(PROBE_FIELDS):
+            # standard input was read to its end and cannot be looked into again
+            fields += named_fields(source) if source.kind != "stdin" else []
+    check(report, fields=dict.fromkeys(fields))

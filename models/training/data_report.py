@@ -167,7 +167,7 @@ def inspect(
     prepare_text: TokenizerCheck | None = None,
     one_in: int = 1,
     against: DataReport | None = None,
-    on_row: Callable[[], None] | None = None,
+    on_row: Callable[[], object] | None = None,
 ) -> DataReport:
     """Read the sources once and count.
 
@@ -282,7 +282,7 @@ def _example(examples: list[Any], one: object) -> None:
         examples.append(one)
 
 
-def _noted(rows: Iterable[Row], on_row: Callable[[], None] | None) -> Iterator[Row]:
+def _noted(rows: Iterable[Row], on_row: Callable[[], object] | None) -> Iterator[Row]:
     for row in rows:
         yield row
         if on_row is not None:

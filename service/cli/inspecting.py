@@ -37,7 +37,6 @@ def inspected(
     """
     from tqdm import tqdm
 
-    from models.training.data_checks import PROBE_FIELDS, check, named_fields
     from models.training.data_report import inspect, sampling
 
     counts = [source.count() for source in sources]
@@ -48,17 +47,22 @@ def inspected(
             prepare_text=prepare_text,
             one_in=sampling(sources) if one_in is None else one_in,
             against=against,
-            on_row=lambda: _advance(bar),
+            on_row=bar.update,
         )
     if checked:
-        fields: list[str] = []
-        if not report.pictures or max(report.distinct_captions.values(), default=0) == 1:
-            for source in reopen(PROBE_FIELDS):
-                # standard input was read to its end and cannot be looked into again
-                fields += named_fields(source) if source.kind != "stdin" else []
-        check(report, fields=dict.fromkeys(fields))
+        refuse_unusable(report, reopen)
     return report
 
 
-def _advance(bar: object) -> None:
-    bar.update()  # type: ignore[attr-defined]
+def refuse_unusable(
+    report: DataReport, reopen: Callable[[Sequence[str]], Sequence[Source]]
+) -> None:
+    """Raises SourceError: see `models.training.data_checks.check`; names the fields there are."""
+    from models.training.data_checks import PROBE_FIELDS, check, named_fields
+
+    fields: list[str] = []
+    if not report.pictures or max(report.distinct_captions.values(), default=0) == 1:
+        for source in reopen(PROBE_FIELDS):
+            # standard input was read to its end and cannot be looked into again
+            fields += named_fields(source) if source.kind != "stdin" else []
+    check(report, fields=dict.fromkeys(fields))

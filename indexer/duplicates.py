@@ -1,6 +1,6 @@
 """Groups of near-duplicate pictures, by embedding.
 
-Preferred are larger pictures (in pixels, then bytes), then those stored first; `indexer.stars` says
+Preferred are larger pictures (in pixels, then bytes), then those stored first; `models.stars` says
 who joins whom. A segment with an ANN structure is asked for neighbours (`indexer.stars_ann`), where
 every pair is not asked for: each pair named is as close as it says, and some are missed.
 
@@ -20,11 +20,11 @@ import numpy.typing as npt
 from indexer.items import Item, Picture
 from indexer.proposing import AnnScan
 from indexer.searching import structure_of
-from indexer.stars import OnProgress, stars
 from indexer.stars_ann import stars_by_neighbours
 from indexer.vector_index import ExactIndex
 from indexer.version import OpenVersion
 from models.errors import InputError
+from models.stars import OnProgress, stars
 
 FEWEST_ROWS: Final = 25_000
 """Below, comparing every pair is as fast as asking a structure: at 100,000 x 512 on one thread it

@@ -18,8 +18,7 @@ class SeenKeys:
 
     def add(self, key: str) -> bool:
         """Note a key; False if it was there already."""
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = int.from_bytes(digest, "little") or 1  # 0 marks a free slot
+        number = _number(key)
         at = _find(self._slots, number)
         if self._slots[at]:
             return False
@@ -28,6 +27,9 @@ class SeenKeys:
         if 3 * self._used > 2 * len(self._slots):
             self._grow()
         return True
+
+    def __contains__(self, key: str) -> bool:
+        return bool(self._slots[_find(self._slots, _number(key))])
 
     def __len__(self) -> int:
         return self._used
@@ -38,6 +40,11 @@ class SeenKeys:
             if number:
                 larger[_find(larger, number)] = number
         self._slots = larger
+
+
+def _number(key: str) -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1  # 0 marks a free slot
 
 
 def _find(slots: array[int], number: int) -> int:

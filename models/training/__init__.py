@@ -1,1 +1,1 @@
-"""Training of any encoder pair. Knows nothing of indexes or HTTP."""
+"""Training an encoder pair on captioned pictures. Knows nothing of indexes, HTTP or consoles."""

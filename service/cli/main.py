@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("service.cli.classify:classify", "Sort pictures into labels you name."),
     "serve": ("service.cli.serve:serve", "Serve an index over HTTP, with a web page."),
     "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
+    "data": ("service.cli.data:data", "Look a data set over before training on it."),
     "train": ("service.cli.train:train", "Train an encoder pair on captioned pictures."),
     "evaluate": ("service.cli.evaluate:evaluate", "Measure retrieval or zero-shot accuracy."),
     "models": ("service.cli.models:models", "List and describe encoder pairs."),

@@ -14,12 +14,12 @@ from indexes import build, ids, opened
 from PIL import Image, PngImagePlugin
 from serving import command, environment, run
 
-from indexer import stars as module
 from indexer.duplicates import Group, find_duplicates
 from indexer.items import Item, Picture
 from indexer.segment_writer import NewRow
 from indexer.store import IndexWriter
 from indexer.version import open_version
+from models import stars as module
 from models.data.records import Record
 from models.errors import InputError
 from models.vectors import unit_rows

@@ -21,9 +21,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from indexer.segment import HalfVectors
 from models.vectors import Vectors
 
+HalfVectors: TypeAlias = npt.NDArray[np.float16]
 OnProgress: TypeAlias = Callable[[int, int], None]
 Star: TypeAlias = tuple[int, list[tuple[int, float]]]
 """The number of a kept row, and those that joined it, each with its cosine."""

@@ -1,0 +1,1 @@
+"""How well pictures and captions fit, by an encoder pair: scores, filters, near-duplicates."""

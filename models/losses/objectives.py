@@ -16,6 +16,9 @@ from models.losses.info_nce import info_nce_rows
 from models.losses.scale import MAX_LOGIT_SCALE
 from models.losses.sigmoid import sigmoid_rows
 
+DEFAULT_CHUNK = 1024
+"""Rows whose logits are held at once: a batch of 16,384 needs 64 MB of them, not 1 GB, and smaller
+batches than this are computed in one piece."""
 # rounded down to a number that fp32 has, so that a parameter clamped to it equals it
 _MAX_LOG_SCALE = torch.nextafter(torch.tensor(math.log(MAX_LOGIT_SCALE)), torch.tensor(0.0)).item()
 
@@ -69,7 +72,7 @@ class InfoNCEObjective(nn.Module):
         log_scale: nn.Parameter | None = None,
         *,
         label_smoothing: float = 0.0,
-        chunk: int | None = None,
+        chunk: int | None = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
         if log_scale is None:
@@ -123,7 +126,7 @@ class SigmoidObjective(nn.Module):
         log_scale: nn.Parameter | None = None,
         bias: nn.Parameter | None = None,
         *,
-        chunk: int | None = None,
+        chunk: int | None = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
         if log_scale is None:
@@ -161,7 +164,7 @@ class SigmoidObjective(nn.Module):
 
 
 def objective_for(
-    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = None
+    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = DEFAULT_CHUNK
 ) -> InfoNCEObjective | SigmoidObjective:
     """The objective an open_clip pair was trained with, around the pair's own parameters.
 

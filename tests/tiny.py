@@ -36,12 +36,7 @@ TINY: dict[str, Any] = {
         "layers": 2,
     },
 }
-TINY_SIGLIP: dict[str, Any] = {
-    **TINY,
-    "init_logit_bias": -10.0,
-    "custom_text": True,
-    "text_cfg": {**TINY["text_cfg"], "no_causal_mask": True, "pool_type": "last"},
-}
+TINY_SIGLIP: dict[str, Any] = {**TINY, "init_logit_bias": -10.0, "custom_text": True}
 WORDS = (
     *("apple", "boat", "chair", "door", "eagle", "fire", "glove", "horn"),
     *("iron", "jar", "king", "lamp", "moon", "nut", "oar", "pen"),

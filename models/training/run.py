@@ -78,7 +78,7 @@ def run_training(
     cadence: Cadence | None = None,
     restart: bool = False,
     watching: Watching | None = None,
-    objective: Callable[[TrainablePair, TrainConfig], Objective] | None = None,
+    make_objective: Callable[[TrainablePair, TrainConfig], Objective] | None = None,
 ) -> Result | None:
     """Train `pair` and write everything into `out`; continues a run that was cut off.
 
@@ -89,7 +89,7 @@ def run_training(
         report: what the data held, kept with the config.
         validation_sources: measured before, in between and after.
         restart: drop a run that `out` holds, finished or not.
-        objective: another loss than the config names, for tests and experiments.
+        make_objective: another loss than the config names, for tests and experiments.
 
     Returns:
         how it came out, on rank 0; None on the others.
@@ -125,7 +125,7 @@ def run_training(
     if world.main:
         write_config(out, config, identity, report)
     optimiser = make_optimiser(pair.module, config)
-    make = objective or objective_of
+    make = make_objective or objective_of
     run = Run(
         pair=pair,
         config=config,

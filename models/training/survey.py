@@ -26,23 +26,24 @@ class Surveyed:
     """A source that counts its pairs as it is read. Reading it again counts again.
 
     Attributes:
+        source: what is read, for whoever wants it without the counting.
         pairs: usable records.
         held: of these, how many each rung of the ladder would hold back.
     """
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.source = source
         self.pairs = 0
         self.held = dict.fromkeys(LADDER, 0)
         self._digest = hashlib.sha256()
 
     @property
     def name(self) -> str:
-        return self._source.name
+        return self.source.name
 
     @property
     def kind(self) -> str:
-        return self._source.kind
+        return self.source.kind
 
     @property
     def digest(self) -> str:
@@ -50,19 +51,19 @@ class Surveyed:
         return self._digest.hexdigest()[:32]
 
     def count(self) -> int | None:
-        return self._source.count()
+        return self.source.count()
 
     def plan(self) -> Plan:
-        return self._source.plan()
+        return self.source.plan()
 
     def parts(self) -> list[Source]:
-        return parts_of(self._source)
+        return parts_of(self.source)
 
     def __iter__(self) -> Iterator[Row]:
         self.pairs = 0
         self.held = dict.fromkeys(LADDER, 0)
         self._digest = hashlib.sha256()
-        for row in self._source:
+        for row in self.source:
             if isinstance(row, Record) and usable(row):
                 self.pairs += 1
                 for one_in in LADDER:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +19,11 @@ from service.cli.train_output import Rejects, Tables, config_lines, step_bar
 if TYPE_CHECKING:
     from models.data import Source
     from models.training.config import TrainConfig
+    from models.training.data_report import DataReport
     from models.training.distributed import World
+    from models.training.mixing import Kind
     from models.training.pair import TrainablePair
     from models.training.run import Feed
-    from models.training.survey import Surveyed
 
 
 def train_openclip(options: TrainOptions) -> int:
@@ -38,37 +40,39 @@ def train_openclip(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, world: World) -> int:
-    from models.training.data_checks import report_lines
     from models.training.loop import Cadence
     from models.training.run import Watching, refuse_finished, run_training
 
     if not options.restart:
         refuse_finished(options.out)  # again by the run itself; here before anything is read
     pair = _pair(options)
-    feeds, validation, report, data_digest = _data(options, pair)
-    config = _config(options, pair, feeds[0].pairs, measured=bool(validation), world=world)
+    data = _data(options, pair, world)
+    config = _config(
+        options, pair, data.feeds[0].pairs, measured=bool(data.validation), world=world
+    )
     identity = {
         "model": options.model,
         "weights_sha256": pair.weights_sha256,
         "data": list(options.data + options.extra_data),
         "class_data": [list(entry) for entry in options.class_data],
         "val": list(options.val),
-        "data_digest": data_digest,
+        "filter_below": options.filter_below,
+        "data_digest": data.digest,
     }
     if world.main:
-        for line in [*report_lines(report), *config_lines(config, pair, feeds)]:
+        for line in config_lines(config, pair, data.feeds):
             note(line)
     rejects = Rejects()
     with step_bar(shown=world.main) as on_step:
         result = run_training(
             pair,
-            feeds,
+            data.feeds,
             config,
             world,
             options.out,
             identity=identity,
-            report=report.to_dict(),
-            validation_sources=validation,
+            report=data.described,
+            validation_sources=data.validation,
             workers=options.workers or min(8, os.cpu_count() or 1),
             cadence=Cadence(options.checkpoint_steps, options.checkpoint_minutes),
             restart=options.restart,
@@ -85,7 +89,7 @@ def _train(options: TrainOptions, world: World) -> int:
     else:
         click.echo("\n".join([*Tables.of(result), f"saved to {options.out}"]))
     rejects.tell()
-    return PARTIAL if rejects.count or report.rejects else OK
+    return PARTIAL if rejects.count or data.report.rejects else OK
 
 
 def _pair(options: TrainOptions) -> TrainablePair:
@@ -97,47 +101,108 @@ def _pair(options: TrainOptions) -> TrainablePair:
     return load_pair(parse_model_id(options.model))
 
 
-def _data(options: TrainOptions, pair: TrainablePair) -> tuple[list[Feed], list[Source], Any, str]:
-    """(what to train on, what to measure on, the report, a digest of the training data)"""
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What to train on and to measure on, and what both hold."""
+
+    feeds: list[Feed]
+    validation: list[Source]
+    report: DataReport
+    described: dict[str, Any]
+    """For the saved configuration: the reports of both, and of the filter."""
+    digest: str
+    """Of the training data: a continued run must have the same."""
+
+
+def _data(options: TrainOptions, pair: TrainablePair, world: World) -> _Data:
     from models.data.holdout import HoldOut
+    from models.training.data_checks import report_lines
     from models.training.run import Feed
     from models.training.survey import Surveyed, one_in_for
 
-    kinds: list[tuple[Literal["main", "extra", "class"], list[Surveyed]]] = []
-    main = [Surveyed(source) for source in options.reading.open(options.data)]
-    extra = [Surveyed(source) for source in options.reading.open(options.extra_data)]
-    kinds = [("main", main), ("extra", extra), ("class", _classes(options))]
-    captioned = [source for _, sources in kinds[:2] for source in sources]
+    described: dict[str, Any] = {}
+    main, extra = (options.reading.open(specs) for specs in (options.data, options.extra_data))
+    if options.filter_below is not None:
+        main, extra, described["filter"] = _filtered(options, main, extra, world)
+    kinds: list[tuple[Kind, list[Surveyed]]] = [
+        ("main", [Surveyed(source) for source in main]),
+        ("extra", [Surveyed(source) for source in extra]),
+        ("class", [Surveyed(source) for source in _classes(options)]),
+    ]
     every = [source for _, sources in kinds for source in sources]
+    _refuse_streams(every)
 
     def reopen(fields: Sequence[str]) -> Sequence[Source]:
         reading = dataclasses.replace(options.reading, text_fields=tuple(fields))
         return reading.open(options.data + options.extra_data)
 
-    report = inspected(every, reopen, prepare_text=pair.tokenizer, checked=bool(captioned))
+    report = inspected(every, reopen, prepare_text=pair.tokenizer, checked=bool(main or extra))
+    described["train"] = report.to_dict()
+    lines = report_lines(report)
     validation = options.reading.open([name for name in options.val if name != "none"])
+    if validation:
+        val_report = inspected(
+            validation, reopen, prepare_text=pair.tokenizer, against=report, checked=False
+        )
+        described["validation"] = val_report.to_dict()
+        lines += report_lines(val_report, "validation")
     one_in = None
-    if not options.val and main:
-        one_in = one_in_for(sum(source.pairs for source in main))
+    if not options.val:
+        one_in = one_in_for(sum(source.pairs for source in kinds[0][1]))
     feeds = []
     for kind, surveyed in kinds:
-        if not surveyed:
-            continue
         pairs = sum(source.pairs for source in surveyed)
-        sources: list[Source] = list(surveyed)
+        sources = [source.source for source in surveyed]
         if kind == "main" and one_in is not None:
-            pairs -= sum(source.held[one_in] for source in surveyed)
+            held = sum(source.held[one_in] for source in surveyed)
+            pairs -= held
             validation = [HoldOut(source, one_in, held_out=True) for source in sources]
             sources = [HoldOut(source, one_in, held_out=False) for source in sources]
+            lines.append(f"validation: {held} of these pictures are held back (--val none: none)")
         if pairs:
             feeds.append(Feed(kind, sources, pairs))
+    if world.main:
+        for line in lines:
+            note(line)
     digest = "-".join(source.digest for source in every)
-    return feeds, validation, report, digest
+    return _Data(feeds, validation, report, described, digest)
 
 
-def _classes(options: TrainOptions) -> list[Surveyed]:
+def _filtered(
+    options: TrainOptions, main: list[Source], extra: list[Source], world: World
+) -> tuple[list[Source], list[Source], dict[str, Any]]:
+    """Both without badly fitting captions, and what the filter did."""
+    from models.registry import load_encoder
+    from models.training.distributed import wait_for_all
+    from service.cli.filtering import filtered
+
+    assert options.filter_below is not None
+    encoder = load_encoder(options.filter_model or options.model, device=str(world.device))
+    # several processes: the first one scores, the others find its scores
+    cache = options.score_cache or (options.out / "scores" if world.size > 1 else None)
+    if not world.main:
+        wait_for_all()
+    sources, report = filtered([*main, *extra], encoder, options.filter_below, cache=cache)
+    if world.main:
+        wait_for_all()
+        for line in report.lines():
+            note(line)
+    return sources[: len(main)], sources[len(main) :], report.to_dict()
+
+
+def _refuse_streams(sources: Sequence[Source]) -> None:
+    from models.errors import SourceError
+
+    if any(source.kind == "stdin" for source in sources):
+        raise SourceError(
+            "training reads its data again and again, and standard input can be read once",
+            code="not-rereadable",
+            hint="write it to a file first",
+        )
+
+
+def _classes(options: TrainOptions) -> list[Source]:
     from models.data.holdout import HoldOut
-    from models.training.survey import Surveyed
 
     found = []
     for spec, field in options.class_data:
@@ -145,7 +210,7 @@ def _classes(options: TrainOptions) -> list[Surveyed]:
         source: Source = reading.open([spec])[0]
         if options.holdout is not None:
             source = HoldOut(source, options.holdout, held_out=False)
-        found.append(Surveyed(source))
+        found.append(source)
     return found
 
 

@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from service.cli.filtering import filter_options
 from service.cli.grouped import group
 from service.cli.sources import Reading, reading_options
 
@@ -71,6 +72,7 @@ _DATA = (
         help="Leave one record in N of every --class-data source out, to evaluate on.",
     ),
     reading_options,
+    filter_options,
 )
 
 _RUN = (
@@ -271,6 +273,9 @@ class TrainOptions:
     class_share: float
     holdout: int | None
     reading: Reading
+    filter_below: float | Literal["auto"] | None
+    filter_model: str | None
+    score_cache: Path | None
     out: Path
     init: str
     restart: bool

@@ -111,6 +111,24 @@ def test_from_labelled_pictures_to_a_classification(
         )  # fmt: skip
 
 
+def test_a_head_can_be_calibrated(folder: Path, tmp_path: Path) -> None:
+    head = tuned(folder, tmp_path, "linear")["head"]
+    model = ("--model", f"local-dir:{folder / 'pair'}", *QUICK)
+    labelled = ("--label-field", "label", "--head", head, "--json")
+    code, output = call(classify, "--calibrate", folder / "test.tar", *labelled, *model)
+    assert code == 0
+    found = json.loads(output)
+    assert found["classes"] == 3
+    assert found["temperature"] > 0
+    chances = []
+    for temperature in (0.1, 10):
+        more = ("--temperature", temperature)
+        _, output = call(classify, folder / "test.tar", *labelled, *more, *model)
+        best = [one["predictions"][0]["probability"] for one in json.loads(output)["results"]]
+        chances.append(sum(best))
+    assert chances[0] > chances[1]
+
+
 def test_a_finished_head_is_not_replaced_unasked(folder: Path, tmp_path: Path) -> None:
     tuned(folder, tmp_path, "linear")
     with pytest.raises(TrainingError) as caught:

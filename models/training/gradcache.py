@@ -65,7 +65,8 @@ def cached_backward(
     distributed = module if isinstance(module, DistributedDataParallel) else None
     with distributed.no_sync() if distributed else nullcontext():
         value = loss(*whole)
-        (loss_scale(value) if loss_scale else value).backward()
+        scaled = loss_scale(value) if loss_scale else value
+        scaled.backward()  # type: ignore[no-untyped-call]
     gradients = [
         torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in whole
     ]

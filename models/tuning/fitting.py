@@ -90,7 +90,7 @@ def fit_head(
     """
     image_ND, target_N, labels = labelled(collected)
     adapter: Adapter | None = None
-    bias_C = np.zeros(len(labels), dtype=np.float32)
+    bias_C: npt.NDArray[np.float32] = np.zeros(len(labels), dtype=np.float32)
     scale = encoder.logit_scale
     limit: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     if kind == "linear":

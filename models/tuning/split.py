@@ -17,7 +17,7 @@ def held_back(target_N: npt.NDArray[np.int64], *, seed: int = 0) -> npt.NDArray[
     At least one of two or more; none of a class with a single picture, which is needed to learn it.
     """
     dice = np.random.default_rng(seed)
-    held_N = np.zeros(len(target_N), dtype=bool)
+    held_N: npt.NDArray[np.bool_] = np.zeros(len(target_N), dtype=bool)
     for number in np.unique(target_N):
         members = dice.permutation(np.flatnonzero(target_N == number))
         if len(members) > 1:

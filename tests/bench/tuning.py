@@ -97,7 +97,7 @@ class Data:
     begun_N: Tensor
 
 
-def read(spec: str, field: str, encoder: Encoder, tail: Any) -> Data:
+def read(spec: str, field: str, encoder: Encoder, tail: Any, limit: int | None) -> Data:
     source = open_source(spec, label_field=field)
     begun, rows, labels, waiting = [], [], [], []
 
@@ -110,6 +110,8 @@ def read(spec: str, field: str, encoder: Encoder, tail: Any) -> Data:
 
     for ready in prepare_rows(source, encoder.prepare_image, source=source.name):
         if isinstance(ready, Reject) or ready[1] is None or ready[0].label is None:
+            continue
+        if limit is not None and labels.count(ready[0].label) >= limit:
             continue
         labels.append(ready[0].label)
         waiting.append(ready[1])
@@ -185,6 +187,7 @@ def main() -> None:
     parser.add_argument("--label-field", default="label")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--limit", type=int, help="read so many pictures a label, of each source")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -194,8 +197,8 @@ def main() -> None:
     tail.eval()
     fresh = {key: value.clone() for key, value in tail.state_dict().items()}
     started = time.perf_counter()
-    train = read(options.train, options.label_field, encoder, tail)
-    test = read(options.test, options.label_field, encoder, tail)
+    train = read(options.train, options.label_field, encoder, tail, options.limit)
+    test = read(options.test, options.label_field, encoder, tail, options.limit)
     embedding = time.perf_counter() - started
     print(f"embedded in {embedding:.0f} s", flush=True)
     train_ND, target_N, labels = labelled(train.collected)
@@ -277,6 +280,7 @@ def main() -> None:
         "test": Path(options.test).parent.name + "/" + Path(options.test).name,
         "pictures": [len(target_N), len(right)],
         "classes": len(labels),
+        "limit": options.limit,
         "embedding_seconds": round(embedding, 1),
         "rates": RATES,
         "table": table,

@@ -33,6 +33,15 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "diptych"
 
 
+def torchrun_place() -> tuple[int, int, int] | None:
+    """(rank, local rank, world size) as `torchrun` sets them; None outside of it."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if not all(os.environ.get(name, "").strip().isdecimal() for name in names):
+        return None
+    rank, local_rank, size = (int(os.environ[name]) for name in names)
+    return rank, local_rank, size
+
+
 def worker_environment() -> dict[str, str]:
     """What a process that reads strangers' bytes inherits: how to find libraries, no secrets."""
     names = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")

@@ -17,6 +17,7 @@ problem documents, `service/cli/exits.py` into exit codes. Nothing below `servic
     ├── ImageError              a picture was refused; `code` says which rule
     ├── SourceError             a whole source cannot be read (not one record of it)
     ├── ModelError              a model cannot be found, loaded or used
+    ├── TrainingError           a training run stopped, or cannot go on; see `code`
     ├── KeyFileError            the file of API keys cannot be read or changed
     ├── OverloadedError         too much is waiting already; later may work
     ├── DeadlineError           the time allowed has passed, or nobody waits any more
@@ -117,6 +118,18 @@ class SourceError(DiptychError):
 
 class ModelError(DiptychError):
     code = "model-unusable"
+
+
+class TrainingError(DiptychError):
+    """A training run.
+
+    Codes: `loss-not-finite` (the loss or a gradient; the last checkpoint is kept),
+    `resume-mismatch` (an unfinished run of other settings, data or weights is there already),
+    `checkpoint-damaged`, `run-finished`, `nothing-to-train` (the way of tuning does not fit the
+    pair).
+    """
+
+    code = "training-stopped"
 
 
 class DeadlineError(DiptychError):

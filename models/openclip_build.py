@@ -44,6 +44,27 @@ def build_pair(
     return pair, config, preprocess
 
 
+def build_fresh(source: PairSource, *, seed: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The pair a configuration describes with random weights, the same for the same seed.
+
+    Returns:
+        as `build_pair`.
+
+    Raises:
+        ModelError: the configuration is unusable.
+    """
+    _check_config(source.model_cfg)
+    config = _localised(source)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pair = _instantiate(config, torch.float32)
+        preprocess = _preprocessing(pair, source.preprocess_cfg)
+    except Exception as error:  # as in `_build`
+        raise ModelError(f"the model's configuration is unusable: {_brief(error)}") from error
+    return pair, config, preprocess
+
+
 def _check_config(config: Mapping[str, Any]) -> None:
     """Refuse configurations that would exhaust the machine or reach for other models' code."""
     parts = {"model_cfg": config, **{key: config.get(key) for key in ("vision_cfg", "text_cfg")}}

@@ -62,6 +62,25 @@ def find_source(model: ModelId) -> PairSource:
     return _from_checkpoint(model.path)
 
 
+def find_fresh(name: str) -> PairSource:
+    """The configuration that a fresh pair is built from; no weights are looked for.
+
+    Args:
+        name: an open_clip architecture (`ViT-B-32`), or `local-dir:PATH` of a folder with an
+            `open_clip_config.json`.
+
+    Raises:
+        ModelError: an unknown architecture (with close matches), or an unusable configuration.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme == "local-dir" and rest:
+        folder = Path(rest).expanduser()
+        model_cfg, preprocess_cfg = _read_config(folder / CONFIG_NAME)
+        return PairSource(model_cfg, preprocess_cfg, folder / WEIGHTS_NAME, folder=folder)
+    model_cfg = _built_in(name)
+    return PairSource(model_cfg, _built_in_preprocess(name), Path(WEIGHTS_NAME))
+
+
 def tagged_models() -> Iterator[tuple[str, str, str, str, str | None]]:
     """(id, architecture, tag, hub repository, needed extra) of all that open_clip lists."""
     import open_clip
@@ -144,14 +163,8 @@ def _from_checkpoint(path: Path) -> PairSource:
 
 
 def _from_named_checkpoint(name: str, path: Path) -> PairSource:
-    import open_clip
-
     model_cfg = _built_in(name)
-    # SigLIP and CLIPA want other pixels than CLIP; the architecture's own tags say which
-    entries = [
-        _preprocess(open_clip.get_pretrained_cfg(name, tag))
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-    ]
+    entries = _tag_preprocesses(name)
     if any(entry != entries[0] for entry in entries):
         raise ModelError(
             f"weights of {name} come with different preprocessings, and {path.name} does not say "
@@ -159,6 +172,22 @@ def _from_named_checkpoint(name: str, path: Path) -> PairSource:
             hint=f"put an {CONFIG_NAME} with its preprocess_cfg beside it",
         )
     return PairSource(model_cfg, entries[0] if entries else {}, path, folder=path.parent)
+
+
+def _tag_preprocesses(name: str) -> list[dict[str, Any]]:
+    """SigLIP and CLIPA want other pixels than CLIP; the architecture's own tags say which."""
+    import open_clip
+
+    return [
+        _preprocess(open_clip.get_pretrained_cfg(name, tag))
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    ]
+
+
+def _built_in_preprocess(name: str) -> dict[str, Any]:
+    """Of a fresh pair: what most of the architecture's published weights use, CLIP's otherwise."""
+    entries = _tag_preprocesses(name)
+    return max(entries, key=entries.count) if entries else {}
 
 
 def _built_in(name: str) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class TextPreparer:
             truncated = cut or self._was_truncated(text, tokens_L)
         return PreparedText(tokens_L, truncated)
 
+    def save_files(self, folder: Path) -> None:
+        """Write a Hugging Face tokenizer's own files; open_clip's tokenizer has none."""
+        if self._hugging:
+            self._tokenizer.tokenizer.save_pretrained(str(folder))
+
     def _was_truncated(self, text: str, tokens_L: npt.NDArray[np.int64]) -> bool:
         if self._mode != "clips" and (tokens_L[-2:] == self._pad).all():
             return False  # it fitted; two, because SigLIP's padding is also its end of text

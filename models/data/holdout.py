@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from models.data.parts import parts_of
 from models.data.records import Plan, Record, Row, Source
 
 
@@ -44,6 +45,12 @@ class HoldOut:
     def plan(self) -> Plan:
         """The source's own: rows of the other part are read too."""
         return self._source.plan()
+
+    def parts(self) -> list[Source]:
+        """The source's own parts, restricted alike."""
+        return [
+            HoldOut(part, self._one_in, held_out=self._held_out) for part in parts_of(self._source)
+        ]
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._source:

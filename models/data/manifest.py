@@ -56,6 +56,7 @@ class ManifestSource:
         self.name = name
         self.kind = form.kind
         self._form = form
+        self._options = options
         self._paths = list(paths)
         self._readers = [RowReader(absolute(path), options) for path in self._paths]
         self._bytes = sum(form.check(path) for path in self._paths)
@@ -93,6 +94,13 @@ class ManifestSource:
             source_bytes=self._bytes,
             exact=False,
         )
+
+    def parts(self) -> list[ManifestSource]:
+        """Each file as a source of its own, to be read in any order."""
+        return [
+            ManifestSource(self._form, [path], name=path, options=self._options)
+            for path in self._paths
+        ]
 
     def __iter__(self) -> Iterator[Row]:
         seen = SeenKeys()

@@ -81,6 +81,10 @@ class TarSource:
                 continue
         return Plan(total, total, size, self._bytes, exact=True)
 
+    def parts(self) -> list[TarSource]:
+        """Each shard as a source of its own, to be read in any order."""
+        return [TarSource([shard], self._options, name=shard) for shard in self._shards]
+
     def __iter__(self) -> Iterator[Row]:
         seen = SeenKeys()
         self.ignored.clear()

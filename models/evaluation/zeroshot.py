@@ -1,4 +1,4 @@
-"""Zero-shot classification accuracy of an encoder pair on a labelled source."""
+"""Classification accuracy on a labelled source: of prompts, or of a head that was trained."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from models.evaluation.metrics import (
     mean_per_class_recall,
     top_k_accuracy,
 )
+from models.tuning.head import ClassHead
 from models.zeroshot import chances, class_logits, class_matrix
 
 FEWEST_FOR_TOP_5 = 5
@@ -61,14 +62,7 @@ def zero_shot_logits(
         SourceError: no labelled picture.
         InvalidLabelsError: a label without a name, or names that cannot be prompted.
     """
-    labelled = [at for at, label in enumerate(collected.labels) if label is not None]
-    if not labelled:
-        raise SourceError(
-            "the source holds no labels",
-            code="no-labels",
-            hint="name the field they are in: --label-field label",
-        )
-    found = [str(collected.labels[at]) for at in labelled]
+    labelled, found = _labelled(collected)
     names = dict(class_names) if class_names else {label: label for label in sorted(set(found))}
     missing = sorted(set(found) - set(names))
     if missing:
@@ -109,3 +103,33 @@ def zero_shot_metrics(
         each_BC = chances(logits_BC, logit_bias=logit_bias, multi_label=True)
         metrics["ece_sigmoid"] = expected_calibration_error(each_BC, target_B)
     return {**metrics, "pictures": len(target_B), "classes": found.classes}
+
+
+def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
+    """As `evaluate_zero_shot`, of a class head on pictures embedded by its own pair.
+
+    Raises:
+        SourceError: no labelled picture.
+        InvalidLabelsError: a label that the head does not know.
+    """
+    labelled, found = _labelled(collected)
+    missing = sorted(set(found) - set(head.labels))
+    if missing:
+        raise InvalidLabelsError(
+            f"{len(missing)} labels are none of the head's, e.g. {missing[0]!r}"
+        )
+    target_B = [head.labels.index(label) for label in found]
+    logits_BC = head.logits(collected.image_ND[labelled])
+    return zero_shot_metrics(ZeroShotLogits(logits_BC, target_B, len(head.labels)))
+
+
+def _labelled(collected: Collected) -> tuple[list[int], list[str]]:
+    """(which pictures have a label, these labels)"""
+    labelled = [at for at, label in enumerate(collected.labels) if label is not None]
+    if not labelled:
+        raise SourceError(
+            "the source holds no labels",
+            code="no-labels",
+            hint="name the field they are in: --label-field label",
+        )
+    return labelled, [str(collected.labels[at]) for at in labelled]

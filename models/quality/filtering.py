@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from models.data.parts import parts_of
 from models.data.records import Plan, Record, Reject, Row, Source
 from models.encoder import Encoder
 from models.errors import InputError, SourceError
@@ -102,6 +103,10 @@ class FilteredSource:
     def plan(self) -> Plan:
         """The source's own: what is left out is read too."""
         return self._source.plan()
+
+    def parts(self) -> list[Source]:
+        """The source's own parts, filtered alike."""
+        return [FilteredSource(part, self._memory, self._floors) for part in parts_of(self._source)]
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._source:

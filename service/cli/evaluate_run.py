@@ -115,9 +115,7 @@ def _measure(
 
         yield (
             "",
-            evaluate_linear_probe(
-                trained, collected, encoder, shots=wanted.shots, seed=wanted.seed
-            ),
+            evaluate_linear_probe(trained, collected, shots=wanted.shots, seed=wanted.seed),
             None,
         )
         return

@@ -1,0 +1,250 @@
+"""The training loop: steps, validations, checkpoints, and the weights a run ends with.
+
+Reads top to bottom. It is given everything it uses and knows no files, formats or console;
+`models.training.run` puts the pieces together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.errors import TrainingError
+from models.training.checkpoint import Checkpoints, Saved
+from models.training.config import TrainConfig
+from models.training.distributed import World, wait_for_all
+from models.training.journal import Journal
+from models.training.layers import trainable
+from models.training.loading import Batch
+from models.training.measuring import Validation, score
+from models.training.optimiser import load_optimiser, optimiser_tensors
+from models.training.pair import TrainablePair
+from models.training.progress import Progress, Step
+from models.training.schedule import learning_rate
+from models.training.step import Stepper
+from models.training.weights import MovingAverage, Weights, copy_of
+
+NAMED_KEYS = 8
+"""Records named when a loss is not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When to write a checkpoint: each so many steps, or minutes since the last one."""
+
+    steps: int | None = None
+    minutes: float = 10.0
+
+
+@dataclass(slots=True)
+class Run:
+    """A run's pieces, put together by `models.training.run`."""
+
+    pair: TrainablePair
+    config: TrainConfig
+    world: World
+    stepper: Stepper
+    optimiser: torch.optim.Optimizer
+    batches: Callable[[int], Iterator[Batch]]
+    """first step -> its batch and those after it"""
+    per_epoch: int
+    checkpoints: Checkpoints
+    journal: Journal | None
+    measured: bool
+    """whether there is a validation set, on every rank; `validation` itself is rank 0's"""
+    validation: Validation | None
+    cadence: Cadence
+    on_step: Callable[[Step], None]
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.per_epoch
+
+
+def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
+    """Take the steps that are left -> (progress, the weights they came to, on the CPU).
+
+    The weights are the moving average's where there is one, and those of the best validation where
+    there is one; the module holds them too.
+
+    Raises:
+        TrainingError: `loss-not-finite`; the last checkpoint is kept.
+    """
+    module, config = run.pair.module, run.config
+    learning = dict(trainable(module))
+    average = MovingAverage(learning, config.ema) if config.ema else None
+    progress = Progress()
+    if saved is not None:
+        progress = _restore(run, saved, average)
+    elif run.measured:
+        _validate(run, progress, None, before=True)
+    if saved is None:
+        _commit(run, progress, average)
+    batches = run.batches(progress.step)
+    committed = time.monotonic()
+    try:
+        while progress.step < run.steps and not progress.stopped:
+            step = _step(run, progress, next(batches))
+            if average is not None:
+                average.update(learning)
+            improved = None
+            done_epochs, within = divmod(step.step, run.per_epoch)
+            measure = (
+                run.measured
+                and within == 0
+                and (done_epochs % config.eval_every == 0 or done_epochs == config.epochs)
+            )
+            if measure:
+                improved = _validate(run, progress, average)
+            # a validation is part of what is committed, or it would be done and written twice
+            if measure or _due(run, progress, committed):
+                _commit(run, progress, average, improved)
+                committed = time.monotonic()
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+    return progress, _final(run, progress, average)
+
+
+def _step(run: Run, progress: Progress, batch: Batch) -> Step:
+    config, started = run.config, time.perf_counter()
+    # dropout of step n is a matter of seed, n and rank: nothing to save, nothing to restore
+    torch.manual_seed(_derived(config.seed, progress.step, run.world.rank))
+    rate = learning_rate(progress.step, steps=run.steps, peak=config.lr, warmup=config.warmup)
+    outcome = run.stepper(batch, rate)
+    seconds = time.perf_counter() - started
+    progress.step += 1
+    progress.seconds += seconds
+    step = Step(
+        step=progress.step,
+        steps=run.steps,
+        epoch=(progress.step - 1) // run.per_epoch + 1,
+        loss=outcome.loss,
+        scale=float(run.pair.log_scale.detach().exp()),
+        lr=rate,
+        gradient_norm=outcome.gradient_norm,
+        pairs_per_second=len(batch.keys) * run.world.size / seconds,
+    )
+    if run.journal is not None:
+        run.journal.step(step)
+    if not outcome.finite and not run.stepper.scaler.is_enabled():
+        raise _not_finite(run, step, batch)
+    run.on_step(step)
+    return step
+
+
+def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
+    named = ", ".join(batch.keys[:NAMED_KEYS])
+    more = f" and {len(batch.keys) - NAMED_KEYS} more" if len(batch.keys) > NAMED_KEYS else ""
+    what = "loss" if step.loss != step.loss or abs(step.loss) == float("inf") else "gradient"
+    return TrainingError(
+        f"step {step.step}: the {what} is not finite; its batch was {named}{more}",
+        code="loss-not-finite",
+        hint="look at these records, or try a lower --lr or --precision fp32; the last good state "
+        f"is in {run.checkpoints.folder} and loads with --model local-dir:",
+    )
+
+
+def _validate(
+    run: Run, progress: Progress, average: MovingAverage | None, *, before: bool = False
+) -> Weights | None:
+    """Measure -> the weights, if they are the best so far. Rank 0 measures, the others wait."""
+    weights = None
+    with _averaged(run, average):
+        if run.validation is not None:
+            recall = run.validation.measure()
+            found = score(recall)
+            progress.validations.append((progress.step, recall))
+            if run.journal is not None:
+                run.journal.validation(progress.step, recall)
+            # R@1 alone decides when to stop; the other figures only tell equal ones apart
+            if progress.best is None or found[0] > progress.best[0]:
+                progress.waited = 0
+            elif not before:
+                progress.waited += 1
+            if progress.best is None or found > progress.best:
+                progress.best, progress.best_step = found, progress.step
+                weights = copy_of(run.pair.module)
+            patience = run.config.patience
+            progress.stopped = bool(patience) and progress.waited >= patience
+    progress.stopped = _agreed(run, progress.stopped)
+    return weights
+
+
+def _agreed(run: Run, value: bool) -> bool:
+    """Rank 0's value, on every rank."""
+    if run.world.size == 1:
+        return value
+    told = torch.tensor(float(value), device=run.world.device)
+    torch.distributed.broadcast(told, src=0)
+    return bool(told)
+
+
+def _due(run: Run, progress: Progress, committed: float) -> bool:
+    if run.cadence.steps is not None:
+        return progress.step % run.cadence.steps == 0
+    return _agreed(run, time.monotonic() - committed >= 60 * run.cadence.minutes)
+
+
+def _commit(
+    run: Run, progress: Progress, average: MovingAverage | None, best: Weights | None = None
+) -> None:
+    if run.world.main:
+        run.checkpoints.save(
+            run.pair,
+            progress,
+            optimiser=optimiser_tensors(run.optimiser, run.pair.module),
+            average=None if average is None else average.average,
+            average_updates=0 if average is None else average.updates,
+            scaler=run.stepper.scaler.state_dict(),
+            best=best,
+        )
+    wait_for_all()
+
+
+def _restore(run: Run, saved: Saved, average: MovingAverage | None) -> Progress:
+    run.pair.module.load_state_dict(saved.weights)
+    if saved.optimiser:
+        load_optimiser(run.optimiser, run.pair.module, saved.optimiser)
+    if average is not None and saved.average is not None:
+        average.updates = saved.average_updates
+        for name, value in saved.average.items():
+            average.average[name].copy_(value)
+    if saved.scaler:
+        run.stepper.scaler.load_state_dict(saved.scaler)
+    return saved.progress
+
+
+@contextmanager
+def _averaged(run: Run, average: MovingAverage | None) -> Iterator[None]:
+    """The module with the averages in the place of its weights, for a while."""
+    if average is None:
+        yield
+        return
+    module = run.pair.module
+    own = copy_of(module)
+    module.load_state_dict(average.over(own))
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)
+
+
+def _final(run: Run, progress: Progress, average: MovingAverage | None) -> Weights:
+    # step 0 is no training at all: how much of that to keep is interpolation's to say
+    kept = run.config.keep == "best" and progress.best_step > 0
+    weights = run.checkpoints.best() if kept else None
+    if weights is None:
+        weights = copy_of(run.pair.module)
+        if average is not None:
+            weights = average.over(weights)
+    run.pair.module.load_state_dict(weights)
+    return weights
+
+
+def _derived(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

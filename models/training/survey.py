@@ -1,0 +1,88 @@
+"""Counting along while something else reads a source: how many pairs, held back or not, and which.
+
+The data report reads everything once before the first step; this sits between it and the source,
+so that the same pass also tells how long an epoch is and whether a continued run has the data it
+began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final
+
+from models.data.holdout import is_held_out
+from models.data.parts import parts_of
+from models.data.records import Plan, Record, Row, Source
+from models.training.mixing import usable
+
+LADDER: Final = (10, 100, 1_000, 10_000)
+"""One record in so many may be held back for validation; which of these is decided by the count."""
+FEWEST_TO_HOLD: Final = 100
+_MOST_HELD: Final = 1_000
+
+
+class Surveyed:
+    """A source that counts its pairs as it is read. Reading it again counts again.
+
+    Attributes:
+        source: what is read, for whoever wants it without the counting.
+        pairs: usable records.
+        held: of these, how many each rung of the ladder would hold back.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.pairs = 0
+        self.held = dict.fromkeys(LADDER, 0)
+        self._digest = hashlib.sha256()
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    @property
+    def digest(self) -> str:
+        """Of keys, captions and sizes of pictures, in order: other data, another digest."""
+        return self._digest.hexdigest()[:32]
+
+    def count(self) -> int | None:
+        return self.source.count()
+
+    def plan(self) -> Plan:
+        return self.source.plan()
+
+    def parts(self) -> list[Source]:
+        return parts_of(self.source)
+
+    def __iter__(self) -> Iterator[Row]:
+        self.pairs = 0
+        self.held = dict.fromkeys(LADDER, 0)
+        self._digest = hashlib.sha256()
+        for row in self.source:
+            if isinstance(row, Record) and usable(row):
+                self.pairs += 1
+                for one_in in LADDER:
+                    self.held[one_in] += is_held_out(row.key, one_in)
+                size = len(row.image or b"")
+                described = f"{row.key}\0{size}\0{sorted(row.texts.items())}\n"
+                self._digest.update(described.encode("utf-8", "surrogatepass"))
+            yield row
+
+
+def one_in_for(pairs: int) -> int | None:
+    """How many records to hold one of back for validation; None where there are too few to spare.
+
+    Between 10 and 1,000 pictures: fewer tell nothing, more cost time at every validation.
+
+    Example:
+        >>> [one_in_for(n) for n in (99, 100, 9_999, 10_000, 2_000_000)]
+        [None, 10, 10, 10, 10000]
+    """
+    if pairs < FEWEST_TO_HOLD:
+        return None
+    return next((rung for rung in LADDER if pairs // rung <= _MOST_HELD), LADDER[-1])

@@ -1,0 +1,65 @@
+"""Weights as plain tensors by name: copies, moving averages, and paths between two of them.
+
+Knows modules only as state dicts; no data, no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Weights: TypeAlias = dict[str, Tensor]
+
+
+def copy_of(module: nn.Module) -> Weights:
+    """All parameters and buffers, detached copies on the CPU."""
+    return {
+        name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
+    }
+
+
+def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> Weights:
+    """(1 - share) * start + share * end, tensor by tensor.
+
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", equation 1: on the straight
+    line between pretrained and fine-tuned weights lie pairs that keep what the first knew and
+    know most of what the second learned. Counters and the like are those of `end`.
+    """
+    if share == 1.0:
+        return dict(end)
+    return {
+        name: torch.lerp(start[name].double(), value.double(), share).to(value.dtype)
+        if value.is_floating_point() and name in start
+        else value
+        for name, value in end.items()
+    }
+
+
+class MovingAverage:
+    """Exponential moving average of what learns.
+
+    The decay rises to its value, min(decay, (1 + n) / (10 + n)) after n updates, so that a short
+    run does not end as mostly the weights it started from.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.average: Weights = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, average in self.average.items():
+            average.lerp_(parameters[name].detach(), 1 - decay)
+
+    def over(self, weights: Mapping[str, Tensor]) -> Weights:
+        """`weights` with the averages in their places."""
+        return {
+            name: self.average[name].to(value.device, copy=True) if name in self.average else value
+            for name, value in weights.items()
+        }

@@ -122,7 +122,7 @@ def test_killed_twice_anywhere_it_ends_the_same(
     same_end(whole, broken)
 
 
-class Unplugged(Exception):
+class UnpluggedError(Exception):
     pass
 
 
@@ -132,11 +132,11 @@ def test_another_setting_is_refused_unless_the_run_is_dropped(
     out = tmp_path / "out"
 
     def unplug(*_: object) -> None:
-        raise Unplugged
+        raise UnpluggedError
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "step", unplug)
-        assert isinstance(finish(command(folder, out)).exception, Unplugged)
+        assert isinstance(finish(command(folder, out)).exception, UnpluggedError)
     other = ("--weight-decay", "0.2", "--grad-clip", "2")
     refused = finish(command(folder, out, *other)).exception
     assert isinstance(refused, TrainingError)

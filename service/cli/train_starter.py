@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.exits import OK, PARTIAL
+from service.cli.inspecting import inspected
 from service.cli.output import emit_json, interactive, note
 from service.cli.train_options import TrainOptions
 from service.cli.train_output import before_after, step_bar
 
 if TYPE_CHECKING:
+    from models.data import Source
+    from models.encoder import PreparedText
     from models.starter.training.loop import TrainResult
     from models.starter.training.pairs import DataReport
+
+_GLANCED = 500
+"""Pictures decoded for the report: all of them are before training, and each is reported."""
 
 
 def train_starter(options: TrainOptions) -> int:
@@ -58,11 +64,16 @@ def train_starter(options: TrainOptions) -> int:
     ]
     measured = options.reading.open([name for name in options.val if name != "none"])
     set_threads(options.threads)
+    described: dict[str, Any] = {}
+    if options.filter_below is not None:
+        captioned, extra, described["filter"] = _filtered(options, captioned, extra)
+    text_tower = TextTower()
+    described["data"] = _looked_over(options, text_tower.prepare, captioned, extra, measured)
     where = resolve_device(options.device)
     with _feature_bar() as on_features:
         maker = FeatureMaker(
             ImageTower(device=where, dtype=starter_dtype(options.precision, where)),
-            TextTower(),
+            text_tower,
             cache=options.cache,
             on_progress=on_features,
         )
@@ -81,7 +92,7 @@ def train_starter(options: TrainOptions) -> int:
         result = run(
             heads, pairs, config, validation=validation, rehearsal=rehearsal, on_step=on_step
         )
-    described: dict[str, Any] = {"train": report.to_dict()}
+    described["train"] = report.to_dict()
     if val_report is not None:
         described["validation"] = val_report.to_dict()
     drawn = save_run(result, config, options.out, data=described)
@@ -95,16 +106,72 @@ def train_starter(options: TrainOptions) -> int:
     return PARTIAL if rejects else OK
 
 
+def _filtered(
+    options: TrainOptions, captioned: list[Source], extra: list[Source]
+) -> tuple[list[Source], list[Source], dict[str, Any]]:
+    """Both without badly fitting captions, and what the filter did."""
+    from models.registry import load_encoder
+    from service.cli.filtering import filtered
+
+    assert options.filter_below is not None
+    encoder = load_encoder(
+        options.filter_model or options.model,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+    )
+    sources, report = filtered(
+        [*captioned, *extra], encoder, options.filter_below, cache=options.score_cache
+    )
+    for line in report.lines():
+        note(line)
+    return sources[: len(captioned)], sources[len(captioned) :], report.to_dict()
+
+
+def _looked_over(
+    options: TrainOptions,
+    prepare_text: Callable[[str], PreparedText],
+    captioned: list[Source],
+    extra: list[Source],
+    measured: list[Source],
+) -> dict[str, Any]:
+    """Tell what the sets hold and refuse one that teaches nothing; pictures are decoded later."""
+    from models.training.data_checks import report_lines as lines_of
+    from models.training.data_report import sampling
+
+    def reopen(fields: Sequence[str]) -> list[Source]:
+        reading = dataclasses.replace(options.reading, text_fields=tuple(fields))
+        return reading.open(options.data + options.extra_data)
+
+    train = [*captioned, *extra]
+    if not train:
+        return {}
+    report = inspected(train, reopen, prepare_text=prepare_text, one_in=sampling(train, _GLANCED))
+    lines = lines_of(report)
+    found = {"train": report.to_dict()}
+    if measured:
+        one_in = sampling(measured, _GLANCED)
+        validation = inspected(
+            measured,
+            reopen,
+            prepare_text=prepare_text,
+            one_in=one_in,
+            against=report,
+            checked=False,
+        )
+        lines += lines_of(validation, "validation")
+        found["validation"] = validation.to_dict()
+    for line in lines:
+        note(line)
+    return found
+
+
 def report_lines(report: DataReport) -> list[str]:
-    """What was found, and what was not usable, before the first step."""
+    """What the towers made of it, before the first step."""
     captions = ", ".join(f"{count} {name}" for name, count in sorted(report.captions.items()))
-    lines = [f"data: {report.pictures} pictures; captions: {captions}"]
+    lines = [f"used: {report.pictures} pictures; captions: {captions}"]
     if report.classes:
         lines.append(f"      {report.classes} classes by name")
-    if report.without_caption:
-        lines.append(
-            f"      {report.without_caption} records passed over: no picture or no caption"
-        )
     if report.rejects:
         lines.append(f"      {len(report.rejects)} rejected (undecodable or unreadable), e.g.:")
         lines += [

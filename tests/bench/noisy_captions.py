@@ -4,12 +4,12 @@
 
 The starter's heads are trained from their untrained start (`--init fresh`) on the captions of TRAIN
 as they are; with `--noise` of them dealt out among each other; and with the noisy ones filtered at
-the floor that `diptych train --filter-below auto` would take. Recall is measured on VAL.
+the floor that `--filter-below auto` takes. Recall is measured on VAL.
 
 The pair that comes with Diptych was trained on Flickr8k, so it must not judge these captions: it
 would know the right ones by heart. Who judges instead:
 
-    start   the untrained heads (ConSE): no caption has been seen
+    start   the untrained heads (ConSE): no caption has been seen; too weak, so nothing is trained
     self    the heads trained on the noisy captions themselves, as somebody with one set would do
     folds   two pairs of heads, each trained on the noisy captions of one half of the pictures and
             judging the other half
@@ -124,8 +124,8 @@ def main() -> None:
     parser.add_argument("--text-field", default="captions.en")
     parser.add_argument("--cache", type=Path, help="folder for the towers' features")
     parser.add_argument("--noise", type=float, default=0.3)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -165,22 +165,11 @@ def main() -> None:
     noisy_heads = trained(noisy)
     show("noisy", noisy_heads)
 
-    half_M = owners_of(noisy) % 2
-    judges = {
-        "start": scores(fresh_heads(config, tower), noisy, 1),
-        "self": scores(noisy_heads, noisy, 1),
-    }
-    folds = [scores(trained(only(noisy, half_M == side)), noisy, 1) for side in (1, 0)]
-    judges["folds"] = tuple(  # type: ignore[assignment]
-        np.where(half_M == 0, folds[0][at], folds[1][at]) for at in range(2)
-    )
-    show("oracle", trained(only(noisy, ~wrong_M)))
-    filters = {}
-    for name, (own_M, other_M) in judges.items():
+    def judged(name: str, own_M: np.ndarray, other_M: np.ndarray, *, retrain: bool = True) -> None:
         floor = best_floor(own_M, other_M)
         assert floor is not None
         dropped_M = own_M < floor
-        filters[name] = {
+        found = {
             "floor": floor,
             "estimated_wrong": wrong_share(own_M, other_M),
             "dropped": float(dropped_M.mean()),
@@ -188,9 +177,20 @@ def main() -> None:
             "recall": float(dropped_M[wrong_M].mean()),
             "auc": auc(own_M[wrong_M], own_M[~wrong_M]),
         }
-        show(f"filtered, {name}", trained(only(noisy, ~dropped_M)))
-        filters[name]["recovered"] = recovered(results, f"filtered, {name}")
-        print("  " + "  ".join(f"{key} {value:.3f}" for key, value in filters[name].items()))
+        if retrain:
+            show(f"filtered, {name}", trained(only(noisy, ~dropped_M)))
+            found["recovered"] = recovered(results, f"filtered, {name}")
+        filters[name] = found
+        cells = "  ".join(f"{key} {value:.3f}" for key, value in found.items())
+        print(f"  judge {name}: {cells}", flush=True)
+
+    filters: dict[str, dict[str, float | None]] = {}
+    judged("start", *scores(fresh_heads(config, tower), noisy, 1), retrain=False)
+    judged("self", *scores(noisy_heads, noisy, 1))
+    half_M = owners_of(noisy) % 2
+    folds = [scores(trained(only(noisy, half_M == side)), noisy, 1) for side in (1, 0)]
+    judged("folds", *(np.where(half_M == 0, folds[0][at], folds[1][at]) for at in range(2)))
+    show("oracle", trained(only(noisy, ~wrong_M)))
     document = {
         "bench": "noisy_captions",
         "noise": float(wrong_M.mean()),

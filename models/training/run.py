@@ -241,7 +241,13 @@ def _validation(
 
 
 def _finish(run: Run, progress: Progress, start: Weights, end: Weights, out: Path) -> Result:
-    share, tried, after = interpolate(run.pair, start, end, run.config.interpolate, run.validation)
+    share, tried, after = interpolate(
+        start,
+        end,
+        run.config.interpolate,
+        run.pair.module.load_state_dict,
+        None if run.validation is None else run.validation.measure,
+    )
     lines = read_journal(out)
     losses = [line["loss"] for line in lines if "loss" in line]
     result = result_of(

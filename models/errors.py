@@ -125,7 +125,8 @@ class TrainingError(DiptychError):
 
     Codes: `loss-not-finite` (the loss or a gradient; the last checkpoint is kept),
     `resume-mismatch` (an unfinished run of other settings, data or weights is there already),
-    `checkpoint-damaged`, `run-finished`.
+    `checkpoint-damaged`, `run-finished`, `nothing-to-train` (the way of tuning does not fit the
+    pair).
     """
 
     code = "training-stopped"

@@ -1,4 +1,4 @@
-"""Zero-shot classification accuracy of an encoder pair on a labelled source."""
+"""Classification accuracy on a labelled source: of prompts, or of a head that was trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from models.encoder import Encoder
 from models.errors import InvalidLabelsError, SourceError
 from models.evaluation.collect import Collected
-from models.evaluation.metrics import mean_per_class_recall, top_k_accuracy
+from models.evaluation.metrics import Scores, mean_per_class_recall, top_k_accuracy
+from models.tuning.head import ClassHead
 from models.zeroshot import class_matrix
 
 
@@ -36,6 +37,34 @@ def evaluate_zero_shot(
         SourceError: no labelled picture.
         InvalidLabelsError: a label without a name, or names that cannot be prompted.
     """
+    labelled, found = _labelled(collected)
+    names = dict(class_names) if class_names else {label: label for label in sorted(set(found))}
+    missing = sorted(set(found) - set(names))
+    if missing:
+        raise InvalidLabelsError(f"{len(missing)} labels have no class name, e.g. {missing[0]!r}")
+    class_CD = class_matrix(encoder, list(names.values()), templates)
+    score_BC = np.asarray(collected.image_ND[labelled] @ class_CD.T)
+    return _accuracy(score_BC, found, list(names))
+
+
+def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
+    """As `evaluate_zero_shot`, of a class head on pictures embedded by its own pair.
+
+    Raises:
+        SourceError: no labelled picture.
+        InvalidLabelsError: a label that the head does not know.
+    """
+    labelled, found = _labelled(collected)
+    missing = sorted(set(found) - set(head.labels))
+    if missing:
+        raise InvalidLabelsError(
+            f"{len(missing)} labels are none of the head's, e.g. {missing[0]!r}"
+        )
+    return _accuracy(head.logits(collected.image_ND[labelled]), found, head.labels)
+
+
+def _labelled(collected: Collected) -> tuple[list[int], list[str]]:
+    """(which pictures have a label, these labels)"""
     labelled = [at for at, label in enumerate(collected.labels) if label is not None]
     if not labelled:
         raise SourceError(
@@ -43,19 +72,16 @@ def evaluate_zero_shot(
             code="no-labels",
             hint="name the field they are in: --label-field label",
         )
-    found = [str(collected.labels[at]) for at in labelled]
-    names = dict(class_names) if class_names else {label: label for label in sorted(set(found))}
-    missing = sorted(set(found) - set(names))
-    if missing:
-        raise InvalidLabelsError(f"{len(missing)} labels have no class name, e.g. {missing[0]!r}")
-    position = {label: at for at, label in enumerate(names)}
-    class_CD = class_matrix(encoder, list(names.values()), templates)
-    score_BC = np.asarray(collected.image_ND[labelled] @ class_CD.T)
+    return labelled, [str(collected.labels[at]) for at in labelled]
+
+
+def _accuracy(score_BC: Scores, found: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    position = {label: at for at, label in enumerate(labels)}
     target_B = [position[label] for label in found]
     return {
         "acc1": top_k_accuracy(score_BC, target_B, 1),
         "acc5": top_k_accuracy(score_BC, target_B, 5),
         "mean_per_class_recall": mean_per_class_recall(score_BC, target_B),
-        "pictures": len(labelled),
-        "classes": len(names),
+        "pictures": len(found),
+        "classes": len(labels),
     }

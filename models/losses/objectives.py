@@ -16,7 +16,11 @@ from models.losses.info_nce import info_nce_rows
 from models.losses.scale import MAX_LOGIT_SCALE
 from models.losses.sigmoid import sigmoid_rows
 
-_MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
+DEFAULT_CHUNK = 1024
+"""Rows whose logits are held at once: a batch of 16,384 needs 64 MB of them, not 1 GB, and smaller
+batches than this are computed in one piece."""
+# rounded down to a number that fp32 has, so that a parameter clamped to it equals it
+_MAX_LOG_SCALE = torch.nextafter(torch.tensor(math.log(MAX_LOGIT_SCALE)), torch.tensor(0.0)).item()
 
 
 class Objective(Protocol):
@@ -68,7 +72,7 @@ class InfoNCEObjective(nn.Module):
         log_scale: nn.Parameter | None = None,
         *,
         label_smoothing: float = 0.0,
-        chunk: int | None = None,
+        chunk: int | None = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
         if log_scale is None:
@@ -78,7 +82,9 @@ class InfoNCEObjective(nn.Module):
         self.chunk = chunk
 
     def scale(self) -> Tensor:
-        return self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()
+        log_scale = self.log_scale.reshape(())  # some open_clip pairs keep it as [1]
+        # not clamp(): at the limit itself it passes no gradient, and none would ever lead back
+        return log_scale.where(log_scale <= _MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -120,7 +126,7 @@ class SigmoidObjective(nn.Module):
         log_scale: nn.Parameter | None = None,
         bias: nn.Parameter | None = None,
         *,
-        chunk: int | None = None,
+        chunk: int | None = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
         if log_scale is None:
@@ -130,7 +136,7 @@ class SigmoidObjective(nn.Module):
         self.chunk = chunk
 
     def scale(self) -> Tensor:
-        return self.log_scale.exp()
+        return self.log_scale.reshape(()).exp()
 
     def clamp(self) -> None:
         """Nothing: published SigLIP pairs have scales above 100."""
@@ -149,7 +155,7 @@ class SigmoidObjective(nn.Module):
                 _full(image_BD),
                 _full(text_BD),
                 self.scale(),
-                self.bias,
+                self.bias.reshape(()),
                 rows=rows or slice(0, len(image_BD)),
                 group_B=group_B,
                 hard_HD=None if hard_HD is None else _full(hard_HD),
@@ -158,7 +164,7 @@ class SigmoidObjective(nn.Module):
 
 
 def objective_for(
-    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = None
+    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = DEFAULT_CHUNK
 ) -> InfoNCEObjective | SigmoidObjective:
     """The objective an open_clip pair was trained with, around the pair's own parameters.
 

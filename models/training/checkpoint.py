@@ -1,7 +1,8 @@
 """A run's state on disk: written so that a kill at any instant leaves the old state or the new.
 
     training/state.json           which folder counts, with sums of its files; replaced last
-    training/step-00000120/       the pair itself (open_clip's layout, loads with local-dir:),
+    training/step-00000120/       the pair itself (open_clip's layout, loads with local-dir:; while
+                                  low-rank updates learn, with their factors and for the run only),
                                   optimiser.safetensors, average.safetensors
     training/best-00000100.safetensors   the best weights so far, by validation
 

@@ -82,7 +82,14 @@ def cached_backward(
                 # makes DDP see these parameters in the one backward pass that it averages
                 outputs.append(torch.stack([p.sum() * 0 for p in objective.parameters()]).sum())
                 sent.append(torch.ones_like(outputs[-1]))
-            torch.autograd.backward(outputs, sent)
+            # a locked tower's embeddings lead nowhere
+            open_ended = [
+                (output, gradient)
+                for output, gradient in zip(outputs, sent, strict=True)
+                if output.requires_grad
+            ]
+            if open_ended:
+                torch.autograd.backward(*zip(*open_ended, strict=True))
     _restore(after, devices)
     return value.detach()
 

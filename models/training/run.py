@@ -41,6 +41,7 @@ from models.training.sampling import Shuffled
 from models.training.saving import save_pair
 from models.training.step import Stepper
 from models.training.weights import Weights, copy_of
+from models.tuning.lora import attach_lora, merge_lora
 
 CURVES_NAME: Final = "curves.png"
 
@@ -102,12 +103,7 @@ def run_training(
     mix = make_mix(feeds, config, world)
     pair.use_bias(config.objective == "siglip")
     start = copy_of(pair.module)
-    lock(
-        pair.module,
-        image=config.lock_image,
-        text=config.lock_text,
-        unlock_blocks=config.unlock_blocks,
-    )
+    _choose_what_learns(pair, config)
     pair.module.to(world.device)
     broadcast_from_main(pair.module)
     if config.grad_checkpointing:
@@ -145,6 +141,8 @@ def run_training(
         watching.on_resume(begun, run.steps)
     try:
         progress, end = train(run, saved)
+        if config.tune == "lora":
+            end = merge_lora(pair.module)
     finally:
         if run.journal is not None:
             run.journal.close()
@@ -153,6 +151,20 @@ def run_training(
         result = _finish(run, progress, start, end, out)
     wait_for_all()
     return result
+
+
+def _choose_what_learns(pair: TrainablePair, config: TrainConfig) -> None:
+    if config.tune == "lora":
+        locked = {"image": config.lock_image, "text": config.lock_text}
+        towers = [tower for tower, rests in locked.items() if not rests]
+        attach_lora(pair.module, rank=config.lora_rank, towers=towers, seed=config.seed)
+        return
+    lock(
+        pair.module,
+        image=config.lock_image,
+        text=config.lock_text,
+        unlock_blocks=config.unlock_blocks,
+    )
 
 
 def refuse_finished(out: Path) -> None:

@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     help="Prompt with {c} for the class; may be repeated. [default: the default set]",
 )
 @click.option(
+    "--head",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Judge by what `diptych train --tune linear|adapter|prompts` left, not by prompts.",
+)
+@click.option(
     "--holdout",
     type=click.IntRange(min=2),
     metavar="N",
@@ -58,6 +63,7 @@ def evaluate(
     reading: Reading,
     classnames: Path | None,
     templates: tuple[str, ...],
+    head: Path | None,
     holdout: int | None,
     model: str | None,
     device: str,
@@ -81,17 +87,29 @@ def evaluate(
     from models.environment import default_model
     from models.registry import load_encoder
 
+    if head is not None and (task != "zero-shot" or classnames or templates):
+        raise click.UsageError("--head goes with --task zero-shot, and brings its own labels")
     sources: list[Source] = reading.open(data)
     if holdout is not None:
         sources = [HoldOut(source, holdout, held_out=True) for source in sources]
     name = model or default_model()
     names = _read_class_names(classnames) if classnames else None
     encoder = load_encoder(name, device=device, precision=precision, threads=threads)
+    trained = None
+    if head is not None:
+        from models.tuning.head import load_head
+
+        trained = load_head(head)
+        trained.check_encoder(encoder.fingerprint.digest)
     collected = _collect(sources, encoder)
     if task == "retrieval":
         from models.evaluation.retrieval import evaluate_retrieval
 
         by_language = evaluate_retrieval(encoder, collected)
+    elif trained is not None:
+        from models.evaluation.zeroshot import evaluate_head
+
+        by_language = {"": evaluate_head(trained, collected)}
     else:
         from models.evaluation.zeroshot import evaluate_zero_shot
         from models.prompts import DEFAULT_TEMPLATES

@@ -228,7 +228,11 @@ def _batches(
     watching: Watching,
 ) -> Iterator[Batch]:
     augmentation = Augmentation(crop=config.crop, flip=config.flip, colour=config.colour)
-    preparer = Preparer(Augmenter(pair.preprocess_cfg, augmentation), pair.tokenizer)
+    preparer = Preparer(
+        Augmenter(pair.preprocess_cfg, augmentation),
+        pair.tokenizer,
+        hard_negatives=config.hard_negatives,
+    )
     own = mix.size // world.size
     mine = slice(world.rank * own, (world.rank + 1) * own)
     plans = (batch[mine] for batch in mix.batches(first))

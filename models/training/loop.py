@@ -88,7 +88,8 @@ def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
     committed = time.monotonic()
     try:
         while progress.step < run.steps and not progress.stopped:
-            step = _step(run, progress, next(batches))
+            started = time.perf_counter()
+            step = _step(run, progress, next(batches), started)
             if average is not None:
                 average.update(learning)
             improved = None
@@ -109,8 +110,9 @@ def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
     return progress, _final(run, progress, average)
 
 
-def _step(run: Run, progress: Progress, batch: Batch) -> Step:
-    config, started = run.config, time.perf_counter()
+def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
+    """`started` is when its batch was asked for: waiting for pictures counts as time too."""
+    config = run.config
     # dropout of step n is a matter of seed, n and rank: nothing to save, nothing to restore
     torch.manual_seed(_derived(config.seed, progress.step, run.world.rank))
     rate = learning_rate(progress.step, steps=run.steps, peak=config.lr, warmup=config.warmup)

@@ -40,6 +40,7 @@ from models.training.progress import Progress, Step
 from models.training.sampling import Shuffled
 from models.training.saving import save_pair
 from models.training.step import Stepper
+from models.training.stopping import room_in
 from models.training.weights import Weights, copy_of
 from models.tuning.lora import attach_lora, merge_lora
 
@@ -97,6 +98,7 @@ def run_training(
 
     Raises:
         TrainingError: `run-finished`, or as `Checkpoints.load` and `loop.train`.
+        NoSpaceError: the disk is full; the last checkpoint is intact.
         SourceError: too few pairs for the batch and ranks.
     """
     watching = watching or Watching()
@@ -139,16 +141,17 @@ def run_training(
     )
     if saved is not None and world.main:
         watching.on_resume(begun, run.steps)
-    try:
-        progress, end = train(run, saved)
-        if config.tune == "lora":
-            end = merge_lora(pair.module)
-    finally:
-        if run.journal is not None:
-            run.journal.close()
     result = None
-    if world.main:
-        result = _finish(run, progress, start, end, out)
+    with room_in(out):
+        try:
+            progress, end = train(run, saved)
+            if config.tune == "lora":
+                end = merge_lora(pair.module)
+        finally:
+            if run.journal is not None:
+                run.journal.close()
+        if world.main:
+            result = _finish(run, progress, start, end, out)
     wait_for_all()
     return result
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-from models.errors import TrainingError
+from models.errors import NoSpaceError, TrainingError
 
 NAMED_KEYS: Final = 8
 
@@ -27,3 +30,21 @@ def not_finite(
         hint="look at these records, or try a lower --lr or --precision fp32; the last good state "
         f"is {kept}",
     )
+
+
+@contextmanager
+def room_in(directory: Path) -> Iterator[None]:
+    """A full disk, told as such: what was committed is intact, because it is replaced in one step.
+
+    Raises:
+        NoSpaceError
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpaceError(
+            f"no space left for {directory}",
+            hint="the last checkpoint is intact: free some space and run the same command again",
+        ) from error

@@ -25,7 +25,7 @@ from models.errors import (
 )
 from models.fewshot import cache_logits
 from models.hierarchy import MAX_DEPTH
-from models.vectors import Vectors
+from models.vectors import Vectors, unit_rows
 from models.zeroshot import background, chances, class_logits, class_matrix
 from service.class_cache import ClassMatrixCache
 from service.label_set_store import LabelSetStore, check_name
@@ -146,6 +146,8 @@ class Classifier:
         """
         if level is not None and (label_set.tree is None or not 1 <= level <= MAX_DEPTH):
             raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
+        if label_set.head is not None:
+            label_set.head.check_encoder(self._encoder.fingerprint.digest)
         learnt = label_set.examples.targets or label_set.temperature is not None
         if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
             raise LabelSetError(
@@ -155,7 +157,12 @@ class Classifier:
             )
 
     def logits(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
-        """Zero-shot logits and what the examples add, before any temperature -> [B, C]."""
+        """Zero-shot logits and what the examples add, before any temperature -> [B, C].
+
+        With a trained head, the head's own instead.
+        """
+        if label_set.head is not None:
+            return label_set.head.logits(image_BD)
         return class_logits(
             image_BD, self.class_directions(label_set), logit_scale=self._encoder.logit_scale
         ) + self._added(image_BD, label_set)
@@ -170,6 +177,8 @@ class Classifier:
         """Probabilities [B, C], and with `word_WD` those of none of these [B]."""
         scale = self._encoder.logit_scale
         temperature = label_set.temperature or 1.0
+        if label_set.head is not None:
+            return chances(label_set.head.logits(image_BD), temperature=temperature), None
         added_BC = self._added(image_BD, label_set)
         logits_BC = class_logits(image_BD, class_CD, logit_scale=scale) + added_BC
         neutral_B = None
@@ -195,6 +204,8 @@ class Classifier:
 
     def class_directions(self, label_set: LabelSet, *, keep: bool = False) -> Vectors:
         """The class matrix [C, D]; with `keep` from and to the store's disk as well."""
+        if label_set.head is not None:
+            return unit_rows(label_set.head.weight_CD)
         names, prompts = label_set.prompt_names, label_set.prompts
         key = self._key(label_set)
 

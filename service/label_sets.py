@@ -19,6 +19,7 @@ from models.errors import InputError, InvalidLabelsError
 from models.fewshot import DEFAULT_ALPHA, DEFAULT_BETA
 from models.hierarchy import Hierarchy, looks_hierarchical
 from models.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
+from models.tuning.head import ClassHead
 from models.vectors import Vectors
 
 # a thousand labels in the eighty templates of ImageNet; more is a mistake or an attack
@@ -50,6 +51,7 @@ class LabelSet:
         abstain: the background's probability from which a picture is none of these; True for the
             measured default, None for never.
         temperature: what logits are divided by; None where nobody calibrated.
+        head: what was trained on labelled pictures, in the place of prompts; never stored.
         encoder: digest of the pair that made `examples` and `temperature`; empty without them.
     """
 
@@ -66,6 +68,7 @@ class LabelSet:
     model: str = ""
     encoder: str = ""
     updated: str = ""
+    head: ClassHead | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -106,7 +106,12 @@ def zero_shot_metrics(
 
 
 def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
-    """As `evaluate_zero_shot`, of a class head on pictures embedded by its own pair.
+    """`zero_shot_metrics` of `head_logits`."""
+    return zero_shot_metrics(head_logits(head, collected))
+
+
+def head_logits(head: ClassHead, collected: Collected) -> ZeroShotLogits:
+    """As `zero_shot_logits`, of a class head on pictures embedded by its own pair.
 
     Raises:
         SourceError: no labelled picture.
@@ -120,7 +125,7 @@ def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
         )
     target_B = [head.labels.index(label) for label in found]
     logits_BC = head.logits(collected.image_ND[labelled])
-    return zero_shot_metrics(ZeroShotLogits(logits_BC, target_B, len(head.labels)))
+    return ZeroShotLogits(logits_BC, target_B, len(head.labels))
 
 
 def _labelled(collected: Collected) -> tuple[list[int], list[str]]:

@@ -27,6 +27,9 @@ class TrainConfig:
         objective: InfoNCE (`clip`) or pairwise sigmoids (`siglip`).
         label_smoothing: see `models.losses.info_nce`.
         hard_negatives: disturbed captions per pair as further negatives (Yuksekgonul et al. 2023).
+        tune: `full`, or `lora`: low-rank updates of the unlocked towers' weights learn in their
+            place (see `models.tuning.lora`).
+        lora_rank: of each update.
         lock_image, lock_text: towers that do not learn (Zhai et al. 2022, LiT).
         unlock_blocks: last blocks of locked towers that learn all the same; with no tower named,
             both are locked but for these.
@@ -57,6 +60,8 @@ class TrainConfig:
     objective: Literal["clip", "siglip"] = "clip"
     label_smoothing: float = 0.0
     hard_negatives: int = 0
+    tune: Literal["full", "lora"] = "full"
+    lora_rank: int = 8
     lock_image: bool = False
     lock_text: bool = False
     unlock_blocks: int = 0

@@ -15,6 +15,7 @@ from models.devices import resolve_precision
 
 FINE_TUNE_RATE: Final = 1e-5
 FRESH_RATE: Final = 5e-4
+LORA_RATE: Final = 1e-4
 _FINE_TUNE_STEPS: Final = 1_000
 _FINE_TUNE_EPOCHS: Final = (1, 10)
 _FRESH_EPOCHS: Final = 32
@@ -46,7 +47,9 @@ def epochs_for(pairs: int, batch: int, *, fresh: bool) -> int:
     return max(few, min(many, round(_FINE_TUNE_STEPS / per_epoch)))
 
 
-def rate_for(*, fresh: bool) -> float:
+def rate_for(*, fresh: bool, lora: bool = False) -> float:
+    if lora:
+        return LORA_RATE
     return FRESH_RATE if fresh else FINE_TUNE_RATE
 
 

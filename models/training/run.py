@@ -40,7 +40,9 @@ from models.training.progress import Progress, Step
 from models.training.sampling import Shuffled
 from models.training.saving import save_pair
 from models.training.step import Stepper
+from models.training.stopping import room_in
 from models.training.weights import Weights, copy_of
+from models.tuning.lora import attach_lora, merge_lora
 
 CURVES_NAME: Final = "curves.png"
 
@@ -96,18 +98,14 @@ def run_training(
 
     Raises:
         TrainingError: `run-finished`, or as `Checkpoints.load` and `loop.train`.
+        NoSpaceError: the disk is full; the last checkpoint is intact.
         SourceError: too few pairs for the batch and ranks.
     """
     watching = watching or Watching()
     mix = make_mix(feeds, config, world)
     pair.use_bias(config.objective == "siglip")
     start = copy_of(pair.module)
-    lock(
-        pair.module,
-        image=config.lock_image,
-        text=config.lock_text,
-        unlock_blocks=config.unlock_blocks,
-    )
+    _choose_what_learns(pair, config)
     pair.module.to(world.device)
     broadcast_from_main(pair.module)
     if config.grad_checkpointing:
@@ -143,16 +141,33 @@ def run_training(
     )
     if saved is not None and world.main:
         watching.on_resume(begun, run.steps)
-    try:
-        progress, end = train(run, saved)
-    finally:
-        if run.journal is not None:
-            run.journal.close()
     result = None
-    if world.main:
-        result = _finish(run, progress, start, end, out)
+    with room_in(out):
+        try:
+            progress, end = train(run, saved)
+            if config.tune == "lora":
+                end = merge_lora(pair.module)
+        finally:
+            if run.journal is not None:
+                run.journal.close()
+        if world.main:
+            result = _finish(run, progress, start, end, out)
     wait_for_all()
     return result
+
+
+def _choose_what_learns(pair: TrainablePair, config: TrainConfig) -> None:
+    if config.tune == "lora":
+        locked = {"image": config.lock_image, "text": config.lock_text}
+        towers = [tower for tower, rests in locked.items() if not rests]
+        attach_lora(pair.module, rank=config.lora_rank, towers=towers, seed=config.seed)
+        return
+    lock(
+        pair.module,
+        image=config.lock_image,
+        text=config.lock_text,
+        unlock_blocks=config.unlock_blocks,
+    )
 
 
 def refuse_finished(out: Path) -> None:
@@ -216,7 +231,11 @@ def _batches(
     watching: Watching,
 ) -> Iterator[Batch]:
     augmentation = Augmentation(crop=config.crop, flip=config.flip, colour=config.colour)
-    preparer = Preparer(Augmenter(pair.preprocess_cfg, augmentation), pair.tokenizer)
+    preparer = Preparer(
+        Augmenter(pair.preprocess_cfg, augmentation),
+        pair.tokenizer,
+        hard_negatives=config.hard_negatives,
+    )
     own = mix.size // world.size
     mine = slice(world.rank * own, (world.rank + 1) * own)
     plans = (batch[mine] for batch in mix.batches(first))
@@ -241,7 +260,13 @@ def _validation(
 
 
 def _finish(run: Run, progress: Progress, start: Weights, end: Weights, out: Path) -> Result:
-    share, tried, after = interpolate(run.pair, start, end, run.config.interpolate, run.validation)
+    share, tried, after = interpolate(
+        start,
+        end,
+        run.config.interpolate,
+        run.pair.module.load_state_dict,
+        None if run.validation is None else run.validation.measure,
+    )
     lines = read_journal(out)
     losses = [line["loss"] for line in lines if "loss" in line]
     result = result_of(

@@ -38,6 +38,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="The labels, one a line (UTF-8).",
 )
 @click.option(
+    "--head",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What `diptych train --tune linear|adapter|prompts` left, with its labels.",
+)
+@click.option(
     "--label-set", "set_name", metavar="NAME", help="A stored label set; see --label-sets."
 )
 @click.option(
@@ -141,16 +146,18 @@ def classify(
 def _check(options: dict[str, Any], *, calibrating: bool) -> None:
     """Refuse options that do not go together, before anything is loaded."""
     given = [options["labels"], options["labels_file"], options["set_name"]]
+    given.append(options["head"])
     count = sum(value is not None for value in given)
     # calibration can take its labels from the labelled pictures
     if count > 1 or (count == 0 and not calibrating):
         raise click.UsageError("give either --labels or --labels-file (or a --label-set)")
+    brings = ("templates", "template_set", "multi_label", "hierarchy", "examples")
+    beside_a_head = (*brings, "abstain", "abstain_at", "level", "save_as")
+    if options["head"] and any(options[name] not in (None, False, ()) for name in beside_a_head):
+        raise click.UsageError("a --head is one choice among its labels: it takes --temperature")
     if (options["set_name"] or options["save_as"]) and options["sets_dir"] is None:
         raise click.UsageError("--label-set and --save need the folder: --label-sets DIR")
-    if options["set_name"] and any(
-        options[name]
-        for name in ("templates", "template_set", "multi_label", "hierarchy", "examples")
-    ):
+    if options["set_name"] and any(options[name] for name in brings):
         raise click.UsageError("a --label-set brings its own templates, examples and mode")
     if options["sort_into"] is None and (
         options["by"] or options["dry_run"] or options["undo_file"]
@@ -174,10 +181,19 @@ def _check(options: dict[str, Any], *, calibrating: bool) -> None:
 def _spelt_out(options: dict[str, Any], labels: list[str] | None) -> LabelSet:
     """The label set the options name or spell out; `labels` where they give none."""
     from models.prompts import resolve_templates
+    from models.tuning.head import load_head
     from service.cli.classify_inputs import read_labels
     from service.label_set_store import LabelSetStore
-    from service.label_sets import check_label_set
+    from service.label_sets import LabelSet, check_label_set
 
+    if options["head"]:
+        head = load_head(options["head"])
+        temperature = check_label_set(
+            head.labels, hierarchy=False, temperature=options["temperature"]
+        ).temperature
+        return LabelSet(
+            head.labels, temperature=temperature, head=head, model=head.model, encoder=head.encoder
+        )
     if options["set_name"]:
         return LabelSetStore(options["sets_dir"]).get(options["set_name"])
     if labels is None or options["labels"] is not None or options["labels_file"] is not None:

@@ -77,6 +77,11 @@ from service.cli.sources import SOURCES, Reading, reading_options
     help="A named list of prompts: default, imagenet, food, pets, zh, ...; repeatable.",
 )
 @click.option(
+    "--head",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Judge by what `diptych train --tune linear|adapter|prompts` left, not by prompts.",
+)
+@click.option(
     "--holdout",
     type=click.IntRange(min=2),
     metavar="N",
@@ -104,6 +109,7 @@ def evaluate(
     classnames: Path | None,
     templates: tuple[str, ...],
     template_sets: tuple[str, ...],
+    head: Path | None,
     holdout: int | None,
     plot: Path | None,
     out: Path | None,
@@ -127,6 +133,11 @@ def evaluate(
         raise click.UsageError(
             "--classnames, --template, --template-set and --plot belong to --task zero-shot"
         )
+    if head is not None:
+        if task != "zero-shot" or classnames or templates or template_sets:
+            raise click.UsageError("--head goes with --task zero-shot, and brings its own labels")
+        if len(set(models)) > 1:
+            raise click.UsageError("a --head belongs to one --model")
     if plot is not None:
         from service.reliability_plot import require_matplotlib
 
@@ -143,6 +154,7 @@ def evaluate(
             seed=seed,
             reading=reading,
             class_names=read_class_names(classnames) if classnames else None,
+            head=head,
             templates=resolve_templates([*template_sets, *templates]),
             holdout=holdout,
             plot=plot,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models.data import Reject, Source
     from models.encoder import Encoder
     from models.evaluation.collect import Collected
+    from models.tuning.head import ClassHead
 
 _SHOWN_REJECTS = 10
 
@@ -35,6 +36,7 @@ class Run:
     seed: int
     reading: Reading
     class_names: dict[str, str] | None
+    head: Path | None
     templates: tuple[str, ...]
     holdout: int | None
     plot: Path | None
@@ -59,12 +61,15 @@ def run(wanted: Run, models: Sequence[str], **loading: Any) -> int:
     rejects: dict[tuple[str, str], Reject] = {}
     for name in names:
         encoder = load_encoder(name, **loading)
+        head = _head(wanted.head, encoder)
         trained = None
         if training:
             trained = _collect(training, encoder, f"{name} train", rejects)
         for spec, parts in zip(wanted.data, sources, strict=True):
             collected = _collect(parts, encoder, f"{name} {spec}", rejects)
-            for language, metrics, calibration in _measure(wanted, encoder, collected, trained):
+            for language, metrics, calibration in _measure(
+                wanted, encoder, collected, trained, head
+            ):
                 documents.append(document(spec, name, wanted.task, language, metrics))
                 if calibration is not None:
                     diagrams.append((f"{name}, {spec}", calibration))
@@ -100,8 +105,23 @@ def _held_out(sources: list[Source], one_in: int | None) -> list[Source]:
     return [HoldOut(source, one_in, held_out=True) for source in sources]
 
 
+def _head(path: Path | None, encoder: Encoder) -> ClassHead | None:
+    """Raises LabelSetError: the file is none, or was made with another pair."""
+    from models.tuning.head import load_head
+
+    if path is None:
+        return None
+    head = load_head(path)
+    head.check_encoder(encoder.fingerprint.digest)
+    return head
+
+
 def _measure(
-    wanted: Run, encoder: Encoder, collected: Collected, trained: Collected | None
+    wanted: Run,
+    encoder: Encoder,
+    collected: Collected,
+    trained: Collected | None,
+    head: ClassHead | None,
 ) -> Iterator[tuple[str, dict[str, float], Calibration | None]]:
     """(language, metrics, calibration) of each result."""
     if wanted.task == "retrieval":
@@ -120,12 +140,16 @@ def _measure(
         )
         return
     from models.calibration import FEWEST_EXAMPLES, calibrate
-    from models.evaluation.zeroshot import zero_shot_logits, zero_shot_metrics
+    from models.evaluation.zeroshot import head_logits, zero_shot_logits, zero_shot_metrics
 
-    found = zero_shot_logits(
-        encoder, collected, templates=wanted.templates, class_names=wanted.class_names
-    )
-    metrics = zero_shot_metrics(found, logit_bias=encoder.logit_bias)
+    if head is not None:
+        found = head_logits(head, collected)
+        metrics = zero_shot_metrics(found)
+    else:
+        found = zero_shot_logits(
+            encoder, collected, templates=wanted.templates, class_names=wanted.class_names
+        )
+        metrics = zero_shot_metrics(found, logit_bias=encoder.logit_bias)
     calibration = None
     if found.classes > 1 and len(found.target_B) >= FEWEST_EXAMPLES:
         calibration = calibrate(found.logits_BC, found.target_B)

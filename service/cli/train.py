@@ -21,14 +21,24 @@ def train(options: TrainOptions) -> int:
         --batch-size 4096 --micro-batch 64 --precision bf16
     torchrun --nproc-per-node 8 --no-python diptych train --data ... --out tuned --model ...
     diptych index build ~/Pictures --out photos.index --model local-dir:tuned
+    diptych train --data train.tar --label-field label --tune linear --out shelf
+    diptych classify ~/Pictures --head shelf/head.safetensors
 
     The starter's towers stay frozen and its heads learn; of an open_clip model all learns that is
     not locked. Before and after are measured on --val. Killed and run again with the same
     command, a run continues where it was. docs/training.md says what the defaults are and why.
     """
+    if options.tune in ("linear", "adapter", "prompts"):
+        from service.cli.train_head import train_head
+
+        return train_head(options)
     if not options.data and not options.extra_data and not options.class_data:
         raise click.UsageError("nothing to train on: name at least one --data or --class-data")
+    if options.tune == "lora" and options.unlock_blocks:
+        raise click.UsageError("--unlock-blocks has no meaning for --tune lora")
     if options.model == "starter":
+        if options.tune == "lora":
+            raise click.UsageError("the starter's heads learn whole; --tune lora is for open_clip")
         from service.cli.train_starter import train_starter
 
         return train_starter(options)

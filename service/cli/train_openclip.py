@@ -220,6 +220,8 @@ def _config(
     from models.training import defaults
     from models.training.config import TrainConfig
 
+    if not measured and (options.keep == "best" or options.interpolate == "val"):
+        raise click.UsageError("--keep best and --interpolate val need a validation set (--val)")
     fresh = pair.fresh
     batch = options.batch_size or defaults.batch_size_for(pairs, world.size)
     objective = options.objective
@@ -235,7 +237,7 @@ def _config(
         epochs=options.epochs or defaults.epochs_for(pairs, batch, fresh=fresh),
         batch_size=batch,
         micro_batch=options.micro_batch,
-        lr=options.lr or defaults.rate_for(fresh=fresh),
+        lr=options.lr or defaults.rate_for(fresh=fresh, lora=options.tune == "lora"),
         warmup=options.warmup,
         weight_decay=options.weight_decay,
         layer_decay=options.layer_decay,
@@ -245,6 +247,8 @@ def _config(
         objective="siglip" if objective == "siglip" else "clip",
         label_smoothing=options.label_smoothing,
         hard_negatives=options.hard_negatives,
+        tune="lora" if options.tune == "lora" else "full",
+        lora_rank=options.lora_rank,
         lock_image=options.lock_image,
         lock_text=options.lock_text,
         unlock_blocks=options.unlock_blocks,

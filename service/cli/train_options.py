@@ -159,6 +159,22 @@ _OPTIMISATION = (
 )
 
 _KEEPING = (
+    click.option(
+        "--tune",
+        type=click.Choice(["full", "lora", "linear", "adapter", "prompts"]),
+        default="full",
+        show_default=True,
+        help="What learns: the weights, low-rank updates that are added into them at the end "
+        "(lora), or, from labelled pictures (--label-field) with the pair at rest, a class head: "
+        "a linear one, an adapter on features, or a prompt's words. docs/tuning.md compares them.",
+    ),
+    click.option(
+        "--lora-rank",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Rank of each update.",
+    ),
     click.option("--lock-image", is_flag=True, help="The image tower learns nothing (LiT)."),
     click.option("--lock-text", is_flag=True, help="The text tower learns nothing."),
     click.option(
@@ -293,6 +309,8 @@ class TrainOptions:
     objective: str
     label_smoothing: float
     hard_negatives: int
+    tune: str
+    lora_rank: int
     lock_image: bool
     lock_text: bool
     unlock_blocks: int

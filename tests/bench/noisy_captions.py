@@ -84,6 +84,7 @@ def only(pairs: Pairs, keep_M: np.ndarray) -> Pairs:
         caption_start=count.cumsum(0) - count,
         caption_count=count,
         caption_language=(0,) * len(chosen_N),
+        keys=tuple(pairs.keys[at] for at in picture_N.tolist()),
     )
 
 

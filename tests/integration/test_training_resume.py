@@ -165,7 +165,7 @@ def test_other_data_and_a_damaged_checkpoint_are_refused(folder: Path, tmp_path:
         Checkpoints(out, config, {"data_digest": "b"}).load()
     assert caught.value.code == "resume-mismatch"
     path = written / "optimiser.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(TrainingError, match="damaged") as caught:
         Checkpoints(out, config, {"data_digest": "a"}).load()
     assert caught.value.code == "checkpoint-damaged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tiny import TINY_SIGLIP, sixteen, tiny_pair
 from torch import Tensor, nn
 
 from models.data import open_source
-from models.errors import TrainingError
+from models.errors import NoSpaceError, TrainingError
 from models.images import decode_image
 from models.losses import InfoNCEObjective
 from models.registry import load_encoder, parse_model_id
@@ -225,6 +226,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_batch(
     encoder = load_encoder(f"local-dir:{kept}", device="cpu")  # the last good checkpoint
     assert encoder.dim == 32
     assert read_journal(tmp_path)[-1]["loss"] is None
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill_up(step: Step) -> None:
+        if step.step == 3:
+            monkeypatch.setattr("models.training.checkpoint.write_tensors", full)
+
+    with pytest.raises(NoSpaceError, match="no space left"):
+        run(folder, tmp_path, epochs=4, eval_every=4, watching=Watching(on_step=fill_up))
+    state = json.loads((tmp_path / "training" / "state.json").read_text())
+    assert (tmp_path / "training" / state["folder"]).is_dir()
+    assert state["progress"]["step"] == 0
 
 
 def test_locked_towers_do_not_move_and_unlocked_blocks_do(folder: Path, tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from torch.nn import functional
 from models.tuning.split import held_back
 from models.vectors import Vectors
 
-STRENGTHS: Final = tuple(10.0 ** (power / 2) for power in range(-2, -15, -1))
-"""Penalties tried, strongest first: 0.1 to 1e-7, two a decade."""
+STRENGTHS: Final = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+"""Penalties tried, strongest first."""
+_TRIAL_STEPS: Final = 100
+"""To rank penalties; each starts where the stronger one ended."""
 _FALLBACK: Final = 1e-4
 """Where every class has a single picture and nothing can be held back."""
 
@@ -58,8 +60,9 @@ def fit_linear(
     if bool(held_N.any()):
         start = None
         for strength in STRENGTHS:
-            # each starts where the stronger one ended, which is near
-            start = minimise(x_ND[~held_N], y_N[~held_N], classes, strength, start=start)
+            start = minimise(
+                x_ND[~held_N], y_N[~held_N], classes, strength, start=start, steps=_TRIAL_STEPS
+            )
             guess_N = (x_ND[held_N] @ start[0].T + start[1]).argmax(dim=1)
             tried[strength] = float((guess_N == y_N[held_N]).double().mean())
     strength = max(tried, key=lambda one: (tried[one], one)) if tried else _FALLBACK

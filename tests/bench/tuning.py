@@ -50,7 +50,7 @@ from models.vectors import unit_rows
 from models.zeroshot import class_logits, class_matrix
 
 BATCH = 32
-EPOCHS = 8
+EPOCHS = 3
 RATES = {"lora": 1e-3, "full": 1e-4}
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ class TextPreparer:
             self._pad: int | None = self._tokenizer.tokenizer.pad_token_id
             kind = "huggingface"
         else:
-            from open_clip import SimpleTokenizer
-
-            self._tokenizer = SimpleTokenizer(context_length=self.context_length, **options)
+            self._tokenizer = _byte_pairs(self.context_length, options)
             self._pad = 0
             kind = "clip-bpe"
         self._hugging = kind == "huggingface"
@@ -143,6 +142,23 @@ class TextPreparer:
             content = self._tokenizer.tokenizer.get_vocab()
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _byte_pairs(context_length: int, options: dict[str, Any]) -> Any:
+    from open_clip import SimpleTokenizer
+
+    if options:
+        return SimpleTokenizer(context_length=context_length, **options)
+    return _plain_byte_pairs(context_length)
+
+
+@lru_cache(maxsize=4)
+def _plain_byte_pairs(context_length: int) -> Any:
+    """One for all pairs: reading the merges takes half a second, and it keeps no state but a
+    cache of words."""
+    from open_clip import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
 
 
 def require_transformers(name: str) -> None:

@@ -1,12 +1,13 @@
 """A reliability diagram as PNG: how sure a classifier was against how often it was right.
 
-Guo et al. 2017 (arXiv:1706.04599), figure 1. The one user of matplotlib outside tests; it comes
-with the extra `plots`.
+Guo et al. 2017 (arXiv:1706.04599), figure 1. matplotlib comes with the extra `plots`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from models.calibration import Calibration
 from models.errors import InputError
@@ -36,12 +37,31 @@ def draw_reliability(found: Calibration, out: Path) -> None:
     Raises:
         InputError: no matplotlib, or `out` cannot be written.
     """
+    draw_reliabilities([("", found)], out)
+
+
+def draw_reliabilities(found: Sequence[tuple[str, Calibration]], out: Path) -> None:
+    """The same for several, each (name, calibration) a row of its own.
+
+    Raises:
+        InputError: no matplotlib, or `out` cannot be written.
+    """
     require_matplotlib()
     # the object interface: pyplot keeps figures in a global and may want a display
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(8, 4 * len(found)), dpi=120, layout="constrained")
+    rows = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
+    for row, (name, one) in zip(rows, found, strict=True):
+        _draw_row(row, name, one)
+    try:
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _draw_row(row: Any, name: str, found: Calibration) -> None:
+    axes = row.subplots(1, 2, sharey=True)
     sides = (
         ("before", found.before_B, found.ece_before),
         (f"after, temperature {found.temperature:.2f}", found.chance_B, found.ece_after),
@@ -60,8 +80,5 @@ def draw_reliability(found: Calibration, out: Path) -> None:
         axis.plot([0, 1], [0, 1], linestyle="--", color="grey", linewidth=1)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=f"{title}: ECE {ece:.3f}")
     axes[0].set_ylabel("accuracy")
-    figure.suptitle(f"{found.pictures} pictures, {found.accuracy:.1%} right, held out")
-    try:
-        figure.savefig(out, format="png")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from error
+    whose = f"{name}: " if name else ""
+    row.suptitle(f"{whose}{found.pictures} pictures, {found.accuracy:.1%} right, held out")

@@ -41,7 +41,7 @@ def collect(
     sources: Sequence[Source],
     encoder: Encoder,
     *,
-    on_picture: Callable[[], None] | None = None,
+    on_picture: Callable[[], object] | None = None,
 ) -> Collected:
     """Embed every picture of the sources; captions and labels are kept as text.
 

@@ -115,7 +115,7 @@ def top_k_accuracy(score_BC: Scores, target_B: Sequence[int], k: int) -> float:
         >>> top_k_accuracy(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], 1)
         0.5
     """
-    return float(_class_hits(score_BC, target_B, k).mean())
+    return float(class_hits(score_BC, target_B, k).mean())
 
 
 def mean_per_class_recall(score_BC: Scores, target_B: Sequence[int]) -> float:
@@ -127,12 +127,13 @@ def mean_per_class_recall(score_BC: Scores, target_B: Sequence[int]) -> float:
         >>> mean_per_class_recall(scores, [0, 0, 0, 1])
         0.5
     """
-    hits_B = _class_hits(score_BC, target_B, 1)
+    hits_B = class_hits(score_BC, target_B, 1)
     target = np.asarray(target_B)
     return float(np.mean([hits_B[target == label].mean() for label in np.unique(target)]))
 
 
-def _class_hits(score_BC: Scores, target_B: Sequence[int], k: int) -> Scores:
+def class_hits(score_BC: Scores, target_B: Sequence[int], k: int) -> Scores:
+    """The chance that a picture's class is among the k best scored -> float64 [B]."""
     relevant_BC = np.asarray(target_B)[:, None] == np.arange(score_BC.shape[1])[None, :]
     return hits_at_k(score_BC, relevant_BC, k)
 
@@ -164,7 +165,7 @@ def expected_calibration_error(
         ECE = sum over bins i of count[i] / B * |accuracy[i] - confidence[i]|
 
     Args:
-        probability_BC: rows that add up to one; the largest entry is the confidence.
+        probability_BC: the largest entry of a row is the confidence; rows need not add up to one.
 
     Example: sure at 0.8 of both pictures, right about one:
 

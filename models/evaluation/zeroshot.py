@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
+from models.calibration import Logits
 from models.encoder import Encoder
 from models.errors import InvalidLabelsError, SourceError
 from models.evaluation.collect import Collected
-from models.evaluation.metrics import Scores, mean_per_class_recall, top_k_accuracy
+from models.evaluation.metrics import (
+    expected_calibration_error,
+    mean_per_class_recall,
+    top_k_accuracy,
+)
 from models.tuning.head import ClassHead
-from models.zeroshot import class_matrix
+from models.zeroshot import chances, class_logits, class_matrix
+
+FEWEST_FOR_TOP_5 = 5
+"""With fewer classes the top five are all of them; CLIP_benchmark reports no number then either."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShotLogits:
+    """float64 [B, C], the right class of each picture, and how many classes compete."""
+
+    logits_BC: Logits
+    target_B: list[int]
+    classes: int
 
 
 def evaluate_zero_shot(
@@ -21,7 +37,19 @@ def evaluate_zero_shot(
     templates: Sequence[str],
     class_names: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Top-1, top-5 and mean per-class recall.
+    """`zero_shot_metrics` of `zero_shot_logits`."""
+    found = zero_shot_logits(encoder, collected, templates=templates, class_names=class_names)
+    return zero_shot_metrics(found, logit_bias=encoder.logit_bias)
+
+
+def zero_shot_logits(
+    encoder: Encoder,
+    collected: Collected,
+    *,
+    templates: Sequence[str],
+    class_names: Mapping[str, str] | None = None,
+) -> ZeroShotLogits:
+    """What the pair says to its labelled pictures, at its own logit scale.
 
     Args:
         encoder: the pair to measure.
@@ -29,9 +57,6 @@ def evaluate_zero_shot(
         templates: prompts with `{c}` for the class.
         class_names: what to call each label in the prompts; the labels themselves by default.
             Names of classes that do not occur still compete.
-
-    Returns:
-        {`acc1`, `acc5`, `mean_per_class_recall`, `pictures`, `classes`}
 
     Raises:
         SourceError: no labelled picture.
@@ -42,13 +67,51 @@ def evaluate_zero_shot(
     missing = sorted(set(found) - set(names))
     if missing:
         raise InvalidLabelsError(f"{len(missing)} labels have no class name, e.g. {missing[0]!r}")
+    position = {label: at for at, label in enumerate(names)}
     class_CD = class_matrix(encoder, list(names.values()), templates)
-    score_BC = np.asarray(collected.image_ND[labelled] @ class_CD.T)
-    return _accuracy(score_BC, found, list(names))
+    target_B = [position[label] for label in found]
+    logits_BC = class_logits(
+        collected.image_ND[labelled], class_CD, logit_scale=encoder.logit_scale
+    )
+    return ZeroShotLogits(logits_BC, target_B, len(names))
+
+
+def zero_shot_metrics(
+    found: ZeroShotLogits, *, logit_bias: float | None = None
+) -> dict[str, float]:
+    """Accuracy, and how far confidence and accuracy lie apart.
+
+    Confidence is the softmax over the classes. A sigmoid-trained pair's bias is the same for all
+    classes and cancels there; how honest the quantity it was trained on is, sigmoid(logit + bias)
+    of the best class, is told beside it.
+
+    Args:
+        logit_bias: the encoder's; None for a softmax-trained pair.
+
+    Returns:
+        {`acc1`, `acc5`, `mean_per_class_recall`, `ece`, `pictures`, `classes`}, without `acc5` for
+        fewer than five classes and `ece` for one; `ece_sigmoid` for sigmoid-trained pairs.
+    """
+    logits_BC, target_B = found.logits_BC, found.target_B
+    metrics = {"acc1": top_k_accuracy(logits_BC, target_B, 1)}
+    if found.classes >= FEWEST_FOR_TOP_5:
+        metrics["acc5"] = top_k_accuracy(logits_BC, target_B, 5)
+    metrics["mean_per_class_recall"] = mean_per_class_recall(logits_BC, target_B)
+    if found.classes > 1:
+        metrics["ece"] = expected_calibration_error(chances(logits_BC), target_B)
+    if logit_bias is not None:
+        each_BC = chances(logits_BC, logit_bias=logit_bias, multi_label=True)
+        metrics["ece_sigmoid"] = expected_calibration_error(each_BC, target_B)
+    return {**metrics, "pictures": len(target_B), "classes": found.classes}
 
 
 def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
-    """As `evaluate_zero_shot`, of a class head on pictures embedded by its own pair.
+    """`zero_shot_metrics` of `head_logits`."""
+    return zero_shot_metrics(head_logits(head, collected))
+
+
+def head_logits(head: ClassHead, collected: Collected) -> ZeroShotLogits:
+    """As `zero_shot_logits`, of a class head on pictures embedded by its own pair.
 
     Raises:
         SourceError: no labelled picture.
@@ -60,7 +123,9 @@ def evaluate_head(head: ClassHead, collected: Collected) -> dict[str, float]:
         raise InvalidLabelsError(
             f"{len(missing)} labels are none of the head's, e.g. {missing[0]!r}"
         )
-    return _accuracy(head.logits(collected.image_ND[labelled]), found, head.labels)
+    target_B = [head.labels.index(label) for label in found]
+    logits_BC = head.logits(collected.image_ND[labelled])
+    return ZeroShotLogits(logits_BC, target_B, len(head.labels))
 
 
 def _labelled(collected: Collected) -> tuple[list[int], list[str]]:
@@ -73,15 +138,3 @@ def _labelled(collected: Collected) -> tuple[list[int], list[str]]:
             hint="name the field they are in: --label-field label",
         )
     return labelled, [str(collected.labels[at]) for at in labelled]
-
-
-def _accuracy(score_BC: Scores, found: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    position = {label: at for at, label in enumerate(labels)}
-    target_B = [position[label] for label in found]
-    return {
-        "acc1": top_k_accuracy(score_BC, target_B, 1),
-        "acc5": top_k_accuracy(score_BC, target_B, 5),
-        "mean_per_class_recall": mean_per_class_recall(score_BC, target_B),
-        "pictures": len(found),
-        "classes": len(labels),
-    }

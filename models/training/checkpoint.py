@@ -85,12 +85,12 @@ class Checkpoints:
         shutil.rmtree(scratch, ignore_errors=True)
         save_pair(pair, scratch)
         files = {WEIGHTS_NAME: _sum_of(scratch / WEIGHTS_NAME)}
-        files[_OPTIMISER] = _write(scratch / _OPTIMISER, optimiser)
+        files[_OPTIMISER] = write_tensors(scratch / _OPTIMISER, optimiser)
         if average is not None:
-            files[_AVERAGE] = _write(scratch / _AVERAGE, average)
+            files[_AVERAGE] = write_tensors(scratch / _AVERAGE, average)
         if best is not None:
             name = f"best-{progress.best_step:08d}.safetensors"
-            self._best = (name, _write(self.folder / name, best))
+            self._best = (name, write_tensors(self.folder / name, best))
         # a folder of that name is of a state that was not committed, or is this very one again
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
@@ -122,7 +122,7 @@ class Checkpoints:
         try:
             state = json.loads(path.read_bytes())
             if state["format"] != FORMAT:
-                raise _damaged(path, f"format {state['format']!r}, this version reads {FORMAT}")
+                raise damaged(path, f"format {state['format']!r}, this version reads {FORMAT}")
             self._compare(state["run"])
             folder = self.folder / str(state["folder"])
             files = state["files"]
@@ -130,20 +130,22 @@ class Checkpoints:
             average = _AVERAGE in files
             return Saved(
                 progress=Progress.from_dict(state["progress"]),
-                weights=_read(folder / WEIGHTS_NAME, files[WEIGHTS_NAME]),
-                optimiser=_read(folder / _OPTIMISER, files[_OPTIMISER]),
-                average=_read(folder / _AVERAGE, files[_AVERAGE]) if average else None,
+                weights=read_tensors(folder / WEIGHTS_NAME, files[WEIGHTS_NAME]),
+                optimiser=read_tensors(folder / _OPTIMISER, files[_OPTIMISER]),
+                average=read_tensors(folder / _AVERAGE, files[_AVERAGE]) if average else None,
                 average_updates=int(state["average_updates"]),
                 scaler=dict(state["scaler"]),
                 best=self.best(),
                 folder=folder,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, " ".join(str(error).split())[:200]) from error
+            raise damaged(path, " ".join(str(error).split())[:200]) from error
 
     def best(self) -> Weights | None:
         """The best weights that were committed."""
-        return None if self._best is None else _read(self.folder / self._best[0], self._best[1])
+        return (
+            None if self._best is None else read_tensors(self.folder / self._best[0], self._best[1])
+        )
 
     def clear(self) -> None:
         """Drop everything: the run is done, or is started over."""
@@ -152,14 +154,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _compare(self, found: Mapping[str, Any]) -> None:
-        if different := differences(found, self._described):
-            raise TrainingError(
-                f"{self.folder.parent} holds an unfinished run with other settings: "
-                + "; ".join(different),
-                code="resume-mismatch",
-                hint="run the same command to continue it, name another --out, or drop it with "
-                "--restart",
-            )
+        refuse_other(self.folder.parent, found, self._described)
 
     def _sweep(self) -> None:
         """Drop what the committed state does not name."""
@@ -172,6 +167,17 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def refuse_other(directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise TrainingError `resume-mismatch` where two runs are not the same one."""
+    if different := differences(found, wanted):
+        raise TrainingError(
+            f"{directory} holds an unfinished run with other settings: " + "; ".join(different),
+            code="resume-mismatch",
+            hint="run the same command to continue it, name another --out, or drop it with "
+            "--restart",
+        )
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -196,7 +202,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _damaged(path: Path, why: str) -> TrainingError:
+def damaged(path: Path, why: str) -> TrainingError:
+    """A state that cannot be continued from."""
     return TrainingError(
         f"{path} cannot be continued from: {why}",
         code="checkpoint-damaged",
@@ -204,7 +211,8 @@ def _damaged(path: Path, why: str) -> TrainingError:
     )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file -> its sha256."""
     from safetensors.torch import save
 
     copied = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -213,7 +221,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read(path: Path, expected: str) -> Weights:
+def read_tensors(path: Path, expected: str) -> Weights:
+    """Read what `write_tensors` wrote; ValueError or OSError where it is not that any more."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from models.data.records import Record, Row
 from models.errors import SourceError
-from models.training.data_report import LENGTH_BINS, DataReport
+from models.training.data_report import DataReport
+from models.training.lengths import LENGTH_BINS
 
 FEWEST_PAIRS: Final = 2
 """A contrast needs something to differ from."""

@@ -9,8 +9,6 @@ digests. It counts and judges nothing: `models.training.data_checks` refuses and
 from __future__ import annotations
 
 import hashlib
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,44 +23,12 @@ from models.data.records import Record, Reject, Row, Source
 from models.data.seen import SeenKeys
 from models.encoder import PreparedImage, PreparedText
 from models.training.frequent import Frequent
+from models.training.lengths import Lengths, bin_names
 
 EXAMPLES: Final = 10
 """Examples kept of each kind of trouble: enough to recognise it by, whatever the size."""
-LENGTH_BINS: Final = (8, 16, 32, 64, 128, 256, 512, 1024)
-"""Upper ends, in characters, of the bins of the length histogram; one more holds what is longer."""
-_LONGEST: Final = 4096
 
 TokenizerCheck = Callable[[str], PreparedText]
-
-
-class Lengths:
-    """Caption lengths of one language in characters, kept as one count a length up to 4,096."""
-
-    def __init__(self) -> None:
-        self._counts = array("Q", bytes(8 * (_LONGEST + 1)))
-        self.captions = 0
-        self.longest = 0
-
-    def add(self, length: int) -> None:
-        self._counts[min(length, _LONGEST)] += 1
-        self.captions += 1
-        self.longest = max(self.longest, length)
-
-    def quantile(self, share: float) -> int:
-        """The smallest length that `share` of the captions do not exceed; 4,096 at most."""
-        wanted, below = share * self.captions, 0
-        for length, count in enumerate(self._counts):
-            below += count
-            if count and below >= wanted:
-                return length
-        return 0
-
-    def histogram(self) -> list[int]:
-        """Captions per bin of `LENGTH_BINS`, and one more."""
-        bins = [0] * (len(LENGTH_BINS) + 1)
-        for length, count in enumerate(self._counts):
-            bins[bisect_left(LENGTH_BINS, length)] += count
-        return bins
 
 
 @dataclass(slots=True)
@@ -146,7 +112,7 @@ class DataReport:
                     "median": lengths.quantile(0.5),
                     "p95": lengths.quantile(0.95),
                     "longest": lengths.longest,
-                    "histogram": dict(zip(_bin_names(), lengths.histogram(), strict=True)),
+                    "histogram": dict(zip(bin_names(), lengths.histogram(), strict=True)),
                 }
                 for language, lengths in sorted(self.lengths.items())
             },
@@ -291,11 +257,3 @@ def _noted(rows: Iterable[Row], on_row: Callable[[], object] | None) -> Iterator
 
 def _forget(_: Image) -> PreparedImage:
     return np.zeros(0, dtype=np.uint8)
-
-
-def _bin_names() -> list[str]:
-    starts = [1, *(end + 1 for end in LENGTH_BINS)]
-    return [
-        *(f"{start}-{end}" for start, end in zip(starts, LENGTH_BINS, strict=False)),
-        f"{starts[-1]}-",
-    ]

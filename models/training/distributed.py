@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,11 @@ def join_world(device: str = "auto") -> World:
         torch.cuda.set_device(where)
     if not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo", rank=rank, world_size=size
+            "nccl" if where.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=size,
+            # rank 0 measures while the others wait: ten minutes, nccl's own limit, are too few
+            timeout=timedelta(hours=4),
         )
     return World(rank, size, where)
 

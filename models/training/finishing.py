@@ -9,15 +9,14 @@ metrics.jsonl, curves.png
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from models.files import replace_file
 from models.training.config import TrainConfig
-from models.training.measuring import Recall, Validation, score
-from models.training.pair import TrainablePair
+from models.training.measuring import Recall, score
 from models.training.progress import Progress
 from models.training.weights import Weights, interpolated
 
@@ -54,27 +53,27 @@ class Result:
 
 
 def interpolate(
-    pair: TrainablePair,
     start: Weights,
     end: Weights,
     share: float | str,
-    validation: Validation | None,
+    load: Callable[[Weights], object],
+    measure: Callable[[], Recall] | None,
 ) -> tuple[float, dict[str, float], Recall | None]:
-    """Put the interpolated weights into the module -> (share, R@1 of each tried, recall of it).
+    """Load the interpolated weights -> (share, R@1 of each share tried, recall of the result).
 
     With `val` the best of `SHARES` by validation; of equal ones the one nearest to the middle,
     which is where both ends agree most.
     """
-    if share != "val" or validation is None:
+    if share != "val" or measure is None:
         value = 0.5 if share == "val" else float(share)
-        pair.module.load_state_dict(interpolated(start, end, value))
-        return value, {}, None if validation is None else validation.measure()
+        load(interpolated(start, end, value))
+        return value, {}, None if measure is None else measure()
     measured: dict[float, Recall] = {}
     for value in SHARES:
-        pair.module.load_state_dict(interpolated(start, end, value))
-        measured[value] = validation.measure()
+        load(interpolated(start, end, value))
+        measured[value] = measure()
     best = max(SHARES, key=lambda value: (score(measured[value]), -abs(value - 0.5), value))
-    pair.module.load_state_dict(interpolated(start, end, best))
+    load(interpolated(start, end, best))
     tried = {f"{value:.1f}": score(recall)[0] for value, recall in measured.items()}
     return best, tried, measured[best]
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from models.files import replace_file
 from models.training.measuring import Recall
-from models.training.progress import Step
 
 METRICS_NAME: Final = "metrics.jsonl"
 
@@ -34,7 +33,8 @@ class Journal:
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board: Any = _summary_writer(directory, step)
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Any) -> None:
+        """A dataclass of numbers with a `step` among them."""
         # NaN is not JSON, and the line that says so is the last one before the run stops
         values = {
             name: value if not isinstance(value, float) or math.isfinite(value) else None
@@ -42,8 +42,9 @@ class Journal:
         }
         self._file.write(json.dumps(values) + "\n")
         if self._board is not None:
-            for name in ("loss", "scale", "lr", "gradient_norm", "pairs_per_second"):
-                self._board.add_scalar(f"train/{name}", getattr(step, name), step.step)
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"train/{name}", value, step.step)
 
     def validation(self, step: int, recall: Recall) -> None:
         self._file.write(json.dumps({"after_step": step, "validation": recall}) + "\n")

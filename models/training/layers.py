@@ -65,6 +65,9 @@ def lock(module: nn.Module, *, image: bool, text: bool, unlock_blocks: int = 0) 
     where = places(module)
     for name, parameter in module.named_parameters():
         place = where[name]
+        if name.startswith("text_decoder."):  # CoCa's captioner: no contrastive loss reaches it
+            parameter.requires_grad_(False)
+            continue
         near_head = unlock_blocks > 0 and place.from_top <= unlock_blocks
         parameter.requires_grad_(place.tower not in locked or near_head)
 

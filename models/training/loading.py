@@ -25,13 +25,14 @@ from models.encoder import PreparedText
 from models.errors import ImageError, SourceError
 from models.images import decode_image
 from models.training.augment import Augmenter, Pixels
+from models.training.disturbed import disturbed
 from models.training.mixing import Sample
 
 AHEAD = 2
 """Batches whose pictures are being decoded while a step runs."""
 
 Item: TypeAlias = tuple[Pixels, npt.NDArray[Any], int, str]
-"""(pixels, tokens, group, key)"""
+"""(pixels, tokens [1 + N, L]: the caption's, then those of its disturbed ones; group, key)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Batch:
         image_B3HW: uint8, not yet normalised.
         text_BL: int64 token ids.
         group_B: int64; pairs of one group are not each other's negatives.
+        hard_HL: int64 token ids of disturbed captions, equally many a pair; None without any.
         keys: which records these are, to be named when something is wrong with them.
     """
 
@@ -49,14 +51,22 @@ class Batch:
     text_BL: Tensor
     group_B: Tensor
     keys: tuple[str, ...]
+    hard_HL: Tensor | None = None
 
 
 class Preparer:
     """A sample -> its pixels and tokens; called from any number of threads."""
 
-    def __init__(self, augmenter: Augmenter, tokenize: Callable[[str], PreparedText]) -> None:
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tokenize: Callable[[str], PreparedText],
+        *,
+        hard_negatives: int = 0,
+    ) -> None:
         self._augment = augmenter
         self._tokenize = tokenize
+        self._hard_negatives = hard_negatives
 
     def __call__(self, sample: Sample) -> Item | Reject:
         random = sample.drawn.generator()
@@ -66,7 +76,9 @@ class Preparer:
         except ImageError as error:
             return Reject("training data", sample.key, error.code, error.message)
         pixels = self._augment(picture, sample.all_texts(), random)
-        return pixels, self._tokenize(text).tokens, sample.group, sample.key
+        texts = [text, *(disturbed(text, random) for _ in range(self._hard_negatives))]
+        tokens = np.stack([self._tokenize(one).tokens for one in texts])
+        return pixels, tokens, sample.group, sample.key
 
 
 def load_batches(
@@ -120,9 +132,11 @@ def _assembled(
         )
     for at in range(missing):
         items.append(items[at % len(items)])
+    tokens_BNL = torch.from_numpy(np.stack([tokens for _, tokens, *_ in items]))
     return Batch(
         image_B3HW=torch.from_numpy(np.stack([pixels for pixels, *_ in items])),
-        text_BL=torch.from_numpy(np.stack([tokens for _, tokens, *_ in items])),
+        text_BL=tokens_BNL[:, 0].contiguous(),
         group_B=torch.tensor([group for *_, group, _ in items]),
         keys=tuple(key for *_, key in items),
+        hard_HL=tokens_BNL[:, 1:].flatten(0, 1) if tokens_BNL.shape[1] > 1 else None,
     )

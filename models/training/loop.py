@@ -6,6 +6,7 @@ Reads top to bottom. It is given everything it uses and knows no files, formats 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,10 +28,8 @@ from models.training.pair import TrainablePair
 from models.training.progress import Progress, Step
 from models.training.schedule import learning_rate
 from models.training.step import Stepper
+from models.training.stopping import not_finite
 from models.training.weights import MovingAverage, Weights, copy_of
-
-NAMED_KEYS = 8
-"""Records named when a loss is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,8 @@ def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
     committed = time.monotonic()
     try:
         while progress.step < run.steps and not progress.stopped:
-            step = _step(run, progress, next(batches))
+            started = time.perf_counter()
+            step = _step(run, progress, next(batches), started)
             if average is not None:
                 average.update(learning)
             improved = None
@@ -110,8 +110,9 @@ def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
     return progress, _final(run, progress, average)
 
 
-def _step(run: Run, progress: Progress, batch: Batch) -> Step:
-    config, started = run.config, time.perf_counter()
+def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
+    """`started` is when its batch was asked for: waiting for pictures counts as time too."""
+    config = run.config
     # dropout of step n is a matter of seed, n and rank: nothing to save, nothing to restore
     torch.manual_seed(_derived(config.seed, progress.step, run.world.rank))
     rate = learning_rate(progress.step, steps=run.steps, peak=config.lr, warmup=config.warmup)
@@ -138,14 +139,11 @@ def _step(run: Run, progress: Progress, batch: Batch) -> Step:
 
 
 def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
-    named = ", ".join(batch.keys[:NAMED_KEYS])
-    more = f" and {len(batch.keys) - NAMED_KEYS} more" if len(batch.keys) > NAMED_KEYS else ""
-    what = "loss" if step.loss != step.loss or abs(step.loss) == float("inf") else "gradient"
-    return TrainingError(
-        f"step {step.step}: the {what} is not finite; its batch was {named}{more}",
-        code="loss-not-finite",
-        hint="look at these records, or try a lower --lr or --precision fp32; the last good state "
-        f"is in {run.checkpoints.folder} and loads with --model local-dir:",
+    return not_finite(
+        step.step,
+        batch.keys,
+        what="gradient" if math.isfinite(step.loss) else "loss",
+        kept=f"in {run.checkpoints.folder} and loads with --model local-dir:",
     )
 
 

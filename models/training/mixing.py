@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Literal, TypeAlias
 
@@ -80,7 +81,7 @@ class Mix:
         while True:
             drawn = self._main.shuffled.epoch(epoch)
             for at in range(self.per_epoch):
-                main = [record for _, record in zip(range(self._own), drawn, strict=False)]
+                main = list(islice(drawn, self._own))
                 if at < within:
                     continue
                 batch = [sample(record, self._main.kind) for record in main]

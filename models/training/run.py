@@ -40,6 +40,7 @@ from models.training.progress import Progress, Step
 from models.training.sampling import Shuffled
 from models.training.saving import save_pair
 from models.training.step import Stepper
+from models.training.stopping import room_in
 from models.training.weights import Weights, copy_of
 from models.tuning.lora import attach_lora, merge_lora
 
@@ -97,6 +98,7 @@ def run_training(
 
     Raises:
         TrainingError: `run-finished`, or as `Checkpoints.load` and `loop.train`.
+        NoSpaceError: the disk is full; the last checkpoint is intact.
         SourceError: too few pairs for the batch and ranks.
     """
     watching = watching or Watching()
@@ -139,16 +141,17 @@ def run_training(
     )
     if saved is not None and world.main:
         watching.on_resume(begun, run.steps)
-    try:
-        progress, end = train(run, saved)
-        if config.tune == "lora":
-            end = merge_lora(pair.module)
-    finally:
-        if run.journal is not None:
-            run.journal.close()
     result = None
-    if world.main:
-        result = _finish(run, progress, start, end, out)
+    with room_in(out):
+        try:
+            progress, end = train(run, saved)
+            if config.tune == "lora":
+                end = merge_lora(pair.module)
+        finally:
+            if run.journal is not None:
+                run.journal.close()
+        if world.main:
+            result = _finish(run, progress, start, end, out)
     wait_for_all()
     return result
 
@@ -228,7 +231,11 @@ def _batches(
     watching: Watching,
 ) -> Iterator[Batch]:
     augmentation = Augmentation(crop=config.crop, flip=config.flip, colour=config.colour)
-    preparer = Preparer(Augmenter(pair.preprocess_cfg, augmentation), pair.tokenizer)
+    preparer = Preparer(
+        Augmenter(pair.preprocess_cfg, augmentation),
+        pair.tokenizer,
+        hard_negatives=config.hard_negatives,
+    )
     own = mix.size // world.size
     mine = slice(world.rank * own, (world.rank + 1) * own)
     plans = (batch[mine] for batch in mix.batches(first))
@@ -253,7 +260,13 @@ def _validation(
 
 
 def _finish(run: Run, progress: Progress, start: Weights, end: Weights, out: Path) -> Result:
-    share, tried, after = interpolate(run.pair, start, end, run.config.interpolate, run.validation)
+    share, tried, after = interpolate(
+        start,
+        end,
+        run.config.interpolate,
+        run.pair.module.load_state_dict,
+        None if run.validation is None else run.validation.measure,
+    )
     lines = read_journal(out)
     losses = [line["loss"] for line in lines if "loss" in line]
     result = result_of(

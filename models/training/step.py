@@ -8,7 +8,7 @@ Shapes: B pairs (of this rank), b of one piece, D embedding, L tokens, H and W p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -27,8 +27,8 @@ from models.training.loading import Batch
 from models.training.optimiser import set_rate
 from models.training.pair import TrainablePair
 
-Chunk: TypeAlias = tuple[Tensor, Tensor]
-"""(uint8 pixels [b, 3, H, W], tokens [b, L])"""
+Chunk: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""(uint8 pixels [b, 3, H, W], tokens [b, L], tokens of disturbed captions [b * N, L])"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +104,24 @@ class Stepper:
             text.eval()
 
     def _backward(self, batch: Batch) -> Tensor:
-        device = self._world.device
-        image_B3HW = batch.image_B3HW.to(device, non_blocking=True)
-        text_BL = batch.text_BL.to(device, non_blocking=True)
-        group_B = batch.group_B.to(device)
-        size = self._config.micro_batch or len(image_B3HW)
-        chunks = list(zip(image_B3HW.split(size), text_BL.split(size), strict=True))
-        still_image_BD, still_text_BD = self._still(chunks)
+        group_B = batch.group_B.to(self._world.device)
+        chunks = self._chunks(batch)
+        still = self._still(chunks)
 
         def encode(chunk: Chunk) -> tuple[Tensor, ...]:
             with self._autocast():
-                rows = []
-                if still_image_BD is None:
-                    rows.append(self._pair.image_rows(self._normalised(chunk[0])))
-                if still_text_BD is None:
-                    rows.append(self._pair.text_rows(chunk[1]))
-            return tuple(rows)
+                return tuple(
+                    rows(part)
+                    for rows, part, rest in zip(self._towers(), chunk, still, strict=True)
+                    if part is not None and rest is None
+                )
 
         def loss(*rows: Tensor) -> Tensor:
-            learning = list(rows)
-            image_BD = learning.pop(0) if still_image_BD is None else still_image_BD
-            text_BD = learning.pop(0) if still_text_BD is None else still_text_BD
-            value: Tensor = self._across(image_BD, text_BD, group_B=group_B)
+            learning = iter(rows)
+            image_BD, text_BD, hard_HD = (
+                next(learning, None) if rest is None else rest for rest in still
+            )
+            value: Tensor = self._across(image_BD, text_BD, group_B=group_B, hard_HD=hard_HD)
             return value
 
         if len(chunks) > 1:
@@ -140,17 +136,33 @@ class Stepper:
         self.scaler.scale(value).backward()
         return value.detach()
 
-    def _still(self, chunks: Sequence[Chunk]) -> tuple[Tensor | None, Tensor | None]:
+    def _chunks(self, batch: Batch) -> list[Chunk]:
+        device = self._world.device
+        image_B3HW = batch.image_B3HW.to(device, non_blocking=True)
+        text_BL = batch.text_BL.to(device, non_blocking=True)
+        size = self._config.micro_batch or len(image_B3HW)
+        images, texts = image_B3HW.split(size), text_BL.split(size)
+        if batch.hard_HL is None:
+            return [(image, text, None) for image, text in zip(images, texts, strict=True)]
+        each = len(batch.hard_HL) // len(text_BL)
+        hard = batch.hard_HL.to(device, non_blocking=True).split(size * each)
+        return list(zip(images, texts, hard, strict=True))
+
+    def _towers(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What embeds each part of a chunk."""
+        text = self._pair.text_rows
+        return (lambda image: self._pair.image_rows(self._normalised(image)), text, text)
+
+    def _still(self, chunks: Sequence[Chunk]) -> tuple[Tensor | None, ...]:
         """Rows of towers of which nothing learns: embedded once, without a graph."""
+        frozen = ("image" in self._frozen, "text" in self._frozen, "text" in self._frozen)
+        found: list[Tensor | None] = []
         with torch.no_grad(), self._autocast():
-            image_BD = text_BD = None
-            if "image" in self._frozen:
-                pieces = [self._pair.image_rows(self._normalised(image)) for image, _ in chunks]
-                image_BD = torch.cat(pieces)
-            if "text" in self._frozen:
-                text_BD = torch.cat([self._pair.text_rows(text) for _, text in chunks])
+            for at, (rows, rests) in enumerate(zip(self._towers(), frozen, strict=True)):
+                parts = [part for chunk in chunks if (part := chunk[at]) is not None]
+                found.append(torch.cat([rows(part) for part in parts]) if rests and parts else None)
         torch.clear_autocast_cache()
-        return image_BD, text_BD
+        return tuple(found)
 
     def _normalised(self, image_b3HW: Tensor) -> Tensor:
         """What the encoder's own transform does after resizing, to the bit."""

@@ -1,28 +1,33 @@
-"""`diptych evaluate`: measure an encoder pair on your pictures, as CLIP_benchmark reports it."""
+"""`diptych evaluate`: measure encoder pairs on your pictures, as CLIP_benchmark reports it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.exits import OK, PARTIAL
-from service.cli.output import emit_json, interactive, json_option, model_options, note
-from service.cli.sources import Reading, reading_options
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from models.evaluation.collect import Collected
+from service.cli.output import json_option, models_options
+from service.cli.sources import SOURCES, Reading, reading_options
 
 
-@click.command(short_help="Measure retrieval or zero-shot accuracy.")
+@click.command(
+    short_help="Measure retrieval, zero-shot or linear-probe accuracy.",
+    epilog="\b\nExamples:\n"
+    "  diptych evaluate --task retrieval --data 'val-{00000..00001}.tar' "
+    "--text-field captions.en\n"
+    "  diptych evaluate --task retrieval --data val.tar --model starter --model local-dir:mine\n"
+    "  diptych evaluate --task zero-shot --data shelf.tar --label-field label "
+    "--plot reliability.png\n"
+    '  diptych evaluate --task zero-shot --data tiny.tar --label-field names.0 --template "a {c}"\n'
+    "  diptych evaluate --task linear-probe --train train.tar --data test.tar "
+    "--label-field label\n\n" + SOURCES,
+)
 @click.option(
     "--task",
-    type=click.Choice(["retrieval", "zero-shot"]),
+    type=click.Choice(["retrieval", "zero-shot", "linear-probe"]),
     required=True,
-    help="Recall@1/5/10 both ways, or top-1, top-5 and mean per-class recall.",
+    help="Recall@1/5/10 both ways; top-1, top-5, mean per-class recall and calibration of the "
+    "labels put into prompts; the same of a linear classifier trained on --train.",
 )
 @click.option(
     "--data",
@@ -30,7 +35,27 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="SOURCE",
-    help="A folder, webdataset shards or a manifest (JSONL, CSV, Parquet, COCO ...); repeatable.",
+    help="What to measure on; repeat for several sets, join parts of one by ::.",
+)
+@click.option(
+    "--train",
+    "train",
+    multiple=True,
+    metavar="SOURCE",
+    help="Of a linear probe: labelled pictures to train on, with the fields of --data; repeatable.",
+)
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Of a linear probe: train on at most K pictures a class.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of drawing the --shots.",
 )
 @reading_options
 @click.option(
@@ -45,6 +70,13 @@ if TYPE_CHECKING:
     help="Prompt with {c} for the class; may be repeated. [default: the default set]",
 )
 @click.option(
+    "--template-set",
+    "template_sets",
+    multiple=True,
+    metavar="NAME",
+    help="A named list of prompts: default, imagenet, food, pets, zh, ...; repeatable.",
+)
+@click.option(
     "--head",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Judge by what `diptych train --tune linear|adapter|prompts` left, not by prompts.",
@@ -55,154 +87,82 @@ if TYPE_CHECKING:
     metavar="N",
     help="Measure only the one record in N that `diptych train --holdout N` leaves out.",
 )
-@model_options
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Of zero-shot: draw how sure the pair is against how often it is right, PNG.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the JSON documents here as well.",
+)
+@models_options
 @json_option
 def evaluate(
     task: str,
     data: tuple[str, ...],
+    train: tuple[str, ...],
+    shots: int | None,
+    seed: int,
     reading: Reading,
     classnames: Path | None,
     templates: tuple[str, ...],
+    template_sets: tuple[str, ...],
     head: Path | None,
     holdout: int | None,
-    model: str | None,
+    plot: Path | None,
+    out: Path | None,
+    models: tuple[str, ...],
     device: str,
     precision: str,
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Measure an encoder pair on your own pictures.
-
-    \b
-    diptych evaluate --task retrieval --data 'val-{00000..00001}.tar' --text-field captions.en
-    diptych evaluate --task zero-shot --data shelf.tar --label-field label
-    diptych evaluate --task zero-shot --data tiny.tar --label-field names.0 --template "a {c}"
+    """Measure encoder pairs on your own pictures.
 
     Retrieval is measured for each language of the captions. `image_retrieval_recall@k` is text to
     image, `text_retrieval_recall@k` image to text. With --json, CLIP_benchmark's shape: one
-    document, or a list of them when there are several languages.
+    document, or a list of them when there are several sets, languages or models.
     """
-    from models.data.holdout import HoldOut
-    from models.data.records import Source
-    from models.environment import default_model
-    from models.registry import load_encoder
-
-    if head is not None and (task != "zero-shot" or classnames or templates):
-        raise click.UsageError("--head goes with --task zero-shot, and brings its own labels")
-    sources: list[Source] = reading.open(data)
-    if holdout is not None:
-        sources = [HoldOut(source, holdout, held_out=True) for source in sources]
-    name = model or default_model()
-    names = _read_class_names(classnames) if classnames else None
-    encoder = load_encoder(name, device=device, precision=precision, threads=threads)
-    trained = None
-    if head is not None:
-        from models.tuning.head import load_head
-
-        trained = load_head(head)
-        trained.check_encoder(encoder.fingerprint.digest)
-    collected = _collect(sources, encoder)
-    if task == "retrieval":
-        from models.evaluation.retrieval import evaluate_retrieval
-
-        by_language = evaluate_retrieval(encoder, collected)
-    elif trained is not None:
-        from models.evaluation.zeroshot import evaluate_head
-
-        by_language = {"": evaluate_head(trained, collected)}
-    else:
-        from models.evaluation.zeroshot import evaluate_zero_shot
-        from models.prompts import DEFAULT_TEMPLATES
-
-        metrics = evaluate_zero_shot(
-            encoder, collected, templates=templates or DEFAULT_TEMPLATES, class_names=names
+    if (task == "linear-probe") != bool(train):
+        raise click.UsageError("--train SOURCE and --task linear-probe go together")
+    if shots is not None and task != "linear-probe":
+        raise click.UsageError("--shots belongs to --task linear-probe")
+    if task != "zero-shot" and (classnames or templates or template_sets or plot):
+        raise click.UsageError(
+            "--classnames, --template, --template-set and --plot belong to --task zero-shot"
         )
-        by_language = {"": metrics}
-    dataset = ",".join(data)
-    documents = [
-        document(dataset, name, task, language, metrics)
-        for language, metrics in by_language.items()
-    ]
-    if as_json:
-        emit_json(documents[0] if len(documents) == 1 else documents)
-    else:
-        click.echo("\n".join(table(documents)))
-    for reject in collected.rejects[:10]:
-        note(f"rejected {reject.source} {reject.key}: {reject.code}: {reject.detail}")
-    if collected.rejects:
-        note(f"{len(collected.rejects)} records were rejected")
-    return PARTIAL if collected.rejects else OK
+    if head is not None:
+        if task != "zero-shot" or classnames or templates or template_sets:
+            raise click.UsageError("--head goes with --task zero-shot, and brings its own labels")
+        if len(set(models)) > 1:
+            raise click.UsageError("a --head belongs to one --model")
+    if plot is not None:
+        from service.reliability_plot import require_matplotlib
 
+        require_matplotlib()
+    from models.prompts import resolve_templates
+    from service.cli.evaluate_run import Run, read_class_names, run
 
-def document(
-    dataset: str, model: str, task: str, language: str, metrics: dict[str, float]
-) -> dict[str, Any]:
-    """One result in CLIP_benchmark's shape; counts go beside the metrics, not among them."""
-    counts = {key: metrics[key] for key in ("pictures", "texts", "classes") if key in metrics}
-    name, _, tag = model.partition("/")
-    return {
-        "dataset": dataset,
-        "model": name if tag and ":" not in model else model,
-        "pretrained": tag if tag and ":" not in model else "",
-        "task": "zeroshot_retrieval" if task == "retrieval" else "zeroshot_classification",
-        "metrics": {key: value for key, value in metrics.items() if key not in counts},
-        "language": language,
-        "counts": counts,
-    }
-
-
-def table(documents: list[dict[str, Any]]) -> list[str]:
-    """Lines for people: percentages, one block a language."""
-    lines = []
-    for entry in documents:
-        counts = ", ".join(f"{value} {key}" for key, value in entry["counts"].items())
-        language = f" [{entry['language']}]" if entry["language"] else ""
-        lines.append(f"{entry['dataset']}{language}: {counts}")
-        metrics = entry["metrics"]
-        if entry["task"] == "zeroshot_retrieval":
-            for way, prefix in (("text -> image", "image"), ("image -> text", "text")):
-                cells = "  ".join(
-                    f"R@{k} {100 * metrics[f'{prefix}_retrieval_recall@{k}']:5.1f}"
-                    for k in (1, 5, 10)
-                )
-                lines.append(f"  {way}  {cells}")
-        else:
-            lines.append(
-                f"  top-1 {100 * metrics['acc1']:.1f}  top-5 {100 * metrics['acc5']:.1f}"
-                f"  mean per-class recall {100 * metrics['mean_per_class_recall']:.1f}"
-            )
-    return lines
-
-
-def _collect(sources: list[Any], encoder: Any) -> Collected:
-    from tqdm import tqdm
-
-    from models.evaluation.collect import collect
-
-    counts = [source.count() for source in sources]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    with tqdm(total=total, unit="picture", disable=not interactive()) as bar:
-        return collect(sources, encoder, on_picture=lambda: _advance(bar))
-
-
-def _advance(bar: tqdm[Any]) -> None:
-    bar.update()
-
-
-def _read_class_names(path: Path) -> dict[str, str]:
-    """{label: name}; a line without a tab names its class by itself."""
-    from models.errors import InvalidLabelsError
-
-    names: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidLabelsError(f"cannot read {path}: {error}") from error
-    for line in lines:
-        label, tab, name = line.partition("\t")
-        if not label.strip():
-            continue
-        if label.strip() in names:
-            raise InvalidLabelsError(f"{path} names {label.strip()!r} twice")
-        names[label.strip()] = name.strip() if tab else label.strip()
-    return names
+    return run(
+        Run(
+            task=task,
+            data=data,
+            train=train,
+            shots=shots,
+            seed=seed,
+            reading=reading,
+            class_names=read_class_names(classnames) if classnames else None,
+            head=head,
+            templates=resolve_templates([*template_sets, *templates]),
+            holdout=holdout,
+            plot=plot,
+            out=out,
+            as_json=as_json,
+        ),
+        models,
+        device=device,
+        precision=precision,
+        threads=threads,
+    )

@@ -26,7 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
     "data": ("service.cli.data:data", "Look a data set over before training on it."),
     "train": ("service.cli.train:train", "Train an encoder pair on captioned pictures."),
-    "evaluate": ("service.cli.evaluate:evaluate", "Measure retrieval or zero-shot accuracy."),
+    "evaluate": (
+        "service.cli.evaluate:evaluate",
+        "Measure retrieval, zero-shot or linear-probe accuracy.",
+    ),
     "models": ("service.cli.models:models", "List and describe encoder pairs."),
 }
 

@@ -33,15 +33,36 @@ def json_option(function: F) -> F:
     )
 
 
+_MODEL_HELP = (
+    "Encoder pair: starter, NAME/TAG, hf-hub:ORG/NAME, local-dir:PATH or a .safetensors "
+    "checkpoint. "
+)
+
+
 def model_options(function: F) -> F:
     """`--model`, `--device`, `--precision`, `--threads`: the arguments of `load_encoder`."""
+    option = click.option(
+        "--model",
+        help=f"{_MODEL_HELP}[default: the one the index was built with; without an index "
+        "$DIPTYCH_MODEL, or starter]",
+    )
+    return option(device_options(function))
+
+
+def models_options(function: F) -> F:
+    """The same with a repeatable `--model`, whose values arrive as `models`."""
+    option = click.option(
+        "--model",
+        "models",
+        multiple=True,
+        help=f"{_MODEL_HELP}Repeat to compare several. [default: $DIPTYCH_MODEL, or starter]",
+    )
+    return option(device_options(function))
+
+
+def device_options(function: F) -> F:
+    """`--device`, `--precision`, `--threads`."""
     options = [
-        click.option(
-            "--model",
-            help="Encoder pair: starter, NAME/TAG, hf-hub:ORG/NAME, local-dir:PATH or a "
-            ".safetensors checkpoint. [default: the one the index was built with; without an "
-            "index $DIPTYCH_MODEL, or starter]",
-        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
         click.option(
             "--precision",

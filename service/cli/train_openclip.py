@@ -220,6 +220,8 @@ def _config(
     from models.training import defaults
     from models.training.config import TrainConfig
 
+    if not measured and (options.keep == "best" or options.interpolate == "val"):
+        raise click.UsageError("--keep best and --interpolate val need a validation set (--val)")
     fresh = pair.fresh
     batch = options.batch_size or defaults.batch_size_for(pairs, world.size)
     objective = options.objective

@@ -12,12 +12,15 @@ import click
 
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, note
+from service.cli.train_looking import looked_over
 from service.cli.train_options import TrainOptions
 from service.cli.train_output import before_after, step_bar
 
 if TYPE_CHECKING:
-    from models.starter.training.loop import TrainResult
+    from models.data import Source
+    from models.starter.training.config import TrainConfig
     from models.starter.training.pairs import DataReport
+    from models.starter.training.run import HeadsRun
 
 
 def train_starter(options: TrainOptions) -> int:
@@ -27,31 +30,14 @@ def train_starter(options: TrainOptions) -> int:
     from models.starter.heads import load_heads
     from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
-    from models.starter.training.config import TrainConfig
     from models.starter.training.features import FeatureMaker
-    from models.starter.training.loop import train as run
     from models.starter.training.pairs import gather
     from models.starter.training.rehearsal import Rehearsal
-    from models.starter.training.save import save_run
+    from models.starter.training.run import run_heads, split
     from models.starter.training.start import fresh_heads
 
-    if options.keep == "best" and not options.val:
-        raise click.UsageError("--keep best needs --val to tell which epoch is best")
-    config = TrainConfig(
-        epochs=options.epochs or 30,
-        batch_size=options.batch_size or 2048,
-        lr=options.lr or 1e-3,
-        weight_decay=options.weight_decay,
-        extra_share=options.extra_share,
-        class_share=options.class_share,
-        concept_share=options.concept_share,
-        init="fresh" if options.fresh else "starter",
-        keep="best" if options.keep == "best" else "last",
-        seed=options.seed,
-        holdout=options.holdout,
-    )
-    captioned = options.reading.open(options.data)
-    extra = options.reading.open(options.extra_data)
+    _refuse_others(options)
+    captioned, extra, filtered = _captioned(options)
     classes = [
         dataclasses.replace(options.reading, text_fields=(field,)).open([spec])[0]
         for spec, field in options.class_data
@@ -59,52 +45,146 @@ def train_starter(options: TrainOptions) -> int:
     measured = options.reading.open([name for name in options.val if name != "none"])
     set_threads(options.threads)
     where = resolve_device(options.device)
+    text_tower = TextTower()
+    described: dict[str, Any] = {} if filtered is None else {"filter": filtered}
+    described["data"] = looked_over(options, text_tower.prepare, [*captioned, *extra], measured)
     with _feature_bar() as on_features:
         maker = FeatureMaker(
             ImageTower(device=where, dtype=starter_dtype(options.precision, where)),
-            TextTower(),
+            text_tower,
             cache=options.cache,
             on_progress=on_features,
         )
         pairs, report = gather(
             captioned, maker, extra=extra, classes=classes, holdout=options.holdout
         )
-        validation, val_report = gather(measured, maker) if measured else (None, None)
+        described["train"] = report.to_dict()
+        rejects = list(report.rejects)
+        validation = None
+        if measured:
+            validation, val_report = gather(measured, maker)
+            described["validation"] = val_report.to_dict()
+            rejects += val_report.rejects
+        # the recipe of the shipped heads starts fresh and uses all it is given
+        elif not options.val and not options.fresh and (halves := split(pairs)) is not None:
+            pairs, validation = halves
         rehearsal = Rehearsal(pairs.image_NF, maker) if options.concept_share else None
+        config = _config(options, len(pairs), measured=validation is not None)
         if config.init == "fresh":
             heads = fresh_heads(config, maker.text_tower)
         else:
             heads = load_heads(STARTER_DIRECTORY)[0].requires_grad_(True)
     for line in report_lines(report):
         note(line)
+    if validation is not None and not measured:
+        note(f"validation: {len(validation)} of these pictures are held back (--val none: none)")
+    note(
+        f"run: {config.epochs} epochs, batch {config.batch_size}, lr {config.lr:.3g}, keep "
+        f"{config.keep}, interpolation {config.interpolate}"
+    )
     with step_bar() as on_step:
-        result = run(
-            heads, pairs, config, validation=validation, rehearsal=rehearsal, on_step=on_step
+        run = run_heads(
+            heads,
+            pairs,
+            config,
+            options.out,
+            validation=validation,
+            rehearsal=rehearsal,
+            described=described,
+            restart=options.restart,
+            on_step=on_step,
+            on_resume=lambda epoch: note(f"continuing after epoch {epoch} of {config.epochs}"),
         )
-    described: dict[str, Any] = {"train": report.to_dict()}
-    if val_report is not None:
-        described["validation"] = val_report.to_dict()
-    drawn = save_run(result, config, options.out, data=described)
-    if not drawn:
+    if not run.drawn:
         note("no curve.png: matplotlib is not installed (pip install matplotlib)")
-    rejects = [*report.rejects, *(val_report.rejects if val_report else [])]
     if options.as_json:
-        emit_json(_summary(result, options.out, described))
+        emit_json(_summary(run, options.out, described))
     else:
-        click.echo("\n".join([*result_lines(result), f"saved to {options.out}"]))
+        click.echo("\n".join([*result_lines(run), f"saved to {options.out}"]))
     return PARTIAL if rejects else OK
 
 
+def _captioned(
+    options: TrainOptions,
+) -> tuple[list[Source], list[Source], dict[str, Any] | None]:
+    """(main sources, extra ones, what a filter did to them)"""
+    from models.registry import load_encoder
+    from service.cli.filtering import filtered
+
+    main, extra = (options.reading.open(specs) for specs in (options.data, options.extra_data))
+    if options.filter_below is None:
+        return main, extra, None
+    encoder = load_encoder(options.filter_model or "starter", device=options.device)
+    sources, report = filtered(
+        [*main, *extra], encoder, options.filter_below, cache=options.score_cache
+    )
+    for line in report.lines():
+        note(line)
+    return sources[: len(main)], sources[len(main) :], report.to_dict()
+
+
+def _config(options: TrainOptions, pictures: int, *, measured: bool) -> TrainConfig:
+    from models.starter.training import defaults
+    from models.starter.training.config import TrainConfig
+
+    fresh = options.fresh
+    interpolate: Any = options.interpolate
+    if interpolate is None:
+        interpolate = defaults.interpolation_for(fresh=fresh, measured=measured)
+    patience = options.patience
+    if patience is None:
+        patience = defaults.patience_for(fresh=fresh, measured=measured)
+    keep: Any = options.keep or defaults.keep_for(fresh=fresh, measured=measured)
+    return TrainConfig(
+        epochs=options.epochs or defaults.epochs_for(fresh=fresh),
+        batch_size=options.batch_size or defaults.BATCH,
+        lr=options.lr or defaults.rate_for(pictures, fresh=fresh),
+        warmup=options.warmup,
+        weight_decay=options.weight_decay,
+        label_smoothing=options.label_smoothing,
+        extra_share=options.extra_share,
+        class_share=options.class_share,
+        concept_share=options.concept_share,
+        ema=options.ema,
+        init="fresh" if fresh else "starter",
+        keep=keep,
+        patience=patience,
+        interpolate=interpolate,
+        seed=options.seed,
+        holdout=options.holdout,
+    )
+
+
+def _refuse_others(options: TrainOptions) -> None:
+    """Options that say nothing to frozen towers are refused, not passed over."""
+    if options.keep == "best" and (not options.val or options.val == ("none",)):
+        raise click.UsageError("--keep best needs --val to tell which epoch is best")
+    given = {
+        "--micro-batch": options.micro_batch is not None,
+        "--grad-checkpointing": options.grad_checkpointing,
+        "--objective siglip": options.objective == "siglip",
+        "--hard-negatives": options.hard_negatives > 0,
+        "--lock-image": options.lock_image,
+        "--lock-text": options.lock_text,
+        "--unlock-blocks": options.unlock_blocks > 0,
+        "--layer-decay": options.layer_decay != 1.0,
+        "--flip": options.flip,
+        "--colour": options.colour > 0,
+        "--checkpoint-steps": options.checkpoint_steps is not None,
+    }
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise click.UsageError(
+            f"{', '.join(wrong)}: the starter's towers are frozen and its heads small; these "
+            "options are for open_clip models (--model)"
+        )
+
+
 def report_lines(report: DataReport) -> list[str]:
-    """What was found, and what was not usable, before the first step."""
+    """What the towers made of it, before the first step."""
     captions = ", ".join(f"{count} {name}" for name, count in sorted(report.captions.items()))
-    lines = [f"data: {report.pictures} pictures; captions: {captions}"]
+    lines = [f"used: {report.pictures} pictures; captions: {captions}"]
     if report.classes:
         lines.append(f"      {report.classes} classes by name")
-    if report.without_caption:
-        lines.append(
-            f"      {report.without_caption} records passed over: no picture or no caption"
-        )
     if report.rejects:
         lines.append(f"      {len(report.rejects)} rejected (undecodable or unreadable), e.g.:")
         lines += [
@@ -114,26 +194,27 @@ def report_lines(report: DataReport) -> list[str]:
     return lines
 
 
-def result_lines(result: TrainResult) -> list[str]:
+def result_lines(run: HeadsRun) -> list[str]:
     """Recall before and after, in percent; empty without a validation set."""
-    if not result.validation:
-        return [f"trained {result.kept_epoch} epochs; no --val, nothing measured"]
-    before = result.validation[0][1]
-    after = dict(result.validation)[result.kept_epoch]
-    return [f"epoch {result.kept_epoch}", *before_after(before, after)]
+    epoch = run.result.kept_epoch
+    line = f"epoch {epoch}, {100 * run.share:.0f} % of the way from the heads it started with"
+    if run.before is None or run.after is None:
+        return [line, "no validation, nothing measured"]
+    return [line, *before_after(run.before, run.after)]
 
 
-def _summary(result: TrainResult, out: Path, described: dict[str, Any]) -> dict[str, Any]:
-    validation = dict(result.validation)
+def _summary(run: HeadsRun, out: Path, described: dict[str, Any]) -> dict[str, Any]:
     return {
         "out": str(out),
         "data": described,
-        "kept_epoch": result.kept_epoch,
-        "steps": len(result.steps),
-        "final_loss": result.steps[-1].loss,
-        "logit_scale": result.steps[-1].scale,
-        "before": validation.get(0),
-        "after": validation.get(result.kept_epoch),
+        "kept_epoch": run.result.kept_epoch,
+        "interpolation": run.share,
+        "tried": run.tried,
+        "steps": len(run.result.steps),
+        "final_loss": run.result.steps[-1].loss,
+        "logit_scale": run.result.steps[-1].scale,
+        "before": run.before,
+        "after": run.after,
     }
 
 

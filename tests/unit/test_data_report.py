@@ -25,8 +25,9 @@ from models.training.data_checks import (
     report_lines,
     warnings,
 )
-from models.training.data_report import LENGTH_BINS, DataReport, Lengths, inspect, sampling
+from models.training.data_report import DataReport, inspect, sampling
 from models.training.frequent import Frequent
+from models.training.lengths import LENGTH_BINS, Lengths
 
 NAMES = list(COLOURS)
 

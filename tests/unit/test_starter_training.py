@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,18 @@ from fakes import encode, solid
 from PIL import Image
 
 from models.data import open_source
-from models.errors import SourceError
+from models.errors import SourceError, TrainingError
+from models.images import decode_image
 from models.losses import info_nce
 from models.registry import load_encoder
 from models.starter.heads import HeadsConfig, StarterHeads
 from models.starter.towers import ImageTower, TextTower
 from models.starter.training.config import TrainConfig
 from models.starter.training.features import FeatureMaker
-from models.starter.training.loop import TrainResult, learning_rate, measure, train
+from models.starter.training.loop import Step, TrainResult, learning_rate, measure, train
 from models.starter.training.pairs import Pairs, gather
 from models.starter.training.rehearsal import Rehearsal
+from models.starter.training.run import HeadsRun, run_heads
 from models.starter.training.save import draw_curve
 
 SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
@@ -125,6 +128,91 @@ def test_the_best_epoch_is_kept_when_asked(pairs: Pairs) -> None:
     scores = [sum(r["en"].values()) for _, r in result.validation[1:]]
     assert result.kept_epoch >= 1
     assert len(scores) == 4
+
+
+def test_a_run_cut_off_ends_with_the_same_bits_as_one_that_was_not(
+    pairs: Pairs, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        epochs=6, batch_size=8, lr=2e-3, concept_share=0, ema=0.5, keep="best", heads=SMALL
+    )
+
+    def run_it(out: Path, stop_at: int = 0) -> HeadsRun:
+        def unplug(step: Step) -> None:
+            if step.step == stop_at:
+                raise KeyboardInterrupt
+
+        return run_heads(
+            heads(), pairs, config, out,
+            validation=pairs, rehearsal=None, described={}, on_step=unplug,
+        )  # fmt: skip
+
+    whole = run_it(tmp_path / "whole")
+    for stop_at in (3, 8, 9):  # in an epoch, at the end of one, right after it
+        with pytest.raises(KeyboardInterrupt):
+            run_it(tmp_path / "broken", stop_at)
+    broken = run_it(tmp_path / "broken")
+    for name in ("heads.safetensors", "metrics.jsonl"):
+        one, two = ((tmp_path / out / name).read_bytes() for out in ("whole", "broken"))
+        if name == "metrics.jsonl":  # all the same but for how fast it was
+            one, two = (re.sub(rb'"pairs_per_second": [0-9.]+', b"", data) for data in (one, two))
+        assert one == two
+    assert broken.result.validation == whole.result.validation
+    assert not (tmp_path / "broken" / "training").exists()
+
+
+def test_heads_that_only_get_worse_are_given_back_as_they_were(
+    pairs: Pairs, tmp_path: Path
+) -> None:
+    start = overfit(pairs).heads
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    config = TrainConfig(
+        epochs=20, batch_size=16, lr=0.5, concept_share=0, keep="best", patience=2,
+        interpolate="val", heads=SMALL,
+    )  # fmt: skip
+    run = run_heads(start, pairs, config, tmp_path, validation=pairs, rehearsal=None, described={})
+    assert len(run.result.validation) <= 1 + 4  # patience, after at most two better epochs
+    assert run.after is not None
+    assert run.after["en"]["image_retrieval_recall@1"] == 1.0
+    assert run.share < 1.0
+    assert set(before) == set(run.result.heads.state_dict())
+
+
+def test_a_loss_that_is_no_number_stops_before_it_reaches_the_heads(pairs: Pairs) -> None:
+    calls = 0
+
+    def poisoned(*rows: Any, **named: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return info_nce(*rows, **named) * (float("inf") if calls == 3 else 1.0)
+
+    trained = heads()
+    config = TrainConfig(epochs=3, batch_size=8, concept_share=0, heads=SMALL)
+    with pytest.raises(TrainingError, match="step 3: the loss is not finite; its batch was k"):
+        train(trained, pairs, config, loss=poisoned)
+    assert all(bool(value.isfinite().all()) for value in trained.state_dict().values())
+
+
+def test_four_pictures_and_two_epochs_do_not_ruin_the_starter(tmp_path: Path) -> None:
+    names = ("red", "green", "blue", "yellow")
+    rows = [(name, solid(name), {"caption": f"the colour {name}"}) for name in names]
+    data, out = shard(tmp_path / "four.tar", rows), str(tmp_path / "out")
+    before = torch.get_num_threads()
+    try:
+        result = run("--data", data, "--epochs", "2", "--threads", "1", "--out", out)
+    finally:
+        torch.set_num_threads(before)
+    assert result.exception is None, result.output
+
+    def found(model: str) -> list[bool]:
+        encoder = load_encoder(model, device="cpu", precision="fp32")
+        pictures = [decode_image(solid(name)) for name in names]
+        image_ND = encoder.embed_images([encoder.prepare_image(one) for one in pictures])
+        texts = [encoder.prepare_text(f"the colour {name}") for name in names]
+        best = (encoder.embed_texts(texts) @ image_ND.T).argmax(axis=1)
+        return [bool(at == own) for own, at in enumerate(best)]
+
+    assert sum(found(f"local-dir:{out}")) >= sum(found("starter"))
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
@@ -239,6 +327,7 @@ def test_the_command_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     )
     arguments = ["--data", train_data, "--val", train_data, "--epochs", "8", "--batch-size", "8"]
     arguments += ["--concept-share", "0", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    arguments += ["--lr", "1e-3", "--patience", "0"]
     before = torch.get_num_threads()
     try:
         first = run(*arguments, "--out", str(tmp_path / "one"), "--json")
@@ -269,7 +358,8 @@ def test_the_command_leaves_a_pair_that_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--model", "ViT-B-32/openai", "--data", "x"], "planned"),
+        (["--model", "ViT-B-32", "--data", "x"], "not a model id"),
+        (["--data", "x", "--lock-image", "--micro-batch", "4"], "--micro-batch, --lock-image"),
         ([], "nothing to train on"),
         (["--data", "x", "--keep", "best"], "needs --val"),
     ],

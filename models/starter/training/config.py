@@ -25,8 +25,13 @@ class TrainConfig:
         concept_share: share of each batch that rehearses the 1,000 ImageNet names (see
             `models.starter.training.rehearsal`); without it, training on captions of people and
             dogs forgets the strawberries.
+        ema: decay of the moving average of the weights, which is what is kept of the last epoch;
+            0 keeps the weights themselves. The measurements after each epoch are of these.
         init: `starter` continues from the heads that come with Diptych, `fresh` starts over.
         keep: `last` epoch, or the `best` on the validation set (by mean recall@10).
+        patience: epochs without a better R@1 before it stops; 0 never stops early.
+        interpolate: share of the trained heads in the result, the rest being those it started
+            from (Wortsman et al. 2022, WiSE-FT); `val` chooses it on the validation set.
         seed: of shuffling, caption choice, dropout and initial weights.
         holdout: leave one record in N out of every class source.
         heads: the shape of fresh heads.
@@ -41,8 +46,11 @@ class TrainConfig:
     extra_share: float = 0.15
     class_share: float = 0.1
     concept_share: float = 0.2
+    ema: float = 0.0
     init: Literal["starter", "fresh"] = "starter"
     keep: Literal["last", "best"] = "last"
+    patience: int = 0
+    interpolate: float | Literal["val"] = 1.0
     seed: int = 0
     holdout: int | None = None
     heads: HeadsConfig = field(default_factory=HeadsConfig)

@@ -7,10 +7,11 @@ no console; progress goes to a callback. Legend: B pairs, D embedding, F and S f
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from statistics import mean
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from models.evaluation.metrics import retrieval_recall
 from models.losses import info_nce
 from models.starter.heads import StarterHeads
+from models.starter.training.average import MovingAverage
 from models.starter.training.config import TrainConfig
 from models.starter.training.pairs import Kind, Pairs
 from models.starter.training.rehearsal import Rehearsal
+from models.training import schedule
+from models.training.stopping import not_finite
 
 Recall = dict[str, dict[str, float]]
 """{language: {`image_retrieval_recall@1`: ..., ...}}"""
@@ -50,6 +54,29 @@ class TrainResult:
     kept_epoch: int = 0
 
 
+@dataclass(slots=True)
+class State:
+    """All that a run consists of between two epochs."""
+
+    heads: StarterHeads
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    average: MovingAverage | None
+    result: TrainResult
+    epoch: int = 0
+    best: tuple[float, dict[str, Tensor]] | None = None
+
+
+class Memory(Protocol):
+    """Keeps a state, see `models.starter.training.memory`."""
+
+    def load(self, state: State) -> bool:
+        """Fill `state` with what was kept; False where there is nothing."""
+        ...
+
+    def save(self, state: State) -> None: ...
+
+
 def train(
     heads: StarterHeads,
     pairs: Pairs,
@@ -58,6 +85,8 @@ def train(
     validation: Pairs | None = None,
     rehearsal: Rehearsal | None = None,
     on_step: Callable[[Step], None] | None = None,
+    on_validation: Callable[[int, Recall], None] | None = None,
+    memory: Memory | None = None,
     loss: Callable[..., Tensor] = info_nce,
 ) -> TrainResult:
     """Train `heads` in place.
@@ -65,11 +94,16 @@ def train(
     Args:
         heads: fresh or trained before.
         pairs: what to learn.
-        config: see `TrainConfig`.
+        config: see `TrainConfig`; interpolation is the caller's.
         validation: measured before, and after every epoch.
         rehearsal: source of pseudo-pairs; None rehearses nothing, whatever the config says.
         on_step: called after each optimiser step.
+        on_validation: called after each measurement, with the steps taken.
+        memory: where the state is kept after each epoch, and continued from.
         loss: the contrastive loss; called as `info_nce` is.
+
+    Raises:
+        TrainingError: `loss-not-finite`; the state of the last epoch is kept.
     """
     torch.manual_seed(config.seed)  # dropout draws from the global generator
     generator = torch.Generator().manual_seed(config.seed)
@@ -77,14 +111,20 @@ def train(
     per_epoch = batches.per_epoch
     steps = config.epochs * per_epoch
     optimiser = _optimiser(heads, config)
+    average = MovingAverage(heads.parameters(), config.ema) if config.ema else None
     result = TrainResult(heads)
-    if validation is not None:
+    state = State(heads, optimiser, generator, average, result)
+    if memory is not None and memory.load(state):
+        pass
+    elif validation is not None:
         result.validation.append((0, measure(heads, validation)))
-    best: tuple[float, dict[str, Tensor]] | None = None
-    step = 0
-    for epoch in range(1, config.epochs + 1):
+        if on_validation is not None:
+            on_validation(0, result.validation[0][1])
+    step = state.epoch * per_epoch
+    while state.epoch < config.epochs and not _patience_ended(result, config):
+        epoch = state.epoch + 1
         heads.train()
-        for image_BF, caption_BS, group_B in batches:
+        for image_BF, caption_BS, group_B, picture_B in batches:
             started = time.perf_counter()
             for parameters in optimiser.param_groups:
                 parameters["lr"] = learning_rate(step, steps, config)
@@ -95,9 +135,13 @@ def train(
                 group_B=group_B,
                 label_smoothing=config.label_smoothing,
             )
+            if not value.isfinite():
+                raise not_finite(step + 1, [pairs.keys[at] for at in picture_B.tolist()])
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if average is not None:
+                average.follow()
             step += 1
             done = Step(
                 step=step,
@@ -114,16 +158,31 @@ def train(
         if validation is not None:
             recall = measure(heads, validation)
             result.validation.append((epoch, recall))
+            if on_validation is not None:
+                on_validation(step, recall)
             score = mean_recall(recall)
-            if config.keep == "best" and (best is None or score > best[0]):
-                best = (score, copy.deepcopy(heads.state_dict()))
+            if config.keep == "best" and (state.best is None or score > state.best[0]):
+                state.best = (score, copy.deepcopy(heads.state_dict()))
                 result.kept_epoch = epoch
-    if best is not None:
-        heads.load_state_dict(best[1])
+        state.epoch = epoch
+        if memory is not None:
+            memory.save(state)
+    if state.best is not None:
+        heads.load_state_dict(state.best[1])
     else:
-        result.kept_epoch = config.epochs
+        result.kept_epoch = state.epoch
+        if average is not None:
+            average.settle()
     heads.eval()
     return result
+
+
+def _patience_ended(result: TrainResult, config: TrainConfig) -> bool:
+    """Whether the last epochs brought no better R@1 than the best before them."""
+    if not config.patience or len(result.validation) <= config.patience:
+        return False
+    first = [first_recall(recall) for _, recall in result.validation]
+    return max(first[-config.patience :]) <= max(first[: -config.patience])
 
 
 class _Batches:
@@ -154,8 +213,8 @@ class _Batches:
         self._size = min(max(2, rest), len(self._main_N))
         self.per_epoch = len(self._main_N) // self._size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(image features [B, F], caption features [B, S], group [B])"""
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(image features [B, F], caption features [B, S], group [B], pictures of `pairs`)"""
         pairs, generator = self._pairs, self._generator
         order_N = self._main_N[torch.randperm(len(self._main_N), generator=generator)]
         for at in range(self.per_epoch):
@@ -171,7 +230,7 @@ class _Batches:
                 image_BF = torch.cat([image_BF, pseudo_BF])
                 caption_BS = torch.cat([caption_BS, name_BS])
                 group_B = torch.cat([group_B, concept_B + int(pairs.group_N.max()) + 1])
-            yield image_BF, caption_BS, group_B
+            yield image_BF, caption_BS, group_B, picture_B
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -182,11 +241,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
         >>> [round(learning_rate(step, 4, config), 2) for step in range(4)]
         [0.5, 1.0, 1.0, 0.5]
     """
-    warm = max(1, round(config.warmup * steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    progress = (step - warm) / max(1, steps - warm)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return schedule.learning_rate(step, steps=steps, peak=config.lr, warmup=config.warmup)
 
 
 @torch.inference_mode()
@@ -212,6 +267,16 @@ def mean_recall(recall: Recall) -> float:
         value for metrics in recall.values() for name, value in metrics.items() if "@10" in name
     ]
     return sum(values) / len(values)
+
+
+def first_recall(recall: Recall) -> float:
+    """Mean recall@1 over both ways and all languages."""
+    return mean(
+        value
+        for metrics in recall.values()
+        for name, value in metrics.items()
+        if name.endswith("@1")
+    )
 
 
 def _optimiser(heads: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -61,6 +61,7 @@ class _Picture:
     sha256: str
     group: str
     kind: Kind
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,23 @@ class Pairs:
     languages: tuple[str, ...]
     caption_language: tuple[int, ...]
     """Index into `languages` of every choice."""
+    keys: tuple[str, ...] = ()
+    """Of every picture, to name it when something is wrong with it."""
 
     def __len__(self) -> int:
         return len(self.image_NF)
+
+    def part(self, picture_n: Tensor) -> Pairs:
+        """Some of the pictures, with all that belongs to them."""
+        return replace(
+            self,
+            image_NF=self.image_NF[picture_n],
+            group_N=self.group_N[picture_n],
+            kind_N=self.kind_N[picture_n],
+            choice_start_N=self.choice_start_N[picture_n],
+            choice_count_N=self.choice_count_N[picture_n],
+            keys=tuple(self.keys[at] for at in picture_n.tolist()),
+        )
 
     def draw_captions(self, picture_B: Tensor, generator: torch.Generator) -> Tensor:
         """One caption a picture: a language at random, then a caption of it -> [B, S]."""
@@ -169,13 +184,13 @@ def _read(source: Source, report: DataReport, kind: Kind) -> Iterator[_Picture]:
         if kind is Kind.CLASS:
             yield _class_picture(row, digest)
         else:
-            yield _Picture(sorted(row.texts.items()), digest, digest, kind)
+            yield _Picture(sorted(row.texts.items()), digest, digest, kind, row.key)
 
 
 def _class_picture(row: Record, digest: str) -> _Picture:
     names = [name for texts in row.texts.values() for name in texts]
     prompts = tuple(prompt for line in build_prompts(names, TEMPLATES) for prompt in line)
-    return _Picture([("class names", prompts)], digest, "class " + names[0], Kind.CLASS)
+    return _Picture([("class names", prompts)], digest, "class " + names[0], Kind.CLASS, row.key)
 
 
 def _assemble(
@@ -216,4 +231,5 @@ def _assemble(
         caption_count=torch.tensor(caption_count),
         languages=tuple(languages),
         caption_language=tuple(language_of),
+        keys=tuple(picture.key for picture in pictures),
     )

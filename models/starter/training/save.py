@@ -1,7 +1,7 @@
 """A training run's directory: heads, the config that made them, metrics and a curve.
 
     diptych_starter.json, heads.safetensors   the pair; load with --model local-dir:DIR
-    train_config.json, metrics.jsonl, curve.png
+    train_config.json, curve.png, and metrics.jsonl, which is written as it goes
 
 Every file is written beside its place and renamed, the description last.
 """
@@ -28,11 +28,6 @@ def save_run(
     described = {"config": asdict(config), "data": data, "kept_epoch": result.kept_epoch}
     text = json.dumps(described, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     replace_file(directory / "train_config.json", text.encode())
-    lines = [json.dumps(asdict(step)) for step in result.steps]
-    lines += [
-        json.dumps({"epoch": epoch, "validation": recall}) for epoch, recall in result.validation
-    ]
-    replace_file(directory / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     curve = draw_curve(result)
     if curve is not None:
         replace_file(directory / "curve.png", curve)

@@ -1,0 +1,226 @@
+"""What the trainer is fed: every record, in an order that repeats, fairly drawn, with bounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import encode
+from PIL import Image
+from tiny import blocks, shard
+
+from models.data import open_source
+from models.data.records import Record, Reject
+from models.encoder import PreparedText
+from models.errors import SourceError
+from models.images import decode_image
+from models.openclip_build import transform
+from models.training.augment import Augmentation, Augmenter, names_a_side, random_box
+from models.training.loading import Batch, Preparer, load_batches
+from models.training.mixing import Mix, Stream, sample, usable
+from models.training.sampling import Drawn, Shuffled
+from models.training.survey import Surveyed, one_in_for
+
+PIXELS: dict[str, Any] = {
+    "size": [32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1], "mode": "RGB",
+    "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    for at in range(4):
+        rows = [
+            (f"{at}-{n:02d}", blocks(100 * at + n, size=8), {"captions": {"en": f"thing {at} {n}"}})
+            for n in range(10)
+        ]
+        shard(folder / f"part-{at}.tar", rows)
+    return str(folder / "part-{0..3}.tar")
+
+
+def shuffled(spec: str, seed: int = 0, buffer: int = 8) -> Shuffled:
+    source = open_source(spec)
+    return Shuffled([source], usable, seed=seed, name="main", buffer=buffer)
+
+
+def keys(stream: Shuffled, epoch: int) -> list[str]:
+    return [drawn.record.key for drawn in stream.epoch(epoch)]
+
+
+def tokens(text: str) -> PreparedText:
+    return PreparedText(np.array([len(text), 1], dtype=np.int64))
+
+
+def test_a_pass_holds_every_record_once_in_an_order_of_its_own(shards: str) -> None:
+    stream = shuffled(shards)
+    first = keys(stream, 0)
+    assert sorted(first) == sorted(f"{at}-{n:02d}" for at in range(4) for n in range(10))
+    assert keys(stream, 0) == first == keys(shuffled(shards), 0)
+    assert keys(stream, 1) != first
+    assert keys(shuffled(shards, seed=1), 0) != first
+    # shards are mixed although only eight records wait: the first eight are of several shards
+    assert len({key[0] for key in first[:8]}) > 1
+
+
+def test_the_buffer_is_bounded(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+
+    class Counting(Shuffled):
+        def _records(self, part: Any) -> Iterator[Record]:
+            nonlocal read
+            for record in super()._records(part):
+                read += 1
+                yield record
+
+    stream = Counting([open_source(shards)], usable, seed=0, name="x", buffer=5)
+    next(stream.epoch(0))
+    assert read == 6
+    monkeypatch.setattr("models.training.sampling.BUFFER_BYTES", 200)
+    read = 0
+    next(stream.epoch(0))
+    assert read <= 4
+
+
+def test_endless_passes_skip_exactly_what_was_used(shards: str) -> None:
+    stream = shuffled(shards)
+    whole = [drawn.record.key for drawn in islice(stream.endless(length=40), 100)]
+    for skip in (1, 39, 40, 57):
+        rest = [d.record.key for d in islice(stream.endless(skip=skip, length=40), 20)]
+        assert rest == whole[skip : skip + 20]
+
+
+def test_batches_begin_anywhere_as_if_they_had_begun_at_the_start(shards: str) -> None:
+    names = open_source(shards, text_field="captions.en")
+    streams = [
+        Stream("main", shuffled(shards), 40),
+        Stream("class", Shuffled([names], usable, seed=0, name="c"), 40, share=0.25),
+    ]
+    mix = Mix(streams, 12)
+    assert (mix.size, mix.per_epoch) == (12, 4)  # nine of the main stream, three of the classes
+
+    def first(start: int, count: int) -> list[list[tuple[str, str]]]:
+        found = islice(mix.batches(start), count)
+        return [[(one.key, one.drawn.name) for one in batch] for batch in found]
+
+    whole = first(0, 11)
+    assert all(len(batch) == 12 for batch in whole)
+    for start in (1, 3, 4, 7):
+        assert first(start, 3) == whole[start : start + 3]
+    assert len({key for key, _ in whole[0]}) >= 9
+
+
+def test_languages_have_the_same_chance_and_every_caption_is_drawn() -> None:
+    texts = {"en": tuple(f"e{n}" for n in range(8)), "zh": ("z",)}
+    one = sample(Drawn(Record("k", "", b"x", texts), "n"), "main")
+    dice = Random(0)
+    drawn = Counter(one.choose(dice) for _ in range(4000))
+    assert 0.45 < drawn["z"] / 4000 < 0.55
+    assert len(drawn) == 9
+
+
+def test_groups_are_equal_for_equal_pictures_and_for_equal_classes() -> None:
+    def group(image: bytes, name: str, kind: Any = "main") -> int:
+        return sample(Drawn(Record("k", "", image, {"en": (name,)}), "n"), kind).group
+
+    assert group(b"a", "x") == group(b"a", "y") != group(b"b", "x")
+    assert group(b"a", "cat", "class") == group(b"b", "cat", "class")
+    assert group(b"a", "cat", "class") != group(b"a", "dog", "class")
+    prompts = sample(Drawn(Record("k", "", b"a", {"und": ("cat",)}), "n"), "class").texts[0][1]
+    assert "a photo of a cat." in prompts
+
+
+def test_a_picture_that_does_not_decode_leaves_its_place_to_a_twin(shards: str) -> None:
+    good = next(iter(shuffled(shards).epoch(0)))
+    bad = Drawn(Record("bad", "", b"not a picture", {"en": ("x",)}), "b")
+    preparer = Preparer(Augmenter(PIXELS, Augmentation()), tokens)
+    refused: list[Reject] = []
+
+    def load(*drawn: Drawn) -> Batch:
+        plans = [[sample(one, "main") for one in drawn]]
+        return next(load_batches(plans, preparer, workers=2, on_reject=refused.append))
+
+    batch = load(good, bad)
+    assert batch.keys == (good.record.key,) * 2
+    assert batch.group_B[0] == batch.group_B[1]
+    assert [reject.key for reject in refused] == ["bad"]
+    with pytest.raises(SourceError, match="none of the 1 pictures"):
+        load(bad)
+
+
+def test_samples_do_not_depend_on_threads_or_neighbours(shards: str) -> None:
+    def load(workers: int, start: int) -> Batch:
+        mix = Mix([Stream("main", shuffled(shards), 40)], 10)
+        preparer = Preparer(Augmenter(PIXELS, Augmentation(flip=True, colour=0.3)), tokens)
+        return next(load_batches(mix.batches(start), preparer, workers=workers))
+
+    one, many = load(1, 2), load(8, 2)
+    assert one.keys == many.keys
+    assert torch.equal(one.image_B3HW, many.image_B3HW)
+    assert torch.equal(one.text_BL, many.text_BL)
+    assert one.image_B3HW.dtype == torch.uint8
+
+
+def test_without_a_crop_training_pixels_are_the_encoders_own() -> None:
+    dice = np.random.default_rng(1)
+    picture = Image.fromarray(dice.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    augmenter = Augmenter(PIXELS | {"resize_mode": "squash"}, Augmentation(crop=(1.0, 1.0)))
+    pixels = torch.from_numpy(augmenter(picture, [], Random(0)).copy())
+    mean, std = (torch.tensor(PIXELS[key]).view(3, 1, 1) for key in ("mean", "std"))
+    expected = transform(PIXELS)(decode_image(encode(picture)))
+    assert torch.equal(pixels.float().div_(255).sub_(mean).div_(std), expected)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_every_mode_fills_the_models_size(mode: str) -> None:
+    augmenter = Augmenter(PIXELS | {"resize_mode": mode, "size": [24, 32]}, Augmentation())
+    for size in ((300, 20), (20, 300), (1, 1), (64, 48)):
+        assert augmenter(Image.new("RGB", size), [], Random(0)).shape == (3, 24, 32)
+
+
+def test_crops_stay_inside_and_keep_their_share() -> None:
+    dice = Random(0)
+    for width, height in ((100, 80), (300, 20), (5, 5)):
+        for _ in range(300):
+            left, top, right, bottom = random_box(width, height, (0.5, 1.0), dice)
+            assert 0 <= left < right <= width + 1e-9
+            assert 0 <= top < bottom <= height + 1e-9
+            ratio = (right - left) / (bottom - top)
+            assert 0.74 < ratio < 1.34
+            if width < 300:
+                assert (right - left) * (bottom - top) >= 0.49 * width * height * 0.75
+
+
+def test_a_picture_whose_caption_names_a_side_is_never_mirrored() -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:, :16] = 255
+    picture = Image.fromarray(pixels)
+    augmenter = Augmenter(PIXELS, Augmentation(crop=(1.0, 1.0), flip=True))
+
+    def mirrored(text: str) -> set[bool]:
+        return {bool(augmenter(picture, [text], Random(n))[0, 0, 0] < 128) for n in range(20)}
+
+    assert mirrored("a man") == {True, False}
+    assert mirrored("a man on the left") == {False}
+    assert names_a_side(["左边的猫"])
+    assert not names_a_side(["a bright leftover", "copyright"])
+
+
+def test_a_survey_counts_what_it_hands_on_and_tells_other_data_apart(shards: str) -> None:
+    surveyed = Surveyed(open_source(shards))
+    assert sum(1 for _ in surveyed) == 40
+    digest = surveyed.digest
+    assert surveyed.pairs == 40
+    assert list(surveyed)
+    assert surveyed.digest == digest
+    other = Surveyed(open_source(shards, text_field="captions.zh"))
+    list(other)
+    assert other.pairs == 0
+    assert other.digest != digest
+    assert one_in_for(99) is None

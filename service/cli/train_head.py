@@ -169,6 +169,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         ("top-5", "acc5"),
         ("mean per-class recall", "mean_per_class_recall"),
     ):
+        if key not in result["after"]:  # fewer than five labels have no top five
+            continue
         before, after = (100 * result[when][key] for when in ("before", "after"))
         lines.append(f"{name:22}{before:12.1f}{after:12.1f}")
     return lines

@@ -134,7 +134,17 @@ def test_a_finished_head_is_not_replaced_unasked(folder: Path, tmp_path: Path) -
     with pytest.raises(TrainingError) as caught:
         tuned(folder, tmp_path, "linear")
     assert caught.value.code == "run-finished"
-    tuned(folder, tmp_path, "linear", "--restart")
+    code, output = call(
+        train, "--tune", "linear", "--data", folder / "train.tar", "--val", folder / "test.tar",
+        "--label-field", "label", "--model", f"local-dir:{folder / 'pair'}", "--out", tmp_path,
+        "--restart", *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    lines = output.splitlines()
+    assert lines[0].startswith("linear: 3 labels, 24 pictures, 99 numbers learned")
+    assert lines[1].endswith("chosen on 6 pictures held back")
+    assert [line.split()[0] for line in lines[3:5]] == ["top-1", "mean"]
+    assert lines[-1] == f"saved to {tmp_path / 'head.safetensors'}"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def info_nce_rows(
         )
         return (image_loss + text_loss) / 2
 
-    return over_chunks(part, rows, chunk) / (rows.stop - rows.start)
+    loss: Tensor = over_chunks(part, rows, chunk) / (rows.stop - rows.start)
+    return loss
 
 
 def _rows_sum(

@@ -88,4 +88,5 @@ def sigmoid_rows(
             loss = loss - functional.logsigmoid(-hard_RH).sum()
         return loss
 
-    return over_chunks(part, rows, chunk) / (rows.stop - rows.start)
+    loss: Tensor = over_chunks(part, rows, chunk) / (rows.stop - rows.start)
+    return loss

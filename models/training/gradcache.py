@@ -70,7 +70,7 @@ def cached_backward(
     gradients = [
         torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in whole
     ]
-    pieces_of = [tensor.split(size) for tensor, size in zip(gradients, sizes, strict=True)]
+    pieces_of = [torch.split(tensor, size) for tensor, size in zip(gradients, sizes, strict=True)]
 
     after = _random_state(devices)
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
@@ -90,7 +90,9 @@ def cached_backward(
                 if output.requires_grad
             ]
             if open_ended:
-                torch.autograd.backward(*zip(*open_ended, strict=True))
+                torch.autograd.backward(
+                    [output for output, _ in open_ended], [gradient for _, gradient in open_ended]
+                )
     _restore(after, devices)
     return value.detach()
 
@@ -124,7 +126,7 @@ def _frozen_statistics(module: nn.Module | None) -> Iterator[None]:
 
 def _cuda_devices(module: nn.Module | None) -> Iterator[int]:
     if module is None:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             yield torch.cuda.current_device()
         return
     for parameter in module.parameters():

@@ -89,7 +89,7 @@ def _epochs(
     optimiser = torch.optim.AdamW([down_RD, up_DR], lr=_RATE)
     yield down_RD.detach().clone(), up_DR.detach().clone()
     for _ in range(epochs):
-        for rows in torch.randperm(len(x_ND), generator=dice).split(_BATCH):
+        for rows in torch.randperm(len(x_ND), generator=dice).split(_BATCH):  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             logits = logit_scale * adapted(x_ND[rows], down_RD, up_DR) @ class_CD.T
             functional.cross_entropy(logits, y_N[rows]).backward()  # type: ignore[no-untyped-call]

@@ -104,7 +104,7 @@ def _updatable(module: nn.Module, towers: Collection[str]) -> Iterator[tuple[nn.
             continue
         if isinstance(layer, nn.MultiheadAttention):
             # its output projection is an nn.Linear of its own
-            if layer.in_proj_weight is not None:
+            if getattr(layer, "in_proj_weight", None) is not None:
                 yield layer, "in_proj_weight", 3
             else:
                 for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):

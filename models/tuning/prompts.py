@@ -146,7 +146,7 @@ def _epochs(
 
     yield classes()
     for _ in range(epochs):
-        for rows in torch.randperm(len(x_ND), generator=dice).split(batch):
+        for rows in torch.randperm(len(x_ND), generator=dice).split(batch):  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             cached_backward(
                 pieces,

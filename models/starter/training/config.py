@@ -28,7 +28,7 @@ class TrainConfig:
         ema: decay of the moving average of the weights, which is what is kept of the last epoch;
             0 keeps the weights themselves. The measurements after each epoch are of these.
         init: `starter` continues from the heads that come with Diptych, `fresh` starts over.
-        keep: `last` epoch, or the `best` on the validation set (by mean recall@10).
+        keep: `last` epoch, or the `best` on the validation set (by mean recall@1).
         patience: epochs without a better R@1 before it stops; 0 never stops early.
         interpolate: share of the trained heads in the result, the rest being those it started
             from (Wortsman et al. 2022, WiSE-FT); `val` chooses it on the validation set.

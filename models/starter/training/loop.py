@@ -24,6 +24,7 @@ from models.starter.training.config import TrainConfig
 from models.starter.training.pairs import Kind, Pairs
 from models.starter.training.rehearsal import Rehearsal
 from models.training import schedule
+from models.training.measuring import score
 from models.training.stopping import not_finite
 
 Recall = dict[str, dict[str, float]]
@@ -64,7 +65,7 @@ class State:
     average: MovingAverage | None
     result: TrainResult
     epoch: int = 0
-    best: tuple[float, dict[str, Tensor]] | None = None
+    best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
 
 class Memory(Protocol):
@@ -160,9 +161,9 @@ def train(
             result.validation.append((epoch, recall))
             if on_validation is not None:
                 on_validation(step, recall)
-            score = mean_recall(recall)
-            if config.keep == "best" and (state.best is None or score > state.best[0]):
-                state.best = (score, copy.deepcopy(heads.state_dict()))
+            found = score(recall)
+            if config.keep == "best" and (state.best is None or found > state.best[0]):
+                state.best = (found, copy.deepcopy(heads.state_dict()))
                 result.kept_epoch = epoch
         state.epoch = epoch
         if memory is not None:

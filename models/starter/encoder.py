@@ -105,7 +105,7 @@ class StarterEncoder:
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(
             model=self._name,
-            architecture="starter-1: efficientnet-lite2 + use-multilingual-v3, residual heads",
+            architecture="starter-2: efficientnet-lite2 mean and max + use-multilingual-v3, residual heads",
             weights_sha256=self._weights_sha256,
             preprocessing=PREPROCESSING,
             tokenizer=TOKENIZER,
@@ -144,7 +144,8 @@ class StarterEncoder:
         tests/bench/explain.py plays this game.
         """
         cell_LF = self._image_tower.feature_map(image).cpu()
-        cell_LD = self._heads.embed_images(cell_LF)
+        # one cell is its own mean and its own maximum
+        cell_LD = self._heads.embed_images(torch.cat([cell_LF, cell_LF], dim=1))
         wanted_D = as_tensor(unit_rows(direction_D[None])[0])
         scores_L = cell_LD @ (wanted_D - _NEUTRAL_SHARE * as_tensor(self._neutral()))
         strength_L = cell_LF.square().sum(dim=1).pow(0.25)  # the square root of the length

@@ -1,7 +1,7 @@
 """The starter's two frozen towers, from the packages that carry their weights.
 
 Image: EfficientNet-Lite2 (Tan & Le 2019; the Lite variants drop squeeze-and-excitation and swish),
-ImageNet-trained, 6.1 M parameters, 1,280 features. Text: Google's Universal Sentence Encoder,
+ImageNet-trained, 6.1 M parameters, 1,280 features, here pooled two ways. Text: Google's Universal Sentence Encoder,
 multilingual version 3 (Yang et al. 2020), 16 languages, 512 features, in numpy.
 
 Knows nothing of heads, training or embedding spaces. Both files are named by their sha256 and
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SIDE = 260
-IMAGE_FEATURES = 1280
+MEAN_FEATURES = 1280
+"""Of the last feature map, averaged over the picture: what the tower's own classifier reads."""
+IMAGE_FEATURES = 2 * MEAN_FEATURES
+"""The average, then the largest value anywhere in the picture: small things count in it."""
 TEXT_FEATURES = 512
 IMAGENET_CLASSES = 1000
 MAX_TOKENS = 256
@@ -52,7 +55,7 @@ TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
 
 
 class ImageTower:
-    """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread."""
+    """Pictures -> 2,560 features. One thread at a time; `prepare` from any thread."""
 
     def __init__(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -74,7 +77,7 @@ class ImageTower:
 
     @torch.inference_mode()
     def features(self, images: Sequence[PreparedImage]) -> Tensor:
-        """float32 [B, 1280] on the tower's device."""
+        """float32 [B, 2560] on the tower's device."""
         if not images:
             return torch.zeros(0, IMAGE_FEATURES, device=self.device)
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
@@ -83,17 +86,21 @@ class ImageTower:
         # autocast, because casting the weights as well rounds the norms and saves little
         lower = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            features_BF = self._network(pixels_BCHW)
-        result: Tensor = features_BF.float()
-        return result
+            map_BFHW: Tensor = self._network.forward_features(pixels_BCHW)  # type: ignore[operator]
+        return pool(map_BFHW.float())
 
     @torch.inference_mode()
     def feature_map(self, image: PreparedImage) -> Tensor:
-        """float32 [H W, 1280] of one picture, row by row, whose mean is its features; 9 x 9."""
+        """float32 [H W, 1280] of one picture, row by row; 9 x 9."""
         pixels_1HWC = torch.from_numpy(np.array(image)[None]).to(self.device)
         pixels_1CHW = pixels_1HWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
         map_1FHW: Tensor = self._network.forward_features(pixels_1CHW)  # type: ignore[operator]
         return map_1FHW[0].flatten(1).T.float()
+
+
+def pool(map_BFHW: Tensor) -> Tensor:
+    """Feature maps [B, 1280, H, W] -> mean and maximum over the places [B, 2560]."""
+    return torch.cat([map_BFHW.mean(dim=(2, 3)), map_BFHW.amax(dim=(2, 3))], dim=1)
 
 
 class TextTower:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -28,6 +29,10 @@ from models.starter.towers import (
     TextTower,
     as_tensor,
 )
+from models.starter.training.views import WHOLE, see
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_BATCH = 32
 TEXT_BATCH = 256
@@ -60,7 +65,12 @@ class FeatureMaker:
         self._on_progress = on_progress or (lambda *_: None)
 
     def images(
-        self, source: Source, sha256s: Sequence[str], rejects: list[Reject]
+        self,
+        source: Source,
+        sha256s: Sequence[str],
+        rejects: list[Reject],
+        *,
+        view: int = WHOLE,
     ) -> tuple[Tensor, list[bool]]:
         """Features of the source's captioned pictures, in order.
 
@@ -68,11 +78,14 @@ class FeatureMaker:
             source: read again; only pictures whose hash is the next of `sha256s` are used.
             sha256s: of the encoded pictures that are wanted.
             rejects: pictures that do not decode are added here.
+            view: which view of the pictures; see `models.starter.training.views`.
 
         Returns:
             float32 [n, F] of the n usable pictures, and for each hash whether it is usable.
         """
-        name = _digest([TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
+        name = _digest(
+            [TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), str(view), *sha256s]
+        )
         cached = self._load(f"images-{name}.npz", "features", "usable", "rejects")
         if cached is not None:
             rejects += [Reject(**entry) for entry in json.loads(str(cached["rejects"]))]
@@ -82,7 +95,11 @@ class FeatureMaker:
         refused: list[Reject] = []
         batch: list[PreparedImage] = []
         wanted = _only(source, sha256s)
-        for ready in prepare_rows(wanted, self._image_tower.prepare, source=source.name):
+
+        def prepare(image: Image) -> PreparedImage:
+            return self._image_tower.prepare(see(image, view))
+
+        for ready in prepare_rows(wanted, prepare, source=source.name):
             if isinstance(ready, Reject):
                 refused.append(ready)
                 usable.append(False)

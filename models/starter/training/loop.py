@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.evaluation.metrics import retrieval_recall
 from models.losses import info_nce
 from models.starter.heads import StarterHeads
+from models.starter.training.average import MovingAverage
 from models.starter.training.config import TrainConfig
 from models.starter.training.pairs import Kind, Pairs
 from models.starter.training.rehearsal import Rehearsal
@@ -77,6 +78,7 @@ def train(
     per_epoch = batches.per_epoch
     steps = config.epochs * per_epoch
     optimiser = _optimiser(heads, config)
+    average = MovingAverage(heads.parameters(), config.ema) if config.ema else None
     result = TrainResult(heads)
     if validation is not None:
         result.validation.append((0, measure(heads, validation)))
@@ -98,6 +100,8 @@ def train(
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if average is not None:
+                average.follow()
             step += 1
             done = Step(
                 step=step,
@@ -122,6 +126,8 @@ def train(
         heads.load_state_dict(best[1])
     else:
         result.kept_epoch = config.epochs
+        if average is not None:
+            average.settle()
     heads.eval()
     return result
 
@@ -163,7 +169,7 @@ class _Batches:
             for pool_N, count in self._drawn:
                 drawn = torch.randint(len(pool_N), (count,), generator=generator)
                 picture_B = torch.cat([picture_B, pool_N[drawn]])
-            image_BF = pairs.image_NF[picture_B]
+            image_BF = pairs.draw_images(picture_B, generator)
             caption_BS = pairs.draw_captions(picture_B, generator)
             group_B = pairs.group_N[picture_B]
             if self._rehearsal is not None and self._rehearsed:

@@ -16,7 +16,7 @@ import torch
 from models.devices import resolve_device, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
-from models.starter.heads import StarterHeads, load_heads
+from models.starter.heads import StarterHeads, load_heads, read_parts
 from models.starter.precision import starter_dtype
 from models.starter.towers import (
     PREPROCESSING,
@@ -26,6 +26,7 @@ from models.starter.towers import (
     TextTower,
     as_tensor,
 )
+from models.starter.tuned_text import TEXT_WEIGHTS_NAME, load_text_weights
 from models.vectors import Vectors, unit_rows
 
 if TYPE_CHECKING:
@@ -70,8 +71,21 @@ def _load(
     dtype = starter_dtype(precision, target)
     heads, digest = load_heads(directory)
     tower = ImageTower(device=target, dtype=dtype)
-    weights = f"{TOWERS_SHA256}+{digest}"
-    return StarterEncoder(name, tower, TextTower(), heads, weights_sha256=weights)
+    texts = load_text_tower(directory)
+    weights = "+".join(filter(None, [TOWERS_SHA256, digest, texts.weights_sha256]))
+    return StarterEncoder(name, tower, texts, heads, weights_sha256=weights)
+
+
+def load_text_tower(directory: Path) -> TextTower:
+    """The text tower that the heads in a directory were trained on.
+
+    Raises:
+        ModelError: its tuned weights are missing, or are others.
+    """
+    sha256 = read_parts(directory).get(TEXT_WEIGHTS_NAME)
+    if sha256 is None:
+        return TextTower()
+    return TextTower(load_text_weights(directory, sha256), sha256)
 
 
 class StarterEncoder:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from models.starter.towers import (
 )
 
 FORMAT = 2
-"""1 had heads over the means alone; its indexes and pairs are refused."""
+"""1 had heads over the image tower's means alone: such a pair is refused, and has to be trained
+again. 2 may name further weight files, without which the heads must not be used."""
 WEIGHTS_NAME = "heads.safetensors"
 
 
@@ -137,10 +139,17 @@ class StarterHeads(nn.Module):
         return functional.normalize(self.text(features_BS), dim=1)
 
 
-def save_heads(heads: StarterHeads, directory: Path) -> None:
+def save_heads(
+    heads: StarterHeads, directory: Path, *, parts: Mapping[str, str] | None = None
+) -> None:
     """Write `heads.safetensors` (fp16) and, last, `diptych_starter.json` into a directory.
 
     fp16 halves the file; on the embeddings it costs less than 1e-3 of cosine.
+
+    Args:
+        heads: what to save.
+        directory: made if it is missing.
+        parts: name -> sha256 of tuned weights of the towers, already in the directory.
     """
     from safetensors.torch import save
 
@@ -149,7 +158,9 @@ def save_heads(heads: StarterHeads, directory: Path) -> None:
     state["scale.log_scale"] = heads.scale.log_scale.detach().float()
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_NAME, save(state))
-    description = {"format": FORMAT, "heads": asdict(heads.config)}
+    description: dict[str, Any] = {"format": FORMAT, "heads": asdict(heads.config)}
+    if parts:
+        description["parts"] = dict(parts)
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
     replace_file(directory / DESCRIPTION_NAME, text.encode())
 
@@ -180,14 +191,35 @@ def load_heads(directory: Path) -> tuple[StarterHeads, str]:
     return heads.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
 
 
+def read_parts(directory: Path) -> dict[str, str]:
+    """Name -> sha256 of the tuned weights that belong to the heads in a directory.
+
+    Raises:
+        ModelError: the description is missing or damaged.
+    """
+    path = directory / DESCRIPTION_NAME
+    try:
+        parts = _read_description(path).get("parts", {})
+        if not all(isinstance(value, str) for value in parts.values()):
+            raise ModelError(f"{path} does not name its parts by their sha256")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is not a description of starter heads") from error
+    return dict(parts)
+
+
+def _read_description(path: Path) -> Any:
+    description: Any = json.loads(_read(path))
+    if description["format"] != FORMAT:
+        raise ModelError(
+            f"{path} has format {description['format']!r}, this version reads {FORMAT}",
+            hint="use the version of diptych that wrote it, or train the pair again",
+        )
+    return description
+
+
 def _read_config(path: Path) -> HeadsConfig:
     try:
-        description: Any = json.loads(_read(path))
-        if description["format"] != FORMAT:
-            raise ModelError(
-                f"{path} has format {description['format']!r}, this version reads {FORMAT}",
-                hint="use the version of diptych that wrote it, or a newer one",
-            )
+        description = _read_description(path)
         values = description["heads"]
         known = {field.name: field.type for field in fields(HeadsConfig)}
         if set(values) != set(known):

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
+from models.starter.text_network import SentenceNetwork
+from models.starter.tuned_text import install
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -104,10 +106,19 @@ def pool(map_BFHW: Tensor) -> Tensor:
 
 
 class TextTower:
-    """Texts -> 512 features. One thread at a time; `prepare` from any thread."""
+    """Texts -> 512 features. One thread at a time; `prepare` from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        weights: tuned ones for the network above the embedding table, by name.
+        sha256: of the file they came from.
+    """
+
+    def __init__(self, weights: dict[str, Tensor] | None = None, sha256: str = "") -> None:
         self._tokenizer, self._backend = _text_parts()
+        self.weights_sha256 = sha256
+        """Of the tuned weights; empty for the package's own."""
+        if weights is not None:
+            install(weights, self._backend)
         # the tokenizer fills a dictionary as it goes; cheap to keep strictly one at a time
         self._lock = threading.Lock()
 
@@ -119,6 +130,10 @@ class TextTower:
         if cut:
             tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]  # the end mark stays
         return PreparedText(tokens, truncated=cut or len(text) > _MAX_CHARACTERS)
+
+    def trainable(self) -> SentenceNetwork:
+        """A copy of the network in torch, with gradients; its token table is shared."""
+        return SentenceNetwork(self._backend)
 
     def features(self, texts: Sequence[PreparedText]) -> Vectors:
         """float32 [B, 512], unit rows."""

@@ -128,7 +128,8 @@ class FeatureMaker:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Sentence features, float32 [m, S], unit rows."""
-        name = _digest([TOWERS_SHA256, TOKENIZER, *texts])
+        tuned = filter(None, [self.text_tower.weights_sha256])
+        name = _digest([TOWERS_SHA256, *tuned, TOKENIZER, *texts])
         cached = self._load(f"texts-{name}.npz", "features")
         if cached is not None:
             return as_tensor(cached["features"])

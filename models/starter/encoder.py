@@ -119,7 +119,7 @@ class StarterEncoder:
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(
             model=self._name,
-            architecture="starter-2: efficientnet-lite2 mean and max + use-multilingual-v3, residual heads",
+            architecture="starter-2: efficientnet-lite2 + use-multilingual-v3 + residual heads",
             weights_sha256=self._weights_sha256,
             preprocessing=PREPROCESSING,
             tokenizer=TOKENIZER,
@@ -157,9 +157,9 @@ class StarterEncoder:
         the two corrections 73 %), and of one thing on white in 88 % (53 % and 53 %);
         tests/bench/explain.py plays this game.
         """
-        cell_LF = self._image_tower.feature_map(image).cpu()
-        # one cell is its own mean and its own maximum
-        cell_LD = self._heads.embed_images(torch.cat([cell_LF, cell_LF], dim=1))
+        map_1FHW = self._image_tower.feature_maps([image]).cpu()
+        cell_LF = map_1FHW[0].flatten(1).T
+        cell_LD = self._heads.embed_images(cell_LF)
         wanted_D = as_tensor(unit_rows(direction_D[None])[0])
         scores_L = cell_LD @ (wanted_D - _NEUTRAL_SHARE * as_tensor(self._neutral()))
         strength_L = cell_LF.square().sum(dim=1).pow(0.25)  # the square root of the length

@@ -8,7 +8,7 @@ those names' sentence embeddings, so weighted, is a point of the text space. Tha
 of ImageNet's names; what is learned from captions is added to it.
 
 Knows nothing of pictures, tokenizers or training loops. Legend: B batch, D embedding, F image
-features (2,560: 1,280 means, then as many maxima), S sentence features (512), C ImageNet classes (1,000), H hidden.
+features (1,280), S sentence features (512), C ImageNet classes (1,000), H hidden.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from models.starter import DESCRIPTION_NAME
 from models.starter.towers import (
     IMAGE_FEATURES,
     IMAGENET_CLASSES,
-    MEAN_FEATURES,
     TEXT_FEATURES,
     load_classifier,
 )
 
 FORMAT = 2
-"""1 had heads over the image tower's means alone: such a pair is refused, and has to be trained
-again. 2 may name further weight files, without which the heads must not be used."""
+"""1 scaled the concepts where 2 maps them: such a pair is refused and has to be trained again. 2
+may also name further weight files, without which the heads must not be used."""
 WEIGHTS_NAME = "heads.safetensors"
 
 
@@ -72,17 +71,18 @@ class ImageHead(nn.Module):
         self.register_buffer("bias_C", bias_C, persistent=False)
         self.register_buffer("concept_CD", torch.zeros(IMAGENET_CLASSES, TEXT_FEATURES))
         self.temperature = config.concept_temperature
-        self.concept_gain = nn.Parameter(torch.tensor(1.0))
-        # means and maxima are of different size: each kind has a norm of its own
-        self.norm = nn.GroupNorm(IMAGE_FEATURES // MEAN_FEATURES, IMAGE_FEATURES)
+        self.concept_map = nn.Linear(TEXT_FEATURES, TEXT_FEATURES, bias=False)
+        nn.init.eye_(self.concept_map.weight)
+        self.norm = nn.LayerNorm(IMAGE_FEATURES)
         self.correction = Correction(IMAGE_FEATURES, config.image_hidden, config.image_dropout)
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        logits_BC = features_BF[:, :MEAN_FEATURES] @ self.weight_CF.T + self.bias_C
+        logits_BC = features_BF @ self.weight_CF.T + self.bias_C
         probability_BC = (logits_BC / self.temperature).softmax(dim=1)
         concept_BD = functional.normalize(probability_BC @ self.concept_CD, dim=1)
         correction_BD: Tensor = self.correction(self.norm(features_BF))
-        return self.concept_gain * concept_BD + correction_BD
+        mapped_BD: Tensor = self.concept_map(concept_BD)
+        return mapped_BD + correction_BD
 
 
 class TextHead(nn.Module):

@@ -93,6 +93,10 @@ class SentenceNetwork(nn.Module):
         z_BS = (y1_B @ w["p3"] + (y1_B @ w["d2"]).relu() @ w["d3"]).tanh()
         return z_BS * z_BS.square().sum(dim=1, keepdim=True).clamp(min=self.eps).rsqrt()
 
+    def sentence_of(self, pooled_BP1: Tensor) -> Tensor:
+        """The same of both in one matrix, the root in its last column [B, P + 1]."""
+        return self.sentence(pooled_BP1[:, :-1], pooled_BP1[:, -1])
+
     def _branches(self, embedding_ME: Tensor, rows: _Rows) -> list[Tensor]:
         w = self.weights
         projected_M3W = embedding_ME @ w["proj_W"] + w["proj_b"]

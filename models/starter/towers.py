@@ -1,7 +1,7 @@
 """The starter's two frozen towers, from the packages that carry their weights.
 
 Image: EfficientNet-Lite2 (Tan & Le 2019; the Lite variants drop squeeze-and-excitation and swish),
-ImageNet-trained, 6.1 M parameters, 1,280 features, here pooled two ways. Text: Google's Universal Sentence Encoder,
+ImageNet-trained, 6.1 M parameters, 1,280 features. Text: Google's Universal Sentence Encoder,
 multilingual version 3 (Yang et al. 2020), 16 languages, 512 features, in numpy.
 
 Knows nothing of heads, training or embedding spaces. Both files are named by their sha256 and
@@ -11,6 +11,7 @@ checked before a byte of them is interpreted.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Sequence
 from io import BytesIO
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
@@ -32,10 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SIDE = 260
-MEAN_FEATURES = 1280
-"""Of the last feature map, averaged over the picture: what the tower's own classifier reads."""
-IMAGE_FEATURES = 2 * MEAN_FEATURES
-"""The average, then the largest value anywhere in the picture: small things count in it."""
+IMAGE_FEATURES = 1280
 TEXT_FEATURES = 512
 IMAGENET_CLASSES = 1000
 MAX_TOKENS = 256
@@ -57,15 +56,16 @@ TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
 
 
 class ImageTower:
-    """Pictures -> 2,560 features. One thread at a time; `prepare` from any thread."""
+    """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread."""
 
     def __init__(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+        network = _fold_norms(_image_network()).to(self.device, dtype)
         # channels_last: half the time of the default layout on CPU convolutions
-        self._network = _image_network().to(self.device).to(memory_format=torch.channels_last)
+        self._network = network.to(memory_format=torch.channels_last)
 
     def prepare(self, image: Image) -> PreparedImage:
         """An upright RGB picture -> uint8 [260, 260, 3].
@@ -79,30 +79,19 @@ class ImageTower:
 
     @torch.inference_mode()
     def features(self, images: Sequence[PreparedImage]) -> Tensor:
-        """float32 [B, 2560] on the tower's device."""
+        """float32 [B, 1280] on the tower's device."""
         if not images:
             return torch.zeros(0, IMAGE_FEATURES, device=self.device)
+        return self.feature_maps(images).mean(dim=(2, 3))
+
+    @torch.inference_mode()
+    def feature_maps(self, images: Sequence[PreparedImage]) -> Tensor:
+        """float32 [B, 1280, 9, 9]: what the tower says of every place; the mean is its features."""
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
         # the permuted view of BHWC memory is exactly channels_last
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        # autocast, because casting the weights as well rounds the norms and saves little
-        lower = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            map_BFHW: Tensor = self._network.forward_features(pixels_BCHW)  # type: ignore[operator]
-        return pool(map_BFHW.float())
-
-    @torch.inference_mode()
-    def feature_map(self, image: PreparedImage) -> Tensor:
-        """float32 [H W, 1280] of one picture, row by row; 9 x 9."""
-        pixels_1HWC = torch.from_numpy(np.array(image)[None]).to(self.device)
-        pixels_1CHW = pixels_1HWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        map_1FHW: Tensor = self._network.forward_features(pixels_1CHW)  # type: ignore[operator]
-        return map_1FHW[0].flatten(1).T.float()
-
-
-def pool(map_BFHW: Tensor) -> Tensor:
-    """Feature maps [B, 1280, H, W] -> mean and maximum over the places [B, 2560]."""
-    return torch.cat([map_BFHW.mean(dim=(2, 3)), map_BFHW.amax(dim=(2, 3))], dim=1)
+        map_BFHW: Tensor = self._network.forward_features(pixels_BCHW.to(self.dtype))  # type: ignore[operator]
+        return map_BFHW.float()
 
 
 class TextTower:
@@ -168,6 +157,23 @@ def _image_network() -> nn.Module:
     network.load_state_dict(dict(zip(target, state.values(), strict=True)))
     network.reset_classifier(0)  # type: ignore[operator]
     return network.eval().requires_grad_(False)
+
+
+def _fold_norms(module: nn.Module) -> nn.Module:
+    """The same network with every norm worked into the convolution before it, in place.
+
+    The norms' numbers are fixed, so they are only another scale and shift: folded in fp32, they
+    need no pass over memory of their own and are not rounded apart.
+    """
+    children = list(module.named_children())
+    for (name, layer), (norm_name, norm) in itertools.pairwise(children):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(layer, norm))
+            # timm's norm layer also applies the activation
+            setattr(module, norm_name, getattr(norm, "act", nn.Identity()))
+    for _, child in children:
+        _fold_norms(child)
+    return module
 
 
 def _read_image_state() -> dict[str, Tensor]:

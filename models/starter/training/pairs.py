@@ -21,7 +21,6 @@ from models.errors import SourceError
 from models.prompts import build_prompts
 from models.starter.concepts import TEMPLATES
 from models.starter.training.features import FeatureMaker
-from models.starter.training.views import WHOLE
 
 
 @dataclass(slots=True)
@@ -72,8 +71,7 @@ class Pairs:
     chance however many captions it has: picture -> choices -> captions.
     """
 
-    view_NF: tuple[Tensor, ...]
-    """Features of the pictures; then, of as many more views of them as were asked for."""
+    image_NF: Tensor
     caption_MS: Tensor
     group_N: Tensor
     """Pictures with equal numbers (the same bytes, the same class) are not negatives."""
@@ -89,21 +87,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.image_NF)
-
-    @property
-    def image_NF(self) -> Tensor:
-        """Features of the whole pictures, as the encoder sees them."""
-        return self.view_NF[WHOLE]
-
-    def draw_images(self, picture_B: Tensor, generator: torch.Generator) -> Tensor:
-        """One view a picture, at random -> [B, F]."""
-        if len(self.view_NF) == 1:
-            return self.image_NF[picture_B]
-        view_B = torch.randint(len(self.view_NF), (len(picture_B),), generator=generator)
-        image_BF = self.image_NF[picture_B]
-        for view, other_NF in enumerate(self.view_NF):
-            image_BF[view_B == view] = other_NF[picture_B[view_B == view]]
-        return image_BF
 
     def draw_captions(self, picture_B: Tensor, generator: torch.Generator) -> Tensor:
         """One caption a picture: a language at random, then a caption of it -> [B, S]."""
@@ -140,7 +123,6 @@ def gather(
     extra: Sequence[Source] = (),
     classes: Sequence[Source] = (),
     holdout: int | None = None,
-    views: int = 1,
 ) -> tuple[Pairs, DataReport]:
     """Read the sources and compute their features.
 
@@ -150,25 +132,20 @@ def gather(
         maker: computes, or remembers, tower features.
         classes: sources of single things whose captions are names, put into templates.
         holdout: leave one record in N of each class source out.
-        views: how many views of each picture, the whole one included.
 
     Raises:
         SourceError: fewer than two pairs: a contrast needs something to differ from.
     """
     report = DataReport()
     pictures: list[_Picture] = []
-    features: list[list[Tensor]] = [[] for _ in range(views)]
+    features: list[Tensor] = []
     kinds = [(Kind.MAIN, captioned), (Kind.EXTRA, extra), (Kind.CLASS, classes)]
     for kind, source in [(kind, source) for kind, sources in kinds for source in sources]:
         is_split = kind is Kind.CLASS and holdout is not None
         part = HoldOut(source, holdout or 1, held_out=False) if is_split else source
         found = list(_read(part, report, kind))
-        sha256s = [picture.sha256 for picture in found]
-        for view in range(views):
-            # a picture that does not decode is reported once, not once a view
-            rejects = report.rejects if view == WHOLE else []
-            image_NF, usable = maker.images(part, sha256s, rejects, view=view)
-            features[view].append(image_NF)
+        image_NF, usable = maker.images(part, [picture.sha256 for picture in found], report.rejects)
+        features.append(image_NF)
         pictures += [picture for picture, keep in zip(found, usable, strict=True) if keep]
     report.pictures = len(pictures)
     if len(pictures) < 2:
@@ -177,8 +154,7 @@ def gather(
             code="too-few-pairs",
             hint="name the field the captions are in (--text-field), or another source",
         )
-    view_NF = tuple(torch.cat(parts) for parts in features)
-    return _assemble(pictures, view_NF, maker, report), report
+    return _assemble(pictures, torch.cat(features), maker, report), report
 
 
 def _read(source: Source, report: DataReport, kind: Kind) -> Iterator[_Picture]:
@@ -203,10 +179,7 @@ def _class_picture(row: Record, digest: str) -> _Picture:
 
 
 def _assemble(
-    pictures: list[_Picture],
-    view_NF: tuple[Tensor, ...],
-    maker: FeatureMaker,
-    report: DataReport,
+    pictures: list[_Picture], image_NF: Tensor, maker: FeatureMaker, report: DataReport
 ) -> Pairs:
     row_of: dict[tuple[str, ...], tuple[int, int]] = {}
     texts: list[str] = []
@@ -233,7 +206,7 @@ def _assemble(
             language_of.append(languages.setdefault(language, len(languages)))
     report.classes = len({name for name in groups if name.startswith("class ")})
     return Pairs(
-        view_NF=view_NF,
+        image_NF=image_NF,
         caption_MS=maker.texts(texts),
         group_N=torch.tensor(group),
         kind_N=torch.tensor([int(picture.kind) for picture in pictures]),

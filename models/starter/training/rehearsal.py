@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from models.prompts import build_prompts
 from models.starter.concepts import TEMPLATES, class_names
-from models.starter.towers import IMAGENET_CLASSES, MEAN_FEATURES, load_classifier
+from models.starter.towers import IMAGENET_CLASSES, load_classifier
 from models.starter.training.features import FeatureMaker
 
 BACKGROUND = 0.7
@@ -29,15 +29,10 @@ class Rehearsal:
 
     def __init__(self, image_NF: Tensor, maker: FeatureMaker) -> None:
         weight_CF, _ = load_classifier()
-        direction_CF = functional.normalize(weight_CF - weight_CF.mean(dim=0), dim=1)
-        # the classifier speaks of means; the maximum moves with the mean, at its own scale
-        mean_F, maximum_F = image_NF.std(dim=0).split(MEAN_FEATURES)
-        ratio_F = maximum_F / mean_F.clamp(min=1e-3)
-        self._direction_CF = torch.cat([direction_CF, direction_CF * ratio_F], dim=1)
+        self._direction_CF = functional.normalize(weight_CF - weight_CF.mean(dim=0), dim=1)
         self._image_NF = image_NF
         self._mean_F = image_NF.mean(dim=0)
-        deviation_NF = (image_NF - self._mean_F)[:, :MEAN_FEATURES]
-        self._spread = deviation_NF.norm(dim=1).mean()
+        self._spread = (image_NF - self._mean_F).norm(dim=1).mean()
         prompts: list[str] = []
         counts = []
         for names in class_names():

@@ -24,6 +24,9 @@ from models.starter.text_network import (
     network_arrays,
 )
 from models.starter.towers import TextTower
+from models.starter.training.config import TrainConfig
+from models.starter.training.loop import TrainResult
+from models.starter.training.save import save_run
 from models.starter.training.text_tuning import TextTuner
 from models.starter.tuned_text import (
     TEXT_WEIGHTS_NAME,
@@ -228,3 +231,20 @@ def test_damaged_parts_are_refused(pair: Path, parts: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": parts}))
     with pytest.raises(ModelError):
         load_text_tower(pair)
+
+
+def test_a_run_takes_the_text_weights_of_its_start_along(pair: Path, tmp_path: Path) -> None:
+    heads = load_heads(pair)[0]
+    for name, start, parts in (
+        ("from-pair", pair, {TEXT_WEIGHTS_NAME}),
+        ("from-starter", STARTER_DIRECTORY, set(read_parts(STARTER_DIRECTORY))),
+        ("fresh", None, set()),
+    ):
+        out = tmp_path / name
+        save_run(TrainResult(heads), TrainConfig(), out, data={}, started_from=start)
+        assert set(read_parts(out)) == parts
+        assert (out / TEXT_WEIGHTS_NAME).exists() == (TEXT_WEIGHTS_NAME in parts)
+    assert (
+        load_text_tower(tmp_path / "from-pair").weights_sha256
+        == read_parts(pair)[TEXT_WEIGHTS_NAME]
+    )

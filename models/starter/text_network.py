@@ -6,9 +6,9 @@ branches of residual n-gram convolutions, a sum over the tokens, four dense laye
 trained are the 3.4 M weights above the embedding table; the table of 66 M stays as it is, eight
 bits a number, and is shared with the numpy network.
 
-Knows nothing of heads, losses or where captions come from. Legend: B texts, M rows (the tokens of
-all texts, with gaps between them), E token embedding (512), W branch width (256), P pooled features
-(1,280), S sentence features (512).
+Knows nothing of heads, losses or where captions come from. Legend: B texts, N tokens of all texts,
+M rows (the tokens with gaps between texts), E token embedding (512), W branch width (256), P pooled
+features (1,280), S sentence features (512).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn import functional
 ORDERS = {2: 0, 3: 1, 5: 2}
 """n-gram order of each branch -> how many of its tokens lie to the left of the middle one."""
 POOLED_FEATURES = 1280
+BRANCH_WIDTH = 256
 _GAP = 2
 """Zero rows around every text: as far as the widest window reaches."""
 _SHARED = (
@@ -32,6 +33,11 @@ _SHARED = (
     *("d0", "d1", "d2", "d3", "p1", "p3"),
 )
 _PER_BRANCH = ("w1", "b1", "w2", "b2")
+LOWER_WEIGHTS = frozenset(
+    ["proj_W", "proj_b", "ln_g_all", "ln_b_all"]
+    + [f"{name}_{at}" for name in ("w1", "b1") for at in range(len(ORDERS))]
+)
+"""What `lower` reads; the rest is the upper half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,27 @@ class SentenceNetwork(nn.Module):
 
     def pool(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(sum of the tokens' features over the root of their number [B, P], that root [B])."""
+        return self.pool_from(self.lower(texts), texts)
+
+    def lower(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """What the first convolution of every branch says of each token, [N, branches * W]."""
         rows = _lay_out(texts)
+        w = self.weights
+        projected_M3W = self.table.look_up(rows.token_M) @ w["proj_W"] + w["proj_b"]
+        # one norm over all three branches together
+        projected_M3W = functional.layer_norm(
+            projected_M3W, projected_M3W.shape[1:], w["ln_g_all"], w["ln_b_all"], self.eps
+        )
+        first_M3W = self._convolve(projected_M3W * rows.real_M1, "1")
+        return first_M3W[rows.real_M1[:, 0] > 0]
+
+    def pool_from(self, lower_NW: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """`pool`, given what `lower` returned for the same texts."""
+        rows = _lay_out(texts)
+        lower_MW = lower_NW.new_zeros(len(rows.token_M), lower_NW.shape[1])
+        lower_MW = lower_MW.index_copy(0, rows.real_M1[:, 0].nonzero()[:, 0], lower_NW)
         embedding_ME = self.table.look_up(rows.token_M)
-        feature_MP = torch.cat([embedding_ME, *self._branches(embedding_ME, rows)], dim=1)
+        feature_MP = torch.cat([embedding_ME, self._convolve(lower_MW, "2")], dim=1)
         w = self.weights
         feature_MP = functional.layer_norm(
             feature_MP, feature_MP.shape[1:], w["ln_g"], w["ln_b"], self.eps
@@ -97,22 +121,18 @@ class SentenceNetwork(nn.Module):
         """The same of both in one matrix, the root in its last column [B, P + 1]."""
         return self.sentence(pooled_BP1[:, :-1], pooled_BP1[:, -1])
 
-    def _branches(self, embedding_ME: Tensor, rows: _Rows) -> list[Tensor]:
+    def _convolve(self, x_M3W: Tensor, layer: str) -> Tensor:
+        """One residual convolution of each branch over its own columns, [M, branches * W].
+
+        Rows in gaps must be zero; in the result they are not.
+        """
         w = self.weights
-        projected_M3W = embedding_ME @ w["proj_W"] + w["proj_b"]
-        # one norm over all three branches together
-        projected_M3W = functional.layer_norm(
-            projected_M3W, projected_M3W.shape[1:], w["ln_g_all"], w["ln_b_all"], self.eps
-        )
         results = []
         for at, (order, left) in enumerate(ORDERS.items()):
-            x_MW = projected_M3W.chunk(len(ORDERS), dim=1)[at] * rows.real_M1
-            h_MW = x_MW + (_windows(x_MW, order, left) @ w[f"w1_{at}"] + w[f"b1_{at}"]).relu()
-            h_MW = h_MW * rows.real_M1
-            results.append(
-                h_MW + (_windows(h_MW, order, left) @ w[f"w2_{at}"] + w[f"b2_{at}"]).relu()
-            )
-        return results
+            x_MW = x_M3W[:, at * BRANCH_WIDTH : (at + 1) * BRANCH_WIDTH]
+            windows = _windows(x_MW, order, left)
+            results.append(x_MW + (windows @ w[f"w{layer}_{at}"] + w[f"b{layer}_{at}"]).relu())
+        return torch.cat(results, dim=1)
 
 
 def network_arrays(backend: Any) -> dict[str, np.ndarray]:

@@ -63,6 +63,19 @@ def load_text_weights(directory: Path, sha256: str) -> dict[str, Tensor]:
     return weights
 
 
+def copy_text_weights(source: Path, directory: Path, parts: dict[str, str]) -> None:
+    """Take the file along to another pair over the same text network; nothing if there is none.
+
+    Args:
+        source: where a pair was loaded from.
+        directory: of the new pair; made if it is missing.
+        parts: what the source's description names (see `models.starter.heads.read_parts`).
+    """
+    if TEXT_WEIGHTS_NAME in parts:
+        directory.mkdir(parents=True, exist_ok=True)
+        replace_file(directory / TEXT_WEIGHTS_NAME, (source / TEXT_WEIGHTS_NAME).read_bytes())
+
+
 def install(weights: dict[str, Tensor], backend: Any) -> None:
     """Put tuned weights into the package's numpy network.
 

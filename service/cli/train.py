@@ -141,7 +141,7 @@ def train(
     from models.data import open_source
     from models.devices import resolve_device, set_threads
     from models.environment import default_model
-    from models.starter.encoder import STARTER_DIRECTORY
+    from models.starter.encoder import STARTER_DIRECTORY, load_text_tower
     from models.starter.heads import load_heads
     from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
@@ -181,20 +181,21 @@ def train(
     measured = [open_source(spec, text_field=text_field) for spec in val]
     set_threads(threads)
     where = resolve_device(device)
+    start = STARTER_DIRECTORY if config.init == "starter" else None
     with _feature_bar() as on_features:
         maker = FeatureMaker(
             ImageTower(device=where, dtype=starter_dtype(precision, where)),
-            TextTower(),
+            TextTower() if start is None else load_text_tower(start),
             cache=cache,
             on_progress=on_features,
         )
         pairs, report = gather(captioned, maker, extra=extra, classes=classes, holdout=holdout)
         validation, val_report = gather(measured, maker) if measured else (None, None)
         rehearsal = Rehearsal(pairs.image_NF, maker) if concept_share else None
-        if config.init == "fresh":
+        if start is None:
             heads = fresh_heads(config, maker.text_tower)
         else:
-            heads = load_heads(STARTER_DIRECTORY)[0].requires_grad_(True)
+            heads = load_heads(start)[0].requires_grad_(True)
     for line in report_lines(report):
         note(line)
     with _step_bar() as on_step:
@@ -204,7 +205,7 @@ def train(
     described: dict[str, Any] = {"train": report.to_dict()}
     if val_report is not None:
         described["validation"] = val_report.to_dict()
-    drawn = save_run(result, config, out, data=described)
+    drawn = save_run(result, config, out, data=described, started_from=start)
     if not drawn:
         note("no curve.png: matplotlib is not installed (pip install matplotlib)")
     rejects = [*report.rejects, *(val_report.rejects if val_report else [])]

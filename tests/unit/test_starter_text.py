@@ -16,6 +16,7 @@ from models.starter import DESCRIPTION_NAME
 from models.starter.encoder import STARTER_DIRECTORY, load_starter, load_text_tower
 from models.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
 from models.starter.text_network import (
+    LOWER_WEIGHTS,
     ORDERS,
     SentenceNetwork,
     TokenTable,
@@ -23,6 +24,10 @@ from models.starter.text_network import (
     network_arrays,
 )
 from models.starter.towers import TextTower
+from models.starter.training.config import TrainConfig
+from models.starter.training.loop import TrainResult
+from models.starter.training.save import save_run
+from models.starter.training.text_tuning import TextTuner
 from models.starter.tuned_text import (
     TEXT_WEIGHTS_NAME,
     blend,
@@ -105,6 +110,33 @@ def test_windows_reach_as_far_as_the_order_says() -> None:
     for order, left in ORDERS.items():
         seen = _windows(column_M1, order, left)[3].tolist()
         assert seen == [float(4 - left + at) for at in range(order)]
+
+
+def test_the_upper_half_learns_and_what_is_remembered_stays_right(tower: TextTower) -> None:
+    network = tower.trainable()
+    tuner = TextTuner(network, tokens(tower, TEXTS))
+    before = {name: value.detach().clone() for name, value in network.weights.items()}
+    caption_B = torch.tensor([3, 1, 1, 8, 0])
+    wanted_BS = tower.features([tower.prepare(TEXTS[caption]) for caption in caption_B.tolist()])
+    # the lower half is kept in half precision
+    np.testing.assert_allclose(tuner(caption_B).detach().numpy(), wanted_BS, atol=1e-3)
+    optimiser = torch.optim.SGD(tuner.parameters(), lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        tuner(caption_B)[:, 0].sum().backward()
+        optimiser.step()
+    changed = {
+        name for name, value in network.weights.items() if not torch.equal(value, before[name])
+    }
+    assert changed == set(network.weights) - LOWER_WEIGHTS
+    # the remembered lower half under the new upper half, against the network from the tokens up
+    everything_B = torch.arange(len(TEXTS))
+    with torch.no_grad():
+        exact_BS = network(tokens(tower, TEXTS))
+        torch.testing.assert_close(tuner(everything_B), exact_BS, atol=1e-3, rtol=0)
+    assert (
+        exact_BS[:, 0] < torch.from_numpy(tower.features([tower.prepare(t) for t in TEXTS])[:, 0])
+    ).all()
 
 
 def test_tuned_weights_change_the_features_and_only_of_their_tower(tower: TextTower) -> None:
@@ -199,3 +231,20 @@ def test_damaged_parts_are_refused(pair: Path, parts: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": parts}))
     with pytest.raises(ModelError):
         load_text_tower(pair)
+
+
+def test_a_run_takes_the_text_weights_of_its_start_along(pair: Path, tmp_path: Path) -> None:
+    heads = load_heads(pair)[0]
+    for name, start, parts in (
+        ("from-pair", pair, {TEXT_WEIGHTS_NAME}),
+        ("from-starter", STARTER_DIRECTORY, set(read_parts(STARTER_DIRECTORY))),
+        ("fresh", None, set()),
+    ):
+        out = tmp_path / name
+        save_run(TrainResult(heads), TrainConfig(), out, data={}, started_from=start)
+        assert set(read_parts(out)) == parts
+        assert (out / TEXT_WEIGHTS_NAME).exists() == (TEXT_WEIGHTS_NAME in parts)
+    assert (
+        load_text_tower(tmp_path / "from-pair").weights_sha256
+        == read_parts(pair)[TEXT_WEIGHTS_NAME]
+    )

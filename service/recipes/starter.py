@@ -58,10 +58,10 @@ class Stage:
 
 HEADS_ALONE = Stage("heads", 30, 1e-3)
 """The heads over both towers as they come."""
-JOINT = Stage("joint", 8, 4e-4)
+JOINT = Stage("joint", 10, 6e-4)
 """Heads and the last layers of a copy of the text tower. The mean of the members' copies (a model
 soup, Wortsman et al. 2022) is the text tower that ships."""
-SETTLED = Stage("settled", 6, 4e-4)
+SETTLED = Stage("settled", 6, 5e-4)
 """The heads again, over the text tower that ships."""
 
 

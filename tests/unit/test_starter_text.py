@@ -14,7 +14,7 @@ from models.errors import ModelError
 from models.registry import load_encoder
 from models.starter import DESCRIPTION_NAME
 from models.starter.encoder import STARTER_DIRECTORY, load_starter, load_text_tower
-from models.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.starter.heads import FORMAT, WEIGHTS_NAME, load_heads, read_parts, save_heads
 from models.starter.text_network import (
     ORDERS,
     SentenceNetwork,
@@ -185,7 +185,7 @@ def test_a_pair_without_parts_says_so_as_before(tmp_path: Path) -> None:
         shutil.copy(STARTER_DIRECTORY / name, tmp_path)
     save_heads(load_heads(tmp_path)[0], tmp_path)
     assert read_parts(tmp_path) == {}
-    assert json.loads((tmp_path / DESCRIPTION_NAME).read_text())["format"] == 1
+    assert json.loads((tmp_path / DESCRIPTION_NAME).read_text())["format"] == FORMAT
 
 
 @pytest.mark.parametrize("parts", [5, ["x"], {"text.safetensors": 5}])

@@ -33,11 +33,6 @@ _SHARED = (
     *("d0", "d1", "d2", "d3", "p1", "p3"),
 )
 _PER_BRANCH = ("w1", "b1", "w2", "b2")
-LOWER_WEIGHTS = frozenset(
-    ["proj_W", "proj_b", "ln_g_all", "ln_b_all"]
-    + [f"{name}_{at}" for name in ("w1", "b1") for at in range(len(ORDERS))]
-)
-"""What `lower` reads; the rest is the upper half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +74,17 @@ class SentenceNetwork(nn.Module):
 
     def pool(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(sum of the tokens' features over the root of their number [B, P], that root [B])."""
-        return self.pool_from(self.lower(texts), texts)
-
-    def lower(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """What the first convolution of every branch says of each token, [N, branches * W]."""
         rows = _lay_out(texts)
         w = self.weights
-        projected_M3W = self.table.look_up(rows.token_M) @ w["proj_W"] + w["proj_b"]
+        embedding_ME = self.table.look_up(rows.token_M)
+        projected_M3W = embedding_ME @ w["proj_W"] + w["proj_b"]
         # one norm over all three branches together
         projected_M3W = functional.layer_norm(
             projected_M3W, projected_M3W.shape[1:], w["ln_g_all"], w["ln_b_all"], self.eps
         )
         first_M3W = self._convolve(projected_M3W * rows.real_M1, "1")
-        return first_M3W[rows.real_M1[:, 0] > 0]
-
-    def pool_from(self, lower_NW: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """`pool`, given what `lower` returned for the same texts."""
-        rows = _lay_out(texts)
-        lower_MW = lower_NW.new_zeros(len(rows.token_M), lower_NW.shape[1])
-        lower_MW = lower_MW.index_copy(0, rows.real_M1[:, 0].nonzero()[:, 0], lower_NW)
-        embedding_ME = self.table.look_up(rows.token_M)
-        feature_MP = torch.cat([embedding_ME, self._convolve(lower_MW, "2")], dim=1)
-        w = self.weights
+        second_M3W = self._convolve(first_M3W * rows.real_M1, "2")
+        feature_MP = torch.cat([embedding_ME, second_M3W], dim=1)
         feature_MP = functional.layer_norm(
             feature_MP, feature_MP.shape[1:], w["ln_g"], w["ln_b"], self.eps
         )

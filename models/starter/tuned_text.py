@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models.errors import ModelError
@@ -89,8 +88,3 @@ def install(weights: dict[str, Tensor], backend: Any) -> None:
         raise ModelError("the tuned text weights do not fit the sentence encoder's network")
     for name, array in own.items():
         np.copyto(array, weights[name].numpy())
-
-
-def blend(tuned: dict[str, Tensor], original: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """WiSE-FT (Wortsman et al. 2022): weights on the way from the original (0) to the tuned (1)."""
-    return {name: torch.lerp(original[name], tuned[name], share) for name in tuned}

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import torch
 
 from models.data import open_source
 from models.data.records import Source
-from models.devices import set_threads
+from models.devices import resolve_device, set_threads
 from models.errors import DiptychError
 from models.starter import DESCRIPTION_NAME
 from models.starter.encoder import load_text_tower
 from models.starter.heads import HeadsConfig, StarterHeads, load_heads, save_heads
+from models.starter.precision import starter_dtype
 from models.starter.towers import ImageTower, TextTower
 from models.starter.training.config import TrainConfig
 from models.starter.training.features import FeatureMaker
@@ -34,7 +34,7 @@ from models.starter.training.pairs import Kind, Pairs, gather
 from models.starter.training.rehearsal import Rehearsal
 from models.starter.training.sentences import InSentences
 from models.starter.training.start import fresh_heads
-from models.starter.training.text_stage import HeadsOverPools, PoolMaker, tune
+from models.starter.training.text_stage import HeadsOverPools, PoolMaker, soup, tune
 from models.starter.tuned_text import TEXT_WEIGHTS_NAME, save_text_weights
 from service.cli.exits import exit_code, one_line
 
@@ -58,10 +58,10 @@ class Stage:
 
 HEADS_ALONE = Stage("heads", 30, 1e-3)
 """The heads over both towers as they come."""
-JOINT = Stage("joint", 8, 4e-4)
+JOINT = Stage("joint", 10, 6e-4)
 """Heads and the last layers of a copy of the text tower. The mean of the members' copies (a model
 soup, Wortsman et al. 2022) is the text tower that ships."""
-SETTLED = Stage("settled", 6, 4e-4)
+SETTLED = Stage("settled", 6, 5e-4)
 """The heads again, over the text tower that ships."""
 
 
@@ -133,7 +133,7 @@ def starter(
     """Train the starter pair from the folder that holds its data sets."""
     set_threads(threads)
     # fp16, as the pair is used where the processor has it: half the time, the same ranking
-    image_tower, texts = ImageTower(dtype=torch.float16), TextTower()
+    image_tower, texts = ImageTower(dtype=starter_dtype("fp16", resolve_device("cpu"))), TextTower()
     maker = FeatureMaker(image_tower, texts, cache=cache, on_progress=_tell_features)
     shop = Workshop(out, scale, batch_size, texts, maker, _sources(data))
     numbers = range(MEMBERS) if member is None else [member]
@@ -179,12 +179,9 @@ def _train_jointly(shop: Workshop, members: Iterable[int], maker: PoolMaker) -> 
 def _use(shop: Workshop) -> None:
     """Make the mean of the members' text networks the one that features are computed with."""
     networks = [
-        load_text_tower(shop.folder(JOINT, member)).trainable().weights for member in range(MEMBERS)
+        load_text_tower(shop.folder(JOINT, member)).trainable() for member in range(MEMBERS)
     ]
-    with torch.no_grad():
-        for name, weights in shop.maker.network.weights.items():
-            mean = torch.stack([network[name] for network in networks]).mean(dim=0)
-            weights.copy_(mean.half())  # as it will be in the file
+    soup(shop.maker.network, networks)
 
 
 def _finish(shop: Workshop) -> None:

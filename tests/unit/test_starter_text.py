@@ -14,9 +14,8 @@ from models.errors import ModelError
 from models.registry import load_encoder
 from models.starter import DESCRIPTION_NAME
 from models.starter.encoder import STARTER_DIRECTORY, load_starter, load_text_tower
-from models.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.starter.heads import FORMAT, WEIGHTS_NAME, load_heads, read_parts, save_heads
 from models.starter.text_network import (
-    LOWER_WEIGHTS,
     ORDERS,
     SentenceNetwork,
     TokenTable,
@@ -27,10 +26,8 @@ from models.starter.towers import TextTower
 from models.starter.training.config import TrainConfig
 from models.starter.training.loop import TrainResult
 from models.starter.training.save import save_run
-from models.starter.training.text_tuning import TextTuner
 from models.starter.tuned_text import (
     TEXT_WEIGHTS_NAME,
-    blend,
     load_text_weights,
     save_text_weights,
 )
@@ -112,33 +109,6 @@ def test_windows_reach_as_far_as_the_order_says() -> None:
         assert seen == [float(4 - left + at) for at in range(order)]
 
 
-def test_the_upper_half_learns_and_what_is_remembered_stays_right(tower: TextTower) -> None:
-    network = tower.trainable()
-    tuner = TextTuner(network, tokens(tower, TEXTS))
-    before = {name: value.detach().clone() for name, value in network.weights.items()}
-    caption_B = torch.tensor([3, 1, 1, 8, 0])
-    wanted_BS = tower.features([tower.prepare(TEXTS[caption]) for caption in caption_B.tolist()])
-    # the lower half is kept in half precision
-    np.testing.assert_allclose(tuner(caption_B).detach().numpy(), wanted_BS, atol=1e-3)
-    optimiser = torch.optim.SGD(tuner.parameters(), lr=0.1)
-    for _ in range(3):
-        optimiser.zero_grad()
-        tuner(caption_B)[:, 0].sum().backward()
-        optimiser.step()
-    changed = {
-        name for name, value in network.weights.items() if not torch.equal(value, before[name])
-    }
-    assert changed == set(network.weights) - LOWER_WEIGHTS
-    # the remembered lower half under the new upper half, against the network from the tokens up
-    everything_B = torch.arange(len(TEXTS))
-    with torch.no_grad():
-        exact_BS = network(tokens(tower, TEXTS))
-        torch.testing.assert_close(tuner(everything_B), exact_BS, atol=1e-3, rtol=0)
-    assert (
-        exact_BS[:, 0] < torch.from_numpy(tower.features([tower.prepare(t) for t in TEXTS])[:, 0])
-    ).all()
-
-
 def test_tuned_weights_change_the_features_and_only_of_their_tower(tower: TextTower) -> None:
     network = tower.trainable()
     with torch.no_grad():
@@ -160,13 +130,6 @@ def test_weights_of_another_shape_are_refused(tower: TextTower) -> None:
         TextTower(weights | {"d3": torch.zeros(2, 2)})
     with pytest.raises(ModelError, match="do not fit"):
         TextTower({"d3": weights["d3"]})
-
-
-def test_blending_is_a_straight_line() -> None:
-    one, other = {"w": torch.tensor([2.0, 4.0])}, {"w": torch.tensor([0.0, 0.0])}
-    assert blend(one, other, 0.0)["w"].tolist() == [0.0, 0.0]
-    assert blend(one, other, 0.25)["w"].tolist() == [0.5, 1.0]
-    assert blend(one, other, 1.0)["w"].tolist() == [2.0, 4.0]
 
 
 @pytest.fixture
@@ -222,7 +185,7 @@ def test_a_pair_without_parts_says_so_as_before(tmp_path: Path) -> None:
         shutil.copy(STARTER_DIRECTORY / name, tmp_path)
     save_heads(load_heads(tmp_path)[0], tmp_path)
     assert read_parts(tmp_path) == {}
-    assert json.loads((tmp_path / DESCRIPTION_NAME).read_text())["format"] == 1
+    assert json.loads((tmp_path / DESCRIPTION_NAME).read_text())["format"] == FORMAT
 
 
 @pytest.mark.parametrize("parts", [5, ["x"], {"text.safetensors": 5}])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,3 +84,15 @@ def tune(
     """
     slow = joint.last_layers()
     train(joint, pairs, config, rehearsal=rehearsal, on_step=on_step, slow=slow, slow_rate=RATE)
+
+
+@torch.no_grad()
+def soup(target: SentenceNetwork, networks: Sequence[SentenceNetwork]) -> None:
+    """Set the weights of `target` to the mean of those of `networks`, rounded as a file has them.
+
+    Networks that were tuned from the same start with small steps lie in one valley: their mean is
+    at least as good as they are (Wortsman et al. 2022).
+    """
+    for name, weights in target.weights.items():
+        mean = torch.stack([network.weights[name] for network in networks]).mean(dim=0)
+        weights.copy_(mean.half())

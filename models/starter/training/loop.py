@@ -146,7 +146,8 @@ def train(
             ]
             value = torch.stack(each).mean()
             if not value.isfinite():
-                raise not_finite(step + 1, [pairs.keys[at] for at in picture_B.tolist()])
+                named = [pairs.keys[at] if pairs.keys else str(at) for at in picture_B.tolist()]
+                raise not_finite(step + 1, named)
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -270,14 +271,6 @@ def measure(heads: StarterHeads, pairs: Pairs) -> Recall:
             image_ND[kept], text_MD, [position[owner] for owner in owners]
         )
     return result
-
-
-def mean_recall(recall: Recall) -> float:
-    """Mean recall@10 over both ways and all languages: one number to select epochs by."""
-    values = [
-        value for metrics in recall.values() for name, value in metrics.items() if "@10" in name
-    ]
-    return sum(values) / len(values)
 
 
 def first_recall(recall: Recall) -> float:

@@ -63,17 +63,12 @@ lock: venv  ## refresh constraints.txt to the newest versions pyproject.toml adm
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-header --no-annotate --quiet --output-file constraints.txt
 
-# The heads that are committed came from exactly this; one thread, because the order of float sums
+# The weights that are committed came from exactly this; one thread, because the order of float sums
 # is part of "bit for bit". DATA holds flickr8k/, openstax-photos/, tiny-imagenet/, grocery-store/.
 .PHONY: starter
-starter: venv  ## train the starter pair's heads from DATA=folder into build/starter (see its model card)
+starter: venv  ## train the starter pair from DATA=folder into build/starter (see its model card)
 	@test -n "$(DATA)" || { echo "make starter DATA=folder-with-the-training-sets"; exit 2; }
-	$(BIN)/diptych train --init fresh --epochs 80 --seed 0 --threads 1 --holdout 5 \
-		--data "$(DATA)/flickr8k/train-{00000..00001}.tar" \
-		--extra-data "$(DATA)/openstax-photos/train-{00000..00001}.tar" \
-		--class-data "$(DATA)/tiny-imagenet/train-00000.tar" names \
-		--class-data "$(DATA)/grocery-store/train-00000.tar" label \
-		--val "$(DATA)/flickr8k/val-00000.tar" \
+	$(BIN)/python -m service.recipes.starter --data "$(DATA)" --threads 1 \
 		--cache build/starter-features --out build/starter
 
 .PHONY: docker-lint

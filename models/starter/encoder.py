@@ -16,7 +16,7 @@ import torch
 from models.devices import resolve_device, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
-from models.starter.heads import StarterHeads, load_heads
+from models.starter.heads import StarterHeads, load_heads, read_parts
 from models.starter.precision import starter_dtype
 from models.starter.towers import (
     PREPROCESSING,
@@ -26,6 +26,7 @@ from models.starter.towers import (
     TextTower,
     as_tensor,
 )
+from models.starter.tuned_text import TEXT_WEIGHTS_NAME, load_text_weights
 from models.vectors import Vectors, unit_rows
 
 if TYPE_CHECKING:
@@ -70,8 +71,21 @@ def _load(
     dtype = starter_dtype(precision, target)
     heads, digest = load_heads(directory)
     tower = ImageTower(device=target, dtype=dtype)
-    weights = f"{TOWERS_SHA256}+{digest}"
-    return StarterEncoder(name, tower, TextTower(), heads, weights_sha256=weights)
+    texts = load_text_tower(directory)
+    weights = "+".join(filter(None, [TOWERS_SHA256, digest, texts.weights_sha256]))
+    return StarterEncoder(name, tower, texts, heads, weights_sha256=weights)
+
+
+def load_text_tower(directory: Path) -> TextTower:
+    """The text tower that the heads in a directory were trained on.
+
+    Raises:
+        ModelError: its tuned weights are missing, or are others.
+    """
+    sha256 = read_parts(directory).get(TEXT_WEIGHTS_NAME)
+    if sha256 is None:
+        return TextTower()
+    return TextTower(load_text_weights(directory, sha256), sha256)
 
 
 class StarterEncoder:
@@ -105,7 +119,7 @@ class StarterEncoder:
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(
             model=self._name,
-            architecture="starter-1: efficientnet-lite2 + use-multilingual-v3, residual heads",
+            architecture="starter-2: efficientnet-lite2 + use-multilingual-v3 + residual heads",
             weights_sha256=self._weights_sha256,
             preprocessing=PREPROCESSING,
             tokenizer=TOKENIZER,
@@ -143,7 +157,8 @@ class StarterEncoder:
         the two corrections 73 %), and of one thing on white in 88 % (53 % and 53 %);
         tests/bench/explain.py plays this game.
         """
-        cell_LF = self._image_tower.feature_map(image).cpu()
+        map_1FHW = self._image_tower.feature_maps([image]).cpu()
+        cell_LF = map_1FHW[0].flatten(1).T
         cell_LD = self._heads.embed_images(cell_LF)
         wanted_D = as_tensor(unit_rows(direction_D[None])[0])
         scores_L = cell_LD @ (wanted_D - _NEUTRAL_SHARE * as_tensor(self._neutral()))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from models.starter.towers import (
     load_classifier,
 )
 
-FORMAT = 1
+FORMAT = 2
+"""1 scaled the concepts where 2 maps them: such a pair is refused and has to be trained again. 2
+may also name further weight files, without which the heads must not be used."""
 WEIGHTS_NAME = "heads.safetensors"
 
 
@@ -68,7 +71,8 @@ class ImageHead(nn.Module):
         self.register_buffer("bias_C", bias_C, persistent=False)
         self.register_buffer("concept_CD", torch.zeros(IMAGENET_CLASSES, TEXT_FEATURES))
         self.temperature = config.concept_temperature
-        self.concept_gain = nn.Parameter(torch.tensor(1.0))
+        self.concept_map = nn.Linear(TEXT_FEATURES, TEXT_FEATURES, bias=False)
+        nn.init.eye_(self.concept_map.weight)
         self.norm = nn.LayerNorm(IMAGE_FEATURES)
         self.correction = Correction(IMAGE_FEATURES, config.image_hidden, config.image_dropout)
 
@@ -77,7 +81,8 @@ class ImageHead(nn.Module):
         probability_BC = (logits_BC / self.temperature).softmax(dim=1)
         concept_BD = functional.normalize(probability_BC @ self.concept_CD, dim=1)
         correction_BD: Tensor = self.correction(self.norm(features_BF))
-        return self.concept_gain * concept_BD + correction_BD
+        mapped_BD: Tensor = self.concept_map(concept_BD)
+        return mapped_BD + correction_BD
 
 
 class TextHead(nn.Module):
@@ -134,10 +139,17 @@ class StarterHeads(nn.Module):
         return functional.normalize(self.text(features_BS), dim=1)
 
 
-def save_heads(heads: StarterHeads, directory: Path) -> None:
+def save_heads(
+    heads: StarterHeads, directory: Path, *, parts: Mapping[str, str] | None = None
+) -> None:
     """Write `heads.safetensors` (fp16) and, last, `diptych_starter.json` into a directory.
 
     fp16 halves the file; on the embeddings it costs less than 1e-3 of cosine.
+
+    Args:
+        heads: what to save.
+        directory: made if it is missing.
+        parts: name -> sha256 of tuned weights of the towers, already in the directory.
     """
     from safetensors.torch import save
 
@@ -146,7 +158,9 @@ def save_heads(heads: StarterHeads, directory: Path) -> None:
     state["scale.log_scale"] = heads.scale.log_scale.detach().float()
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_NAME, save(state))
-    description = {"format": FORMAT, "heads": asdict(heads.config)}
+    description: dict[str, Any] = {"format": FORMAT, "heads": asdict(heads.config)}
+    if parts:
+        description["parts"] = dict(parts)
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
     replace_file(directory / DESCRIPTION_NAME, text.encode())
 
@@ -177,14 +191,35 @@ def load_heads(directory: Path) -> tuple[StarterHeads, str]:
     return heads.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
 
 
+def read_parts(directory: Path) -> dict[str, str]:
+    """Name -> sha256 of the tuned weights that belong to the heads in a directory.
+
+    Raises:
+        ModelError: the description is missing or damaged.
+    """
+    path = directory / DESCRIPTION_NAME
+    try:
+        parts = _read_description(path).get("parts", {})
+        if not all(isinstance(value, str) for value in parts.values()):
+            raise ModelError(f"{path} does not name its parts by their sha256")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is not a description of starter heads") from error
+    return dict(parts)
+
+
+def _read_description(path: Path) -> Any:
+    description: Any = json.loads(_read(path))
+    if description["format"] != FORMAT:
+        raise ModelError(
+            f"{path} has format {description['format']!r}, this version reads {FORMAT}",
+            hint="use the version of diptych that wrote it, or train the pair again",
+        )
+    return description
+
+
 def _read_config(path: Path) -> HeadsConfig:
     try:
-        description: Any = json.loads(_read(path))
-        if description["format"] != FORMAT:
-            raise ModelError(
-                f"{path} has format {description['format']!r}, this version reads {FORMAT}",
-                hint="use the version of diptych that wrote it, or a newer one",
-            )
+        description = _read_description(path)
         values = description["heads"]
         known = {field.name: field.type for field in fields(HeadsConfig)}
         if set(values) != set(known):

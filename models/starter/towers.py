@@ -11,6 +11,7 @@ checked before a byte of them is interpreted.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Sequence
 from io import BytesIO
@@ -21,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
+from models.starter.text_network import SentenceNetwork
+from models.starter.tuned_text import install
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -59,8 +63,9 @@ class ImageTower:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+        network = _fold_norms(_image_network()).to(self.device, dtype)
         # channels_last: half the time of the default layout on CPU convolutions
-        self._network = _image_network().to(self.device).to(memory_format=torch.channels_last)
+        self._network = network.to(memory_format=torch.channels_last)
 
     def prepare(self, image: Image) -> PreparedImage:
         """An upright RGB picture -> uint8 [260, 260, 3].
@@ -77,30 +82,32 @@ class ImageTower:
         """float32 [B, 1280] on the tower's device."""
         if not images:
             return torch.zeros(0, IMAGE_FEATURES, device=self.device)
+        return self.feature_maps(images).mean(dim=(2, 3))
+
+    @torch.inference_mode()
+    def feature_maps(self, images: Sequence[PreparedImage]) -> Tensor:
+        """float32 [B, 1280, 9, 9]: what the tower says of every place; the mean is its features."""
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
         # the permuted view of BHWC memory is exactly channels_last
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        # autocast, because casting the weights as well rounds the norms and saves little
-        lower = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            features_BF = self._network(pixels_BCHW)
-        result: Tensor = features_BF.float()
-        return result
-
-    @torch.inference_mode()
-    def feature_map(self, image: PreparedImage) -> Tensor:
-        """float32 [H W, 1280] of one picture, row by row, whose mean is its features; 9 x 9."""
-        pixels_1HWC = torch.from_numpy(np.array(image)[None]).to(self.device)
-        pixels_1CHW = pixels_1HWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        map_1FHW: Tensor = self._network.forward_features(pixels_1CHW)  # type: ignore[operator]
-        return map_1FHW[0].flatten(1).T.float()
+        map_BFHW: Tensor = self._network.forward_features(pixels_BCHW.to(self.dtype))  # type: ignore[operator]
+        return map_BFHW.float()
 
 
 class TextTower:
-    """Texts -> 512 features. One thread at a time; `prepare` from any thread."""
+    """Texts -> 512 features. One thread at a time; `prepare` from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        weights: tuned ones for the network above the embedding table, by name.
+        sha256: of the file they came from.
+    """
+
+    def __init__(self, weights: dict[str, Tensor] | None = None, sha256: str = "") -> None:
         self._tokenizer, self._backend = _text_parts()
+        self.weights_sha256 = sha256
+        """Of the tuned weights; empty for the package's own."""
+        if weights is not None:
+            install(weights, self._backend)
         # the tokenizer fills a dictionary as it goes; cheap to keep strictly one at a time
         self._lock = threading.Lock()
 
@@ -112,6 +119,10 @@ class TextTower:
         if cut:
             tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]  # the end mark stays
         return PreparedText(tokens, truncated=cut or len(text) > _MAX_CHARACTERS)
+
+    def trainable(self) -> SentenceNetwork:
+        """A copy of the network in torch, with gradients; its token table is shared."""
+        return SentenceNetwork(self._backend)
 
     def features(self, texts: Sequence[PreparedText]) -> Vectors:
         """float32 [B, 512], unit rows."""
@@ -146,6 +157,23 @@ def _image_network() -> nn.Module:
     network.load_state_dict(dict(zip(target, state.values(), strict=True)))
     network.reset_classifier(0)  # type: ignore[operator]
     return network.eval().requires_grad_(False)
+
+
+def _fold_norms(module: nn.Module) -> nn.Module:
+    """The same network with every norm worked into the convolution before it, in place.
+
+    The norms' numbers are fixed, so they are only another scale and shift: folded in fp32, they
+    need no pass over memory of their own and are not rounded apart.
+    """
+    children = list(module.named_children())
+    for (name, layer), (norm_name, norm) in itertools.pairwise(children):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(layer, norm))
+            # timm's norm layer also applies the activation
+            setattr(module, norm_name, getattr(norm, "act", nn.Identity()))
+    for _, child in children:
+        _fold_norms(child)
+    return module
 
 
 def _read_image_state() -> dict[str, Tensor]:

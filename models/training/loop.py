@@ -132,7 +132,8 @@ def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
     )
     if run.journal is not None:
         run.journal.step(step)
-    if not outcome.finite and not run.stepper.scaler.is_enabled():
+    # gradients beyond fp16's range are the scaler's business, a loss is not
+    if not math.isfinite(step.loss) or not (outcome.finite or run.stepper.scaler.is_enabled()):
         raise _not_finite(run, step, batch)
     run.on_step(step)
     return step

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def train_starter(options: TrainOptions) -> int:
     """Train and report; returns the exit code."""
     from models.devices import resolve_device, set_threads
-    from models.starter.encoder import STARTER_DIRECTORY
+    from models.starter.encoder import STARTER_DIRECTORY, load_text_tower
     from models.starter.heads import load_heads
     from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
@@ -45,7 +45,8 @@ def train_starter(options: TrainOptions) -> int:
     measured = options.reading.open([name for name in options.val if name != "none"])
     set_threads(options.threads)
     where = resolve_device(options.device)
-    text_tower = TextTower()
+    start = None if options.fresh else STARTER_DIRECTORY
+    text_tower = TextTower() if start is None else load_text_tower(start)
     described: dict[str, Any] = {} if filtered is None else {"filter": filtered}
     described["data"] = looked_over(options, text_tower.prepare, [*captioned, *extra], measured)
     with _feature_bar() as on_features:
@@ -92,6 +93,7 @@ def train_starter(options: TrainOptions) -> int:
             rehearsal=rehearsal,
             described=described,
             restart=options.restart,
+            started_from=start,
             on_step=on_step,
             on_resume=lambda epoch: note(f"continuing after epoch {epoch} of {config.epochs}"),
         )

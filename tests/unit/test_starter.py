@@ -196,7 +196,8 @@ def test_a_trained_directory_loads_by_its_id(saved: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
+        {"format": 3},
         {"format": None},
         {"heads": {}},
         {"heads": []},

@@ -27,8 +27,10 @@ class TrainConfig:
             dogs forgets the strawberries.
         ema: decay of the moving average of the weights, which is what is kept of the last epoch;
             0 keeps the weights themselves. The measurements after each epoch are of these.
+        captions: how many captions of each picture a step compares it with, one after another: a
+            picture is embedded once for all of them.
         init: `starter` continues from the heads that come with Diptych, `fresh` starts over.
-        keep: `last` epoch, or the `best` on the validation set (by mean recall@10).
+        keep: `last` epoch, or the `best` on the validation set (by mean recall@1).
         patience: epochs without a better R@1 before it stops; 0 never stops early.
         interpolate: share of the trained heads in the result, the rest being those it started
             from (Wortsman et al. 2022, WiSE-FT); `val` chooses it on the validation set.
@@ -47,6 +49,7 @@ class TrainConfig:
     class_share: float = 0.1
     concept_share: float = 0.2
     ema: float = 0.0
+    captions: int = 1
     init: Literal["starter", "fresh"] = "starter"
     keep: Literal["last", "best"] = "last"
     patience: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Protocol
@@ -24,6 +24,7 @@ from models.starter.training.config import TrainConfig
 from models.starter.training.pairs import Kind, Pairs
 from models.starter.training.rehearsal import Rehearsal
 from models.training import schedule
+from models.training.measuring import score
 from models.training.stopping import not_finite
 
 Recall = dict[str, dict[str, float]]
@@ -64,7 +65,7 @@ class State:
     average: MovingAverage | None
     result: TrainResult
     epoch: int = 0
-    best: tuple[float, dict[str, Tensor]] | None = None
+    best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
 
 class Memory(Protocol):
@@ -88,6 +89,8 @@ def train(
     on_validation: Callable[[int, Recall], None] | None = None,
     memory: Memory | None = None,
     loss: Callable[..., Tensor] = info_nce,
+    slow: Sequence[nn.Parameter] = (),
+    slow_rate: float = 1.0,
 ) -> TrainResult:
     """Train `heads` in place.
 
@@ -101,6 +104,8 @@ def train(
         on_validation: called after each measurement, with the steps taken.
         memory: where the state is kept after each epoch, and continued from.
         loss: the contrastive loss; called as `info_nce` is.
+        slow: parameters of the heads that were trained before, on more than there is here.
+        slow_rate: the share of the learning rate they move at, without weight decay.
 
     Raises:
         TrainingError: `loss-not-finite`; the state of the last epoch is kept.
@@ -110,7 +115,7 @@ def train(
     batches = _Batches(pairs, config, rehearsal, generator)
     per_epoch = batches.per_epoch
     steps = config.epochs * per_epoch
-    optimiser = _optimiser(heads, config)
+    optimiser = _optimiser(heads, config, slow, slow_rate)
     average = MovingAverage(heads.parameters(), config.ema) if config.ema else None
     result = TrainResult(heads)
     state = State(heads, optimiser, generator, average, result)
@@ -124,19 +129,25 @@ def train(
     while state.epoch < config.epochs and not _patience_ended(result, config):
         epoch = state.epoch + 1
         heads.train()
-        for image_BF, caption_BS, group_B, picture_B in batches:
+        for image_BF, caption_KBS, group_B, picture_B in batches:
             started = time.perf_counter()
             for parameters in optimiser.param_groups:
-                parameters["lr"] = learning_rate(step, steps, config)
-            value = loss(
-                heads.embed_images(image_BF),
-                heads.embed_texts(caption_BS),
-                heads.scale(),
-                group_B=group_B,
-                label_smoothing=config.label_smoothing,
-            )
+                parameters["lr"] = parameters["share"] * learning_rate(step, steps, config)
+            image_BD, scale = heads.embed_images(image_BF), heads.scale()
+            each = [
+                loss(
+                    image_BD,
+                    heads.embed_texts(caption_BS),
+                    scale,
+                    group_B=group_B,
+                    label_smoothing=config.label_smoothing,
+                )
+                for caption_BS in caption_KBS
+            ]
+            value = torch.stack(each).mean()
             if not value.isfinite():
-                raise not_finite(step + 1, [pairs.keys[at] for at in picture_B.tolist()])
+                named = [pairs.keys[at] if pairs.keys else str(at) for at in picture_B.tolist()]
+                raise not_finite(step + 1, named)
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -160,9 +171,9 @@ def train(
             result.validation.append((epoch, recall))
             if on_validation is not None:
                 on_validation(step, recall)
-            score = mean_recall(recall)
-            if config.keep == "best" and (state.best is None or score > state.best[0]):
-                state.best = (score, copy.deepcopy(heads.state_dict()))
+            found = score(recall)
+            if config.keep == "best" and (state.best is None or found > state.best[0]):
+                state.best = (found, copy.deepcopy(heads.state_dict()))
                 result.kept_epoch = epoch
         state.epoch = epoch
         if memory is not None:
@@ -198,6 +209,7 @@ class _Batches:
         self._pairs = pairs
         self._rehearsal = rehearsal
         self._generator = generator
+        self._captions = config.captions
         by_kind = {kind: (pairs.kind_N == kind).nonzero()[:, 0] for kind in Kind}
         # the first kind that has pictures is what epochs go over; the others are drawn from
         main = next(kind for kind in Kind if len(by_kind[kind]))
@@ -213,8 +225,8 @@ class _Batches:
         self._size = min(max(2, rest), len(self._main_N))
         self.per_epoch = len(self._main_N) // self._size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(image features [B, F], caption features [B, S], group [B], pictures of `pairs`)"""
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor], Tensor, Tensor]]:
+        """(image features [B, F], K times caption features [B, S], group [B], pictures)"""
         pairs, generator = self._pairs, self._generator
         order_N = self._main_N[torch.randperm(len(self._main_N), generator=generator)]
         for at in range(self.per_epoch):
@@ -223,14 +235,14 @@ class _Batches:
                 drawn = torch.randint(len(pool_N), (count,), generator=generator)
                 picture_B = torch.cat([picture_B, pool_N[drawn]])
             image_BF = pairs.image_NF[picture_B]
-            caption_BS = pairs.draw_captions(picture_B, generator)
+            caption_KBS = [pairs.draw_captions(picture_B, generator) for _ in range(self._captions)]
             group_B = pairs.group_N[picture_B]
             if self._rehearsal is not None and self._rehearsed:
                 pseudo_BF, name_BS, concept_B = self._rehearsal.draw(self._rehearsed, generator)
                 image_BF = torch.cat([image_BF, pseudo_BF])
-                caption_BS = torch.cat([caption_BS, name_BS])
+                caption_KBS = [torch.cat([caption_BS, name_BS]) for caption_BS in caption_KBS]
                 group_B = torch.cat([group_B, concept_B + int(pairs.group_N.max()) + 1])
-            yield image_BF, caption_BS, group_B, picture_B
+            yield image_BF, caption_KBS, group_B, picture_B
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -261,14 +273,6 @@ def measure(heads: StarterHeads, pairs: Pairs) -> Recall:
     return result
 
 
-def mean_recall(recall: Recall) -> float:
-    """Mean recall@10 over both ways and all languages: one number to select epochs by."""
-    values = [
-        value for metrics in recall.values() for name, value in metrics.items() if "@10" in name
-    ]
-    return sum(values) / len(values)
-
-
 def first_recall(recall: Recall) -> float:
     """Mean recall@1 over both ways and all languages."""
     return mean(
@@ -279,15 +283,15 @@ def first_recall(recall: Recall) -> float:
     )
 
 
-def _optimiser(heads: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in heads.parameters() if p.ndim > 1]
-    others = [p for p in heads.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        # CLIP's second moment: at 0.999 it lags behind the fast growth of the logit scale
-        betas=(0.9, 0.98),
-    )
+def _optimiser(
+    heads: nn.Module, config: TrainConfig, slow: Sequence[nn.Parameter], slow_rate: float
+) -> torch.optim.AdamW:
+    set_apart = {id(p) for p in slow}
+    own = [p for p in heads.parameters() if p.requires_grad and id(p) not in set_apart]
+    groups = [
+        {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay, "share": 1},
+        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0, "share": 1},
+        {"params": list(slow), "weight_decay": 0.0, "share": slow_rate},
+    ]
+    # CLIP's second moment: at 0.999 it lags behind the fast growth of the logit scale
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.98))

@@ -118,7 +118,8 @@ def _fill(state: State, kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         ordered = [averages[str(at)] for at in range(len(averages))]
         state.average.restore(int(kept["average_steps"]), ordered)
     if kept["best"] is not None:
-        state.best = (float(kept["best"]), part("best/"))
+        first, whole = kept["best"]
+        state.best = ((float(first), float(whole)), part("best/"))
     state.generator.set_state(tensors["random/order"])
     torch.set_rng_state(tensors["random/global"])
     state.epoch = int(kept["epoch"])

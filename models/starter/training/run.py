@@ -69,6 +69,7 @@ def run_heads(
     rehearsal: Rehearsal | None,
     described: dict[str, Any],
     restart: bool = False,
+    started_from: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_resume: Callable[[int], None] | None = None,
 ) -> HeadsRun:
@@ -77,6 +78,7 @@ def run_heads(
     Args:
         described: of the data, kept beside the result.
         restart: drop an unfinished run first.
+        started_from: the pair whose towers the heads sit on; its tuned weights come along.
         on_resume: told the epoch it continues after.
 
     Raises:
@@ -125,7 +127,7 @@ def run_heads(
     )
     before = dict(result.validation).get(0)
     described = described | {"interpolation": share, "tried": tried}
-    drawn = save_run(result, config, out, data=described)
+    drawn = save_run(result, config, out, data=described, started_from=started_from)
     memory.clear()
     return HeadsRun(result, share, tried, before, after, drawn)
 

@@ -1,6 +1,7 @@
 """A training run's directory: heads, the config that made them, metrics and a curve.
 
     diptych_starter.json, heads.safetensors   the pair; load with --model local-dir:DIR
+    text.safetensors                          where the text tower is not the package's own
     train_config.json, curve.png, and metrics.jsonl, which is written as it goes
 
 Every file is written beside its place and renamed, the description last.
@@ -15,15 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from models.files import replace_file
-from models.starter.heads import save_heads
+from models.starter.heads import read_parts, save_heads
 from models.starter.training.config import TrainConfig
 from models.starter.training.loop import TrainResult
+from models.starter.tuned_text import copy_text_weights
 
 
 def save_run(
-    result: TrainResult, config: TrainConfig, directory: Path, *, data: dict[str, Any]
+    result: TrainResult,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    data: dict[str, Any],
+    started_from: Path | None = None,
 ) -> bool:
-    """Write everything into `directory`; False when there is no curve for want of matplotlib."""
+    """Write everything into `directory`; False when there is no curve for want of matplotlib.
+
+    Args:
+        result: heads and how they came about.
+        config: saved beside them.
+        directory: made if it is missing.
+        data: what was trained on, for the saved config.
+        started_from: the pair whose towers the heads sit on; its tuned weights come along.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     described = {"config": asdict(config), "data": data, "kept_epoch": result.kept_epoch}
     text = json.dumps(described, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -31,7 +46,10 @@ def save_run(
     curve = draw_curve(result)
     if curve is not None:
         replace_file(directory / "curve.png", curve)
-    save_heads(result.heads, directory)
+    parts = read_parts(started_from) if started_from is not None else {}
+    if started_from is not None:
+        copy_text_weights(started_from, directory, parts)
+    save_heads(result.heads, directory, parts=parts)
     return curve is not None
 
 

@@ -1,0 +1,241 @@
+"""`python -m service.recipes.starter`: how the starter pair that ships with Diptych was trained.
+
+Several pairs of heads are trained alike from different seeds, then merged into one. Every stage of
+every member leaves its result in a directory, and is passed over when that is there: a stopped run
+goes on, and members can be trained side by side (`--stage S --member N` does one and stops).
+
+Prints what it does; everything it uses is silent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from models.data import open_source
+from models.data.records import Source
+from models.devices import resolve_device, set_threads
+from models.errors import DiptychError
+from models.starter import DESCRIPTION_NAME
+from models.starter.encoder import load_text_tower
+from models.starter.heads import HeadsConfig, StarterHeads, load_heads, save_heads
+from models.starter.precision import starter_dtype
+from models.starter.towers import ImageTower, TextTower
+from models.starter.training.config import TrainConfig
+from models.starter.training.features import FeatureMaker
+from models.starter.training.loop import Recall, Step, measure, train
+from models.starter.training.merge import merge
+from models.starter.training.pairs import Kind, Pairs, gather
+from models.starter.training.rehearsal import Rehearsal
+from models.starter.training.sentences import InSentences
+from models.starter.training.start import fresh_heads
+from models.starter.training.text_stage import HeadsOverPools, PoolMaker, soup, tune
+from models.starter.tuned_text import TEXT_WEIGHTS_NAME, save_text_weights
+from service.cli.exits import exit_code, one_line
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+MEMBERS = 4
+HOLDOUT = 5
+HEADS = HeadsConfig(image_hidden=512, text_hidden=512)
+_TOLD_EVERY = 20
+_MERGED_ON = 4096
+"""Captions that the principal directions are measured on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the three runs that make a member."""
+
+    name: str
+    epochs: int
+    lr: float
+
+
+HEADS_ALONE = Stage("heads", 30, 1e-3)
+"""The heads over both towers as they come."""
+JOINT = Stage("joint", 10, 6e-4)
+"""Heads and the last layers of a copy of the text tower. The mean of the members' copies (a model
+soup, Wortsman et al. 2022) is the text tower that ships."""
+SETTLED = Stage("settled", 6, 5e-4)
+"""The heads again, over the text tower that ships."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every stage needs."""
+
+    out: Path
+    scale: float
+    batch_size: int
+    texts: TextTower
+    maker: FeatureMaker
+    data: Mapping[str, Source]
+
+    def gather(self, maker: FeatureMaker) -> tuple[Pairs, Rehearsal]:
+        data = self.data
+        pairs, report = gather(
+            [data["flickr8k"]],
+            maker,
+            extra=[InSentences(data["openstax"])],
+            classes=[data["tiny-imagenet"], data["grocery-store"]],
+            holdout=HOLDOUT,
+        )
+        click.echo(f"data: {report.to_dict()}")
+        return pairs, Rehearsal(pairs.image_NF, maker)
+
+    def config(self, stage: Stage, member: int) -> TrainConfig:
+        return TrainConfig(
+            epochs=max(1, round(stage.epochs * self.scale)),
+            batch_size=self.batch_size,
+            lr=stage.lr,
+            captions=2 if stage is not JOINT else 1,
+            init="fresh" if stage is HEADS_ALONE else "starter",
+            seed=member,
+            holdout=HOLDOUT,
+            heads=HEADS,
+        )
+
+    def folder(self, stage: Stage, member: int) -> Path:
+        return self.out / f"{stage.name}-{member}"
+
+    def heads(self, stage: Stage, member: int) -> StarterHeads:
+        # from the file even right after training: the same bits whoever trained it, and when
+        return load_heads(self.folder(stage, member))[0].requires_grad_(True)
+
+    def is_done(self, stage: Stage, member: int) -> bool:
+        return (self.folder(stage, member) / DESCRIPTION_NAME).is_file()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", required=True, type=_FOLDER, help="Holds flickr8k/, openstax-photos/ ...")
+@click.option("--out", required=True, type=_FOLDER, help="For the pair and what it is made of.")
+@click.option("--cache", type=_FOLDER, help="Keeps the towers' features between runs.")
+@click.option("--stage", "only", type=click.Choice(["heads", "joint", "settled"]))
+@click.option("--member", type=click.IntRange(0, MEMBERS - 1), help="Train this one and stop.")
+@click.option("--scale", type=float, default=1.0, help="Of all numbers of epochs; for a trial.")
+@click.option("--batch-size", type=click.IntRange(min=16), default=1024, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+def starter(
+    data: Path,
+    out: Path,
+    cache: Path | None,
+    only: str | None,
+    member: int | None,
+    scale: float,
+    batch_size: int,
+    threads: int,
+) -> None:
+    """Train the starter pair from the folder that holds its data sets."""
+    set_threads(threads)
+    # fp16, as the pair is used where the processor has it: half the time, the same ranking
+    image_tower, texts = ImageTower(dtype=starter_dtype("fp16", resolve_device("cpu"))), TextTower()
+    maker = FeatureMaker(image_tower, texts, cache=cache, on_progress=_tell_features)
+    shop = Workshop(out, scale, batch_size, texts, maker, _sources(data))
+    numbers = range(MEMBERS) if member is None else [member]
+    if only in (None, "heads"):
+        _train_heads(shop, HEADS_ALONE, numbers)
+    if only in (None, "joint"):
+        _train_jointly(shop, numbers, PoolMaker(image_tower, texts, cache=cache))
+    if only in (None, "settled"):
+        _use(shop)
+        _train_heads(shop, SETTLED, numbers)
+    if only is None:
+        _finish(shop)
+
+
+def _train_heads(shop: Workshop, stage: Stage, members: Iterable[int]) -> None:
+    todo = [member for member in members if not shop.is_done(stage, member)]
+    if not todo:
+        return
+    pairs, rehearsal = shop.gather(shop.maker)
+    for member in todo:
+        config = shop.config(stage, member)
+        if stage is HEADS_ALONE:
+            heads = fresh_heads(config, shop.texts)
+        else:
+            heads = shop.heads(JOINT, member)
+        train(heads, pairs, config, rehearsal=rehearsal, on_step=_tell_step)
+        save_heads(heads.eval(), shop.folder(stage, member))
+
+
+def _train_jointly(shop: Workshop, members: Iterable[int], maker: PoolMaker) -> None:
+    todo = [member for member in members if not shop.is_done(JOINT, member)]
+    if not todo:
+        return
+    pairs, rehearsal = shop.gather(maker)
+    for member in todo:
+        folder = shop.folder(JOINT, member)
+        joint = HeadsOverPools(shop.heads(HEADS_ALONE, member), shop.texts.trainable())
+        tune(joint, pairs, shop.config(JOINT, member), rehearsal=rehearsal, on_step=_tell_step)
+        sha256 = save_text_weights(dict(joint.network.weights.items()), folder)
+        save_heads(joint.heads(), folder, parts={TEXT_WEIGHTS_NAME: sha256})
+
+
+def _use(shop: Workshop) -> None:
+    """Make the mean of the members' text networks the one that features are computed with."""
+    networks = [
+        load_text_tower(shop.folder(JOINT, member)).trainable() for member in range(MEMBERS)
+    ]
+    soup(shop.maker.network, networks)
+
+
+def _finish(shop: Workshop) -> None:
+    members = [shop.heads(SETTLED, member).eval() for member in range(MEMBERS)]
+    pairs, _ = shop.gather(shop.maker)
+    step = max(1, len(pairs.caption_MS) // _MERGED_ON)
+    merged = merge(members, pairs.image_NF[pairs.kind_N != Kind.CLASS], pairs.caption_MS[::step])
+    sha256 = save_text_weights(dict(shop.maker.network.weights.items()), shop.out)
+    save_heads(merged, shop.out, parts={TEXT_WEIGHTS_NAME: sha256})
+    validation, _ = gather([shop.data["validation"]], shop.maker)
+    for number, member in enumerate(members):
+        _tell_recall(f"member {number}", measure(member, validation))
+    _tell_recall("merged", measure(load_heads(shop.out)[0], validation))
+
+
+def _sources(data: Path) -> dict[str, Source]:
+    return {
+        "flickr8k": _open(data, "flickr8k/train-{00000..00001}.tar"),
+        "openstax": _open(data, "openstax-photos/train-{00000..00001}.tar"),
+        "tiny-imagenet": _open(data, "tiny-imagenet/train-00000.tar", "names"),
+        "grocery-store": _open(data, "grocery-store/train-00000.tar", "label"),
+        "validation": _open(data, "flickr8k/val-00000.tar"),
+    }
+
+
+def _open(data: Path, shards: str, field: str | None = None) -> Source:
+    return open_source(str(data / shards), text_field=field)
+
+
+def _tell_features(what: str, done: int, total: int) -> None:
+    if done % 1024 == 0 or done == total:
+        click.echo(f"{what}: {done} of {total}")
+
+
+def _tell_step(step: Step) -> None:
+    if step.step % _TOLD_EVERY == 0 or step.step in (1, step.steps):
+        click.echo(
+            f"step {step.step} of {step.steps}: loss {step.loss:.3f}, scale {step.scale:.1f}, "
+            f"{step.pairs_per_second:.0f} pairs a second, {time.process_time():.0f} s of processor"
+        )
+
+
+def _tell_recall(what: str, recall: Recall) -> None:
+    for language, metrics in recall.items():
+        cells = [
+            " ".join(f"{100 * metrics[f'{way}_retrieval_recall@{k}']:.1f}" for k in (1, 5, 10))
+            for way in ("image", "text")
+        ]
+        click.echo(f"{what}, {language}: text -> image {cells[0]}, image -> text {cells[1]}")
+
+
+if __name__ == "__main__":
+    try:
+        starter.main(standalone_mode=False)
+    except DiptychError as error:
+        click.echo(one_line(error), err=True)
+        sys.exit(exit_code(error))

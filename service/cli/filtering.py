@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class FloorType(click.ParamType):
+class FloorType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
     """A cosine, or the word `auto`."""
 
     name = "S|auto"

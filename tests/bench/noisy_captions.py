@@ -20,6 +20,7 @@ would know the right ones by heart. Who judges instead:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import sys
@@ -150,8 +151,10 @@ def main() -> None:
         seed=arguments.seed,
     )
 
+    start = fresh_heads(config, tower)  # embeds a thousand names: once is enough
+
     def trained(pairs: Pairs) -> StarterHeads:
-        return train(fresh_heads(config, tower), pairs, config).heads
+        return train(copy.deepcopy(start), pairs, config).heads
 
     results: dict[str, dict[str, float]] = {}
 
@@ -161,7 +164,7 @@ def main() -> None:
         print(f"{name:16}{cells}", flush=True)
 
     noisy, wrong_M = with_noise(clean, arguments.noise, arguments.seed)
-    show("untrained", fresh_heads(config, tower))
+    show("untrained", start)
     show("clean", trained(clean))
     noisy_heads = trained(noisy)
     show("noisy", noisy_heads)
@@ -186,7 +189,7 @@ def main() -> None:
         print(f"  judge {name}: {cells}", flush=True)
 
     filters: dict[str, dict[str, float | None]] = {}
-    judged("start", *scores(fresh_heads(config, tower), noisy, 1), retrain=False)
+    judged("start", *scores(start, noisy, 1), retrain=False)
     judged("self", *scores(noisy_heads, noisy, 1))
     half_M = owners_of(noisy) % 2
     folds = [scores(trained(only(noisy, half_M == side)), noisy, 1) for side in (1, 0)]

@@ -36,6 +36,7 @@ from indexer.reading import Moved, New, Reader
 from indexer.rejects import Rejects, RejectsFile
 from indexer.relevance import embed_background
 from indexer.stages import Stages
+from indexer.stamps import Stamps, stamps_path
 from indexer.store import IndexWriter
 from indexer.storing import TEXTS_PER_IMAGE, Places, Storing
 from indexer.tally import Tally
@@ -82,11 +83,20 @@ def build_index(
     with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
         path = options.rejects or out.absolute().with_name(out.absolute().name + ".rejects.jsonl")
         rejects = RejectsFile(path)
+        stamps = Stamps(
+            stamps_path(out),
+            writer.manifest.index,
+            repr((options.captions, options.languages)),
+            rehash=options.rehash,
+        )
         try:
             more: dict[str, Any] = {"on_progress": on_progress, "operation": operation}
-            report = index_records(sources, writer, encoder, rejects, options=options, **more)
+            report = index_records(
+                sources, writer, encoder, rejects, options=options, stamps=stamps, **more
+            )
         finally:
             rejects.close()
+            stamps.save()
     report.rejects_file = str(path) if rejects.count else None
     return report
 
@@ -99,6 +109,7 @@ def index_records(
     *,
     options: BuildOptions = _DEFAULTS,
     only: Collection[str] | None = None,
+    stamps: Stamps | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
     operation: Operation = "build",
 ) -> BuildReport:
@@ -107,12 +118,15 @@ def index_records(
     Args:
         only: all the keys that will come, if they are few; the index's other records need not be
             read then. Not for mirrors.
+        stamps: lets records be passed over unread; None reads all.
     """
     started = time.monotonic()
     base = open_version(writer.root, writer.manifest)
     try:
         known = KnownRecords(base, only)
-        run = _Run(sources, writer, base, known, encoder, options, rejects, on_progress, operation)
+        run = _Run(
+            sources, writer, base, known, encoder, options, rejects, stamps, on_progress, operation
+        )
         run.all()
     finally:
         base.close()
@@ -150,6 +164,7 @@ class _Run:
         encoder: Encoder | DeferredEncoder,
         options: BuildOptions,
         rejects: Rejects,
+        stamps: Stamps | None,
         on_progress: Callable[[BuildProgress], None] | None,
         operation: Operation,
     ) -> None:
@@ -164,7 +179,7 @@ class _Run:
         self._left_out = Erasures() if options.allow_erased else writer.erasures
         self._mirror = Mirror()
         self._reader = Reader(
-            sources, known, writer.erasures, options, self.tally, self._mirror, self.stages
+            sources, known, writer.erasures, options, self.tally, self._mirror, self.stages, stamps
         )
         origins = [SourceEntry(name=source.name, kind=source.kind) for source in sources]
         self._storing = Storing(writer, base, origins, operation)

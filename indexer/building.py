@@ -37,6 +37,7 @@ class BuildOptions:
             index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
             more than half of the index (`indexer.mirroring`).
+        rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """
 
@@ -55,6 +56,7 @@ class BuildOptions:
     relevance: bool = True
     mirror: bool = False
     mirror_all: bool = False
+    rehash: bool = False
     allow_erased: bool = False
 
 

@@ -17,8 +17,9 @@ from indexer.known import KnownRecords
 from indexer.mirroring import Mirror
 from indexer.preparing import Texts, check_record, content_hash, selected_texts, text_ids
 from indexer.stages import Stages
+from indexer.stamps import Stamps
 from indexer.tally import Tally
-from models.data.records import Record, Reject, Row, Source
+from models.data.records import Kept, Record, Reject, Row, Source, Stamp, StampedSource
 from models.errors import SourceError
 
 
@@ -63,6 +64,7 @@ class Reader:
         tally: Tally,
         mirror: Mirror,
         stages: Stages,
+        stamps: Stamps | None = None,
     ) -> None:
         self.broken: SourceError | None = None
         self._sources = sources
@@ -73,6 +75,9 @@ class Reader:
         self._tally = tally
         self._mirror = mirror
         self._stages = stages
+        self._stamps = stamps
+        # a text that was deleted and may come back is found by reading its record
+        self._trusts = stamps is not None and not (options.allow_erased and len(erased))
 
     def __iter__(self) -> Iterator[Work]:
         try:
@@ -85,8 +90,9 @@ class Reader:
         except SourceError as error:
             self.broken = error  # keep what came before it
 
-    def _timed(self, source: Source) -> Iterator[Row]:
-        rows = iter(source)
+    def _timed(self, source: Source) -> Iterator[Row | Kept]:
+        stamped = self._trusts and isinstance(source, StampedSource)
+        rows = source.rows_unless(self._is_known) if stamped else iter(source)  # type: ignore[attr-defined]
         while True:
             with self._stages.work("read"):
                 row = next(rows, None)
@@ -94,16 +100,26 @@ class Reader:
                 return
             yield row
 
-    def _judge(self, source: Source, row: Row) -> Work | None:
+    def _is_known(self, key: str, uri: str, stamp: Stamp) -> bool:
+        assert self._stamps is not None
+        content = self._stamps.content(key, stamp)
+        if content is None or key in self._left_out:
+            return False
+        return self._known.holds(key, content, uri)
+
+    def _judge(self, source: Source, row: Row | Kept) -> Work | None:
         if isinstance(row, Reject):
             self._mirror.refused(source, row)
             self._tally.refuse(row)
             return None
         fresh = self._mirror.seen.add(row.key)
+        if isinstance(row, Kept) and fresh:
+            self._tally.handled("unchanged")
+            return None
         with self._stages.work("read"):
-            if why := check_record(row):
+            if isinstance(row, Record) and (why := check_record(row)):
                 self._tally.refuse(Reject(source.name, row.key, "unusable-record", why))
-            elif not fresh:
+            elif isinstance(row, Kept) or not fresh:
                 why = "an earlier record of this build has the same id"
                 self._tally.refuse(Reject(source.name, row.key, "duplicate-id", why))
             elif row.key in self._left_out:
@@ -115,6 +131,8 @@ class Reader:
     def _news(self, source: Source, record: Record) -> Work | None:
         indexed = selected_texts(record, self._options.captions, self._options.languages)
         digest = content_hash(record, indexed)
+        if self._stamps is not None:
+            self._stamps.note(record.key, record.stamp, digest)
         state = self._known.state(record, digest)
         if state in ("unchanged", "moved") and not self._wanted_back(record, indexed):
             if state == "moved":

@@ -35,6 +35,11 @@ def source_options(function: F) -> F:
             help="Pictures per call of the model.",
         ),
         click.option(
+            "--rehash",
+            is_flag=True,
+            help="Read every file again, also those whose size, times and inode are as they were.",
+        ),
+        click.option(
             "--workers",
             type=click.IntRange(min=0, max=64),
             help="Processes that decode pictures; 0 decodes in threads, where a picture that "
@@ -190,6 +195,7 @@ def _index(
     allow_erased: bool,
     rejects: Path | None,
     max_errors: int | None,
+    rehash: bool,
     workers: int | None,
     fast_jpeg: bool,
     plot: Path | None,
@@ -210,6 +216,7 @@ def _index(
         rejects=rejects,
         max_errors=max_errors,
         allow_erased=allow_erased,
+        rehash=rehash,
         workers=workers,
         draft=fast_jpeg,
         **more,

@@ -81,7 +81,7 @@ def test_calls_follow_in_order_and_stop_after_the_first_failure() -> None:
     assert done == list(range(20))
 
     following = Following(most=2, name="test")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # whichever call notices
         for number in range(20):
             following.do(lambda number=number: done.append(1 // (number - 3)))  # type: ignore[misc]
         following.finish()

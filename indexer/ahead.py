@@ -1,7 +1,9 @@
 """Threads of a build: one that runs ahead and may not run away, one that follows and keeps order.
 
 `Ahead` consumes an iterator into a bounded queue; `Following` executes calls one after the other.
-Both hand the exception of their thread to whoever uses them. They know nothing of what passes.
+Both hand the exception of their thread to whoever uses them. `AheadHere` and `FollowingHere` do the
+same in the caller's thread: for a few records, and on a machine so busy that every hand-over waits
+its turn, that is several times faster. They know nothing of what passes.
 """
 
 from __future__ import annotations
@@ -94,6 +96,41 @@ class Ahead(Generic[T]):
             return True
         room = self._bytes + item.size <= self._most_bytes
         return room and len(self._waiting) < self._most
+
+
+class AheadHere(Generic[T]):
+    """As `Ahead`, in the caller's thread: it gets as far ahead whenever an item is asked for."""
+
+    def __init__(self, items: Iterable[T], *, most: int, most_bytes: int) -> None:
+        self._items = items
+        self._most = most
+        self._most_bytes = most_bytes
+
+    def __iter__(self) -> Iterator[T]:
+        waiting: deque[T] = deque()
+        size = 0
+        for item in self._items:
+            waiting.append(item)
+            size += item.size
+            while len(waiting) >= self._most or size > self._most_bytes:
+                size -= waiting[0].size
+                yield waiting.popleft()
+        yield from waiting
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class FollowingHere:
+    """As `Following`, at once."""
+
+    def do(self, call: Callable[[], object]) -> None:
+        call()
+
+    def finish(self) -> None:
+        """Nothing is left."""
+
+    stop = drop = finish
 
 
 class Following:

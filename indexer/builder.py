@@ -13,14 +13,14 @@ that embeds. It prints nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from indexer.ahead import Ahead, Following
+from indexer.ahead import Ahead, AheadHere, Following, FollowingHere
 from indexer.background_queries import list_id
 from indexer.building import BuildOptions, BuildProgress, BuildReport
 from indexer.decoding import Decoders, how_many
@@ -52,6 +52,8 @@ _AHEAD: Final = 3
 """Batches' worth of records in preparation, the one being embedded included."""
 _AHEAD_BYTES: Final = 256 << 20
 _BATCHES_TO_WRITE: Final = 3
+_FEW: Final = 256
+"""A build that expects no more records reads, embeds and writes in one thread, in turns."""
 
 
 def build_index(
@@ -140,6 +142,9 @@ def index_records(
     return report
 
 
+_Writing: TypeAlias = Following | FollowingHere
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """Work in the order of the sources; `future` is of one that has to be prepared."""
@@ -206,13 +211,14 @@ class _Run:
         threads = self._options.decode_threads or how_many(self._options.workers, self._total)[1]
         broken: SourceError | InputError | None
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
-            ahead = Ahead(
-                self._submitted(pool),
-                most=_AHEAD * self._options.batch_size,
-                most_bytes=_AHEAD_BYTES,
-                name="read",
-            )
-            writing = Following(most=_BATCHES_TO_WRITE, name="write")
+            bounds = {"most": _AHEAD * self._options.batch_size, "most_bytes": _AHEAD_BYTES}
+            ahead: Ahead[_Waiting] | AheadHere[_Waiting]
+            writing: _Writing
+            if self._overlaps():
+                ahead = Ahead(self._submitted(pool), **bounds, name="read")
+                writing = Following(most=_BATCHES_TO_WRITE, name="write")
+            else:
+                ahead, writing = AheadHere(self._submitted(pool), **bounds), FollowingHere()
             try:
                 self._embed_all(ahead, writing)
                 broken = self._reader.broken
@@ -237,6 +243,11 @@ class _Run:
             raise broken
         self.tally.tell("done")
 
+    def _overlaps(self) -> bool:
+        if self._options.overlap is not None:
+            return self._options.overlap
+        return self._total is None or self._total > _FEW
+
     def _submitted(self, pool: ThreadPoolExecutor) -> Iterator[_Waiting]:
         """In the reader's thread: what it finds, with preparation under way."""
         for work in self._reader:
@@ -259,7 +270,7 @@ class _Run:
                 erasures=self._left_out,
             )
 
-    def _embed_all(self, ahead: Ahead[_Waiting], writing: Following) -> None:
+    def _embed_all(self, ahead: Iterable[_Waiting], writing: _Writing) -> None:
         batch: list[Prepared] = []
         waiting = iter(ahead)
         while True:
@@ -282,7 +293,7 @@ class _Run:
                 batch = []
         self._embed(batch, writing)
 
-    def _embed(self, batch: list[Prepared], writing: Following) -> None:
+    def _embed(self, batch: list[Prepared], writing: _Writing) -> None:
         if not batch:
             return
         with self.stages.held_by("embed"), self.stages.work("embed"):
@@ -298,7 +309,7 @@ class _Run:
         if done.images or done.texts:
             self._store(done.images, done.texts, writing)
 
-    def _store(self, images: Rows, texts: Rows, writing: Following) -> None:
+    def _store(self, images: Rows, texts: Rows, writing: _Writing) -> None:
         dead: Places = []
         for record in {new.record: None for _, new in [*images, *texts]}:
             if record not in self._known:
@@ -313,7 +324,7 @@ class _Run:
         if self._images >= limit or self._texts >= limit * TEXTS_PER_IMAGE:
             self._commit(writing)
 
-    def _move(self, work: Moved, writing: Following) -> None:
+    def _move(self, work: Moved, writing: _Writing) -> None:
         places = self._known.live_rows(work.record.key)
         self._write(writing, partial(self._storing.move, work.record.uri, places))
         self.tally.handled("moved")
@@ -321,12 +332,12 @@ class _Run:
         if self._moves >= self._options.segment_rows:
             self._commit(writing)
 
-    def _remove_gone(self, writing: Following) -> None:
+    def _remove_gone(self, writing: _Writing) -> None:
         for key in self._mirror.gone(self._known, remove_all=self._options.mirror_all):
             self._write(writing, partial(self._storing.bury, self._known.live_rows(key)))
             self.tally.count("removed")
 
-    def _commit(self, writing: Following) -> None:
+    def _commit(self, writing: _Writing) -> None:
         background = self._background() if self._images or self._texts else None
         self._images = self._texts = self._moves = 0
         self._write(writing, partial(self._storing.commit, background, self.tally.tell))
@@ -343,7 +354,7 @@ class _Run:
             queries_QD = embed_background(self._encoder)
         return None if queries_QD is None else (queries_QD, list_id())
 
-    def _write(self, writing: Following, call: Callable[[], object]) -> None:
+    def _write(self, writing: _Writing, call: Callable[[], object]) -> None:
         def timed() -> None:
             with self.stages.work("write"):
                 call()

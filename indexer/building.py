@@ -30,8 +30,10 @@ class BuildOptions:
         max_errors: stop, committing what is done, once more than this many were rejected.
         rejects: the rejects file; None puts `<index>.rejects.jsonl` beside the index.
         workers: processes that decode pictures; 0 decodes in threads of this process; None takes
-            one per core, and threads where at most 16 pictures are expected.
+            one per core, and threads where at most 64 records are expected.
         decode_threads: threads that prepare records; None takes one per worker.
+        overlap: read and write in threads of their own, so that the model never waits for a disk;
+            None does so where more than 256 records are expected.
         draft: let large JPEGs be decoded at a fraction (`models.pictures.Wanted`).
         relevance: keep a background (`indexer.background`) so that hits carry a relevance; an
             index that has one keeps it in any case.
@@ -52,6 +54,7 @@ class BuildOptions:
     rejects: Path | None = None
     workers: int | None = None
     decode_threads: int | None = None
+    overlap: bool | None = None
     draft: bool = False
     relevance: bool = True
     mirror: bool = False

@@ -23,8 +23,9 @@ _LOG = logging.getLogger("diptych.indexer")
 
 TIMEOUT_S: Final = 30.0
 """For one picture. The largest that is allowed takes two seconds; a busy machine ten times that."""
-FEW: Final = 16
-"""A build that expects no more pictures than this decodes them in threads."""
+FEW: Final = 64
+"""A build that expects no more records than this decodes in threads: starting processes would take
+as long as the work."""
 _MOST: Final = 8
 
 

@@ -43,7 +43,7 @@ def source_options(function: F) -> F:
             "--workers",
             type=click.IntRange(min=0, max=64),
             help="Processes that decode pictures; 0 decodes in threads, where a picture that "
-            "crashes its decoder ends the build. [default: one per core; 0 for 16 pictures or "
+            "crashes its decoder ends the build. [default: one per core; 0 for 64 records or "
             "fewer]",
         ),
         click.option(

@@ -56,6 +56,7 @@ class Stamps:
         self._head = _MAGIC, bytes.fromhex(index), _hash(options.encode(), 16)
         self._old = np.zeros(0, dtype=_ENTRY) if rehash else self._read()
         self._keys = array("Q", self._old["key"].tobytes())
+        self._bytes = self._old.tobytes()  # 100 times faster to look into than the array
         self._began_ns = time.time_ns()
         self._new: dict[int, tuple[bytes, bytes]] = {}
 
@@ -68,8 +69,10 @@ class Stamps:
         at = bisect_left(self._keys, number)
         if at == len(self._keys) or self._keys[at] != number:
             return None
-        entry = self._old[at]
-        return bytes(entry["content"]) if bytes(entry["stamp"]) == stamp.digest else None
+        start = at * _ENTRY.itemsize + 8
+        if self._bytes[start : start + 16] != stamp.digest:
+            return None
+        return self._bytes[start + 16 : start + 16 + CONTENT_BYTES]
 
     def note(self, key: str, stamp: Stamp | None, content_hash: str) -> None:
         """Remember a record that was read, if its files are old enough to be told apart."""

@@ -56,8 +56,25 @@ class FolderSource:
         self._salt = _READING + repr(chosen).encode()
 
     def count(self) -> int:
-        """Pictures by name, from directory listings alone."""
-        return sum(1 for _ in self._sizes())
+        """Pictures by name, from directory listings alone: nothing is asked of the files."""
+        total, stack = 0, [b""]
+        while stack:
+            directory = stack.pop()
+            try:
+                with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118
+                    for entry in entries:
+                        if _passed_over(entry.name):
+                            continue
+                        path = _join(directory, entry.name)
+                        if entry.is_dir(follow_symlinks=False):
+                            if not self._globs.pruned(path):
+                                stack.append(path)
+                        elif suffix_of(entry.name) in IMAGE_SUFFIXES:
+                            is_file = entry.is_file(follow_symlinks=False)
+                            total += is_file and self._globs.wanted(path)
+            except OSError:  # iterating tells
+                continue
+        return total
 
     def plan(self) -> Plan:
         """From directory listings; sidecars are not counted."""
@@ -95,7 +112,9 @@ class FolderSource:
                 if not self._globs.wanted(_join(directory, name)):
                     continue
                 for row in self._rows(directory, name, listing, sidecars, skip):
-                    if not isinstance(row, Reject) and not seen.add(row.key):
+                    # two names are shown alike only where bytes had to be escaped
+                    escaped = not isinstance(row, Reject) and "\\" in row.key
+                    if escaped and not seen.add(row.key):
                         yield Reject(self.name, row.key, "duplicate-key", "the key occurs twice")
                     else:
                         yield row
@@ -127,7 +146,7 @@ class FolderSource:
         found = []
         with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118 (bytes)
             for entry in entries:
-                if entry.name.startswith(b".") or entry.name in _SKIPPED_NAMES:
+                if _passed_over(entry.name):
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -240,6 +259,10 @@ class FolderSource:
 
     def _reject(self, relative: bytes, error: FileRefusedError | FieldError) -> Reject:
         return Reject(self.name, display_name(relative), error.code, error.detail)
+
+
+def _passed_over(name: bytes) -> bool:
+    return name.startswith(b".") or name in _SKIPPED_NAMES
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

@@ -47,14 +47,7 @@ from models.geometry import Geometry, Pixels  # noqa: E402
 from models.images import decode_image  # noqa: E402
 from models.vectors import Vectors, unit_rows  # noqa: E402
 
-PHOTOS = (
-    "astronaut.png",
-    "coffee.png",
-    "chelsea.png",
-    "rocket.jpg",
-    "retina.jpg",
-    "motorcycle_left.png",
-)
+NAMES = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg")
 SIZE = (640, 480)
 
 

@@ -3,8 +3,9 @@
     read -> decode and prepare -> embed in batches -> write        a thread or processes for each,
                                                                    bounded queues between them
 
-A version is committed every `segment_rows` pictures, and running the same command again embeds
-only what is new or changed. Embedded rows keep the order of the sources, whatever the threads and
+A version is committed every `segment_rows` pictures, and sooner where they are slow (`Pacing`), so
+that little is lost with a killed build; running the same command again embeds only what is new or
+changed. Embedded rows keep the order of the sources, whatever the threads and
 processes do. What was deleted stays out unless it is asked for. The stages are in
 `indexer.reading`, `decoding`, `embedding_batches` and `storing`; this joins them, and is the thread
 that embeds. It prints nothing.
@@ -190,6 +191,7 @@ class _Run:
         self._storing = Storing(writer, base, origins, operation)
         self._fields = writer.manifest.declared
         self._images = self._texts = self._moves = 0  # since the last commit
+        self._began, self._committed = time.monotonic(), 0.0
         self._background_known = False
 
     @cached_property
@@ -321,7 +323,8 @@ class _Run:
         self._images += len(images)
         self._texts += len(texts)
         limit = self._options.segment_rows
-        if self._images >= limit or self._texts >= limit * TEXTS_PER_IMAGE:
+        full = self._images >= limit or self._texts >= limit * TEXTS_PER_IMAGE
+        if full or self._options.pacing.due(time.monotonic() - self._began, self._committed):
             self._commit(writing)
 
     def _move(self, work: Moved, writing: _Writing) -> None:
@@ -340,6 +343,7 @@ class _Run:
     def _commit(self, writing: _Writing) -> None:
         background = self._background() if self._images or self._texts else None
         self._images = self._texts = self._moves = 0
+        self._committed = time.monotonic() - self._began
         self._write(writing, partial(self._storing.commit, background, self.tally.tell))
 
     def _background(self) -> Any:

@@ -16,12 +16,32 @@ Stage = Literal["embedding", "committing", "done"]
 
 
 @dataclass(frozen=True, slots=True)
+class Pacing:
+    """When to commit before a segment is full: what a killed build has to do again is bounded.
+
+    The wait grows with the build, so that a day's work makes dozens of versions, not thousands.
+
+    Attributes:
+        seconds: no commit sooner than this after the last one.
+        share: nor before this part of the build's time so far.
+    """
+
+    seconds: float = 60.0
+    share: float = 0.05
+
+    def due(self, elapsed: float, committed: float) -> bool:
+        """Both in seconds since the start: now, and when the last commit was."""
+        return elapsed - committed >= max(self.seconds, self.share * elapsed)
+
+
+@dataclass(frozen=True, slots=True)
 class BuildOptions:
     """How to build.
 
     Attributes:
         batch_size: pictures per call of the image tower.
-        segment_rows: pictures per commit.
+        segment_rows: pictures per commit, at most.
+        pacing: when to commit before there are so many.
         thumbnails: store a JPEG preview of every picture.
         thumbnail_side: its longest side in pixels.
         captions: index texts as items of their own.
@@ -45,6 +65,7 @@ class BuildOptions:
 
     batch_size: int = 32
     segment_rows: int = 8192
+    pacing: Pacing = Pacing()
     thumbnails: bool = True
     thumbnail_side: int = 320
     captions: bool = True

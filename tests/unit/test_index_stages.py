@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from indexer.building import Pacing
 from indexer.stages import Stages
 
 
@@ -59,3 +62,15 @@ def test_a_long_timeline_thins_out_and_stays_true() -> None:
 
 def test_a_build_without_pictures_has_no_bottleneck() -> None:
     assert Stages(Clock()).summary()["bottleneck"] is None
+
+
+def test_commits_are_a_minute_apart_and_then_a_twentieth_of_the_time() -> None:
+    pacing, committed, commits = Pacing(), 0.0, []
+    for now in range(5 * 86_400):
+        if pacing.due(now, committed):
+            committed = now
+            commits.append(now)
+    assert commits[:3] == [60, 120, 180]
+    assert len(commits) < 200  # in five days
+    lost = [later - earlier for earlier, later in pairwise(commits)]
+    assert all(gap <= max(60, 0.06 * at) for gap, at in zip(lost, commits[1:], strict=True))

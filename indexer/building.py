@@ -26,8 +26,8 @@ class Pacing:
         share: nor before this part of the build's time so far.
     """
 
-    seconds: float = 60.0
-    share: float = 0.05
+    seconds: float = 10.0
+    share: float = 0.02
 
     def due(self, elapsed: float, committed: float) -> bool:
         """Both in seconds since the start: now, and when the last commit was."""

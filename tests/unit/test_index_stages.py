@@ -64,13 +64,13 @@ def test_a_build_without_pictures_has_no_bottleneck() -> None:
     assert Stages(Clock()).summary()["bottleneck"] is None
 
 
-def test_commits_are_a_minute_apart_and_then_a_twentieth_of_the_time() -> None:
+def test_commits_are_ten_seconds_apart_and_then_a_fiftieth_of_the_time() -> None:
     pacing, committed, commits = Pacing(), 0.0, []
     for now in range(5 * 86_400):
         if pacing.due(now, committed):
             committed = now
             commits.append(now)
-    assert commits[:3] == [60, 120, 180]
-    assert len(commits) < 200  # in five days
+    assert commits[:3] == [10, 20, 30]
+    assert len(commits) < 450  # in five days
     lost = [later - earlier for earlier, later in pairwise(commits)]
-    assert all(gap <= max(60, 0.06 * at) for gap, at in zip(lost, commits[1:], strict=True))
+    assert all(gap <= max(10, 0.025 * at) for gap, at in zip(lost, commits[1:], strict=True))

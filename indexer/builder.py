@@ -26,9 +26,10 @@ from indexer.background_queries import list_id
 from indexer.building import BuildOptions, BuildProgress, BuildReport
 from indexer.decoding import Decoders, how_many
 from indexer.embedding import DeferredEncoder
-from indexer.embedding_batches import Rows, embed_batch
+from indexer.embedding_batches import Embedded, Rows, embed_batch
 from indexer.erasures import Erasures
 from indexer.fs import Fs
+from indexer.journal import Journal, Restored, journal_path
 from indexer.known import KnownRecords
 from indexer.manifest import Operation, SourceEntry
 from indexer.mirroring import Mirror
@@ -44,7 +45,7 @@ from indexer.tally import Tally
 from indexer.version import OpenVersion, open_version
 from models.data.records import Reject, Source
 from models.encoder import Encoder
-from models.errors import InputError, SourceError
+from models.errors import InputError, SourceError, StoreError
 
 __all__ = ["BuildOptions", "BuildProgress", "BuildReport", "build_index", "index_records"]
 
@@ -92,14 +93,21 @@ def build_index(
             repr((options.captions, options.languages)),
             rehash=options.rehash,
         )
+        journal = Journal(journal_path(out), *_purpose(writer, options))
+        over = True
         try:
             more: dict[str, Any] = {"on_progress": on_progress, "operation": operation}
-            report = index_records(
-                sources, writer, encoder, rejects, options=options, stamps=stamps, **more
-            )
+            more |= {"stamps": stamps, "journal": journal}
+            report = index_records(sources, writer, encoder, rejects, options=options, **more)
+        except StoreError:
+            raise  # a full disk needs its room, and other damage is none to go on from
+        except BaseException:
+            over = journal.empty
+            raise
         finally:
             rejects.close()
             stamps.save()
+            journal.close(remove=over)
     report.rejects_file = str(path) if rejects.count else None
     return report
 
@@ -113,6 +121,7 @@ def index_records(
     options: BuildOptions = _DEFAULTS,
     only: Collection[str] | None = None,
     stamps: Stamps | None = None,
+    journal: Journal | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
     operation: Operation = "build",
 ) -> BuildReport:
@@ -122,13 +131,24 @@ def index_records(
         only: all the keys that will come, if they are few; the index's other records need not be
             read then. Not for mirrors.
         stamps: lets records be passed over unread; None reads all.
+        journal: keeps what is not committed yet for a build after this one.
     """
     started = time.monotonic()
     base = open_version(writer.root, writer.manifest)
     try:
         known = KnownRecords(base, only)
         run = _Run(
-            sources, writer, base, known, encoder, options, rejects, stamps, on_progress, operation
+            sources,
+            writer,
+            base,
+            known,
+            encoder,
+            options,
+            rejects,
+            stamps,
+            journal,
+            on_progress,
+            operation,
         )
         run.all()
     finally:
@@ -146,12 +166,23 @@ def index_records(
 _Writing: TypeAlias = Following | FollowingHere
 
 
+def _purpose(writer: IndexWriter, options: BuildOptions) -> tuple[str, ...]:
+    """All that decides what a record's rows are, besides the record, and where they belong."""
+    manifest, fields = writer.manifest, ("captions", "languages", "thumbnails", "thumbnail_side")
+    chosen = [getattr(options, name) for name in (*fields, "draft", "allow_erased")]
+    declared = [str(one) for one in manifest.declared]
+    digest = manifest.fingerprint.digest
+    return manifest.index, str(manifest.version), digest, repr(declared), repr(chosen)
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Work in the order of the sources; `future` is of one that has to be prepared."""
+    """Work in the order of the sources: `future` of a record that has to be prepared, or what an
+    earlier build embedded of it."""
 
     work: New | Moved
-    future: Future[Prepared | Reject] | None
+    future: Future[Prepared | Reject] | None = None
+    restored: Restored | None = None
 
     @property
     def size(self) -> int:
@@ -171,6 +202,7 @@ class _Run:
         options: BuildOptions,
         rejects: Rejects,
         stamps: Stamps | None,
+        journal: Journal | None,
         on_progress: Callable[[BuildProgress], None] | None,
         operation: Operation,
     ) -> None:
@@ -179,6 +211,7 @@ class _Run:
         self.stages = Stages()
         self.tally = Tally(rejects, self.stages, self._total, on_progress)
         self._writer = writer
+        self._journal = journal
         self._known = known
         self._given = encoder
         self._options = options
@@ -254,7 +287,10 @@ class _Run:
         """In the reader's thread: what it finds, with preparation under way."""
         for work in self._reader:
             if isinstance(work, Moved):
-                yield _Waiting(work, None)
+                yield _Waiting(work)
+                continue
+            if self._journal and (found := self._journal.find(work.record.key, work.digest)):
+                yield _Waiting(work, restored=found)
                 continue
             _ = self._decoders  # here, before several threads ask for the model at once
             yield _Waiting(work, pool.submit(self._prepare, work))
@@ -280,6 +316,11 @@ class _Run:
                 one = next(waiting, None)
             if one is None:
                 break
+            if one.restored is not None:
+                self._embed(batch, writing)  # which comes before it
+                batch = []
+                self._restore(one.restored, writing)
+                continue
             if one.future is None:
                 self._move(one.work, writing)
                 continue
@@ -309,7 +350,15 @@ class _Run:
             self.tally.count("erased", one.erased)
             self.tally.handled()
         if done.images or done.texts:
+            if self._journal is not None:
+                self._journal.add(_by_record(done))
             self._store(done.images, done.texts, writing)
+
+    def _restore(self, found: Restored, writing: _Writing) -> None:
+        for reject in found.rejects:
+            self.tally.refuse(reject, whole=False)
+        self.tally.handled("resumed")
+        self._store(found.images, found.texts, writing)
 
     def _store(self, images: Rows, texts: Rows, writing: _Writing) -> None:
         dead: Places = []
@@ -344,7 +393,14 @@ class _Run:
         background = self._background() if self._images or self._texts else None
         self._images = self._texts = self._moves = 0
         self._committed = time.monotonic() - self._began
-        self._write(writing, partial(self._storing.commit, background, self.tally.tell))
+        covered = self._journal.mark() if self._journal is not None else 0
+
+        def commit() -> None:
+            self._storing.commit(background, self.tally.tell)
+            if self._journal is not None:
+                self._journal.begin(*_purpose(self._writer, self._options), covered=covered)
+
+        self._write(writing, commit)
 
     def _background(self) -> Any:
         """Once, and only if the index has none of this list: it stores what was embedded."""
@@ -365,3 +421,14 @@ class _Run:
 
         with self.stages.held_by("write"):
             writing.do(timed)
+
+
+def _by_record(done: Embedded) -> list[Restored]:
+    found = {
+        one.record: Restored(one.record, one.content_hash, [], [], one.rejects) for one in done.kept
+    }
+    for row in done.images:
+        found[row[1].record].images.append(row)
+    for row in done.texts:
+        found[row[1].record].texts.append(row)
+    return [one for one in found.values() if one.images or one.texts]

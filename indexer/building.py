@@ -105,13 +105,14 @@ class BuildReport:
     """What a build did.
 
     `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
-    mirror) count records, `erased` records and texts that were left out because they had been
-    deleted, and `rejected` the lines of the rejects file; `images` and `texts` are what the index
-    holds now; `stopped` tells that `max_errors` ended it; `performance` is the summary of
-    `indexer.stages.Stages`.
+    mirror) count records, `resumed` those of the first two that a killed build had embedded,
+    `erased` records and texts that were left out because they had been deleted, and `rejected` the
+    lines of the rejects file; `images` and `texts` are what the index holds now; `stopped` tells
+    that `max_errors` ended it; `performance` is the summary of `indexer.stages.Stages`.
     """
 
     added: int = 0
+    resumed: int = 0
     updated: int = 0
     moved: int = 0
     unchanged: int = 0

@@ -12,8 +12,8 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
-import indexer.builder
 import indexer.decoding
+import indexer.running
 from indexer.decoding import Decoders, how_many
 from models.data.records import Record
 from models.encoder import PreparedImage
@@ -28,7 +28,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, timeout_s: float) -> None:
         more = {"timeout_s": timeout_s, "entry": "misbehaving"}
         return Decoders(encoder, **{**options, **more})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(indexer.builder, "Decoders", decoders)
+    monkeypatch.setattr(indexer.running, "Decoders", decoders)
 
 
 def poisoned(key: str, image: bytes) -> Record:

@@ -220,12 +220,16 @@ def _unpack(entry: dict[str, Any], blob: memoryview) -> Restored:
                 thumbnail=None if size is None else bytes(take(size)),
                 values=tuple(tuple(v) if isinstance(v, list) else v for v in one["values"]),
                 texts=None if one["texts"] is None else tuple(one["texts"]),
-                picture=None if facts is None else Picture(*facts[:3], bytes.fromhex(facts[3])),
+                picture=None if facts is None else _picture(*facts),
             )
             rows.append((vector_D, new))
         both.append(rows)
     rejects = [Reject(**reject) for reject in entry["rejects"]]
     return Restored(entry["record"], entry["content"], both[0], both[1], rejects)
+
+
+def _picture(width: int, height: int, size: int, pixels: str) -> Picture:
+    return Picture(width, height, size, bytes.fromhex(pixels))
 
 
 def _facts(picture: Picture) -> tuple[int, int, int, str]:

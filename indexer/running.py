@@ -207,9 +207,10 @@ class Run:
                 batch = []
                 self._restore(one.restored, writing)
                 continue
-            if one.future is None:
+            if isinstance(one.work, Moved):
                 self._move(one.work, writing)
                 continue
+            assert one.future is not None
             with self.stages.held_by("decode"):
                 result = one.future.result()
             if isinstance(result, Reject):

@@ -11,6 +11,7 @@ anyone may write. It is the builder's path from record to row; there is no secon
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from indexer.builder import index_records
-from indexer.building import BuildOptions, BuildReport
+from indexer.building import BuildOptions, BuildReport, Pacing
 from indexer.editing import EditReport, delete_items
 from indexer.manifest import read_manifest
 from indexer.preparing import check_record
@@ -69,6 +70,7 @@ class Editor:
         options = dataclasses.replace(
             self._options,
             segment_rows=sys.maxsize // 1024,  # one commit, however many there are
+            pacing=Pacing(seconds=math.inf),
             fields=None,
             max_errors=None,
             mirror=False,

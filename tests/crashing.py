@@ -50,7 +50,8 @@ def perform(
     """Do one step to an index."""
     match step:
         case ["build", number]:
-            options = BuildOptions(batch_size=2, segment_rows=3)
+            # every second generation as large builds run: with threads that read and write
+            options = BuildOptions(batch_size=2, segment_rows=3, workers=0, overlap=number % 2 == 0)
             build_index(
                 [ListSource(generation(number, size))], out, encoder, options=options, fs=fs
             )

@@ -110,7 +110,16 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="diptych-plan-") as folder:
         out = Path(folder) / "plan.index"
         # a first batch pays for what is set up once; the background is embedded once too
-        sample = replace(options, rejects=None, relevance=False, mirror=False, mirror_all=False)
+        # in threads, for so few pictures take less time than processes to start
+        sample = replace(
+            options,
+            rejects=None,
+            relevance=False,
+            mirror=False,
+            mirror_all=False,
+            max_errors=None,
+            workers=0,
+        )
         build_index([_First(usable[0].source, 4)], Path(folder) / "warm", encoder, options=sample)
         report = build_index(usable, out, encoder, options=sample)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

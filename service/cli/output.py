@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from models.backends import BACKENDS, prefer_backend
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -34,7 +36,10 @@ def json_option(function: F) -> F:
 
 
 def model_options(function: F) -> F:
-    """`--model`, `--device`, `--precision`, `--threads`: the arguments of `load_encoder`."""
+    """`--model`, `--device`, `--precision`, `--threads`: the arguments of `load_encoder`.
+
+    `--backend` is not handed on: it is set for the process.
+    """
     options = [
         click.option(
             "--model",
@@ -52,6 +57,16 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
+            expose_value=False,
+            callback=lambda _context, _option, name: prefer_backend(name),
+            help="What runs the image tower; auto takes ONNX Runtime where it is installed (the "
+            "extra onnx) and faster.",
         ),
     ]
     for option in reversed(options):

@@ -43,5 +43,10 @@ if [ ! -e "$folder/model/complete" ]; then
     "$python" "$here/peers_model.py" "$folder/model"
     touch "$folder/model/complete"
 fi
+if [ -e "$folder/rclip/complete" ] && [ ! -e "$folder/embed-model/complete" ]; then
+    sh "$here/backends_setup.sh" "$folder/backends" "$python"
+    "$folder/backends/bin/python" "$here/embed_peers_model.py" "$folder/embed-model"
+    touch "$folder/embed-model/complete"
+fi
 echo "now: $python $here/serve_peers.py --peers $folder"
 echo " or: $python $here/embed_peers.py --peers $folder"

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
@@ -54,15 +55,14 @@ from models.images import decode_image  # noqa: E402
 from models.starter.encoder import load_starter  # noqa: E402
 from models.vectors import unit_rows  # noqa: E402
 
-CALIBRATION = 100
 PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "timm", "open_clip_torch")
 
 
 def main() -> None:
     options = _options()
     options.work.mkdir(parents=True, exist_ok=True)
-    pixels, captions = _pictures(options)
-    encoder = load_starter(precision="fp32")
+    encoder = load_starter(precision="fp32", backend="torch")
+    pixels, captions = _pictures(options, encoder)
     report: dict[str, Any] = {
         "benchmark": "backends", "pictures": options.name or options.pictures.split("/")[-1],
         "cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(),
@@ -72,14 +72,18 @@ def main() -> None:
     towers = {"starter": starter, "vit": vit}
     for key in options.towers.split(","):
         tower = towers[key]()
-        inputs = _inputs(tower, pixels)
-        examples, searched = inputs[:CALIBRATION], inputs[CALIBRATION:]
+        inputs, aside = _inputs(tower, pixels), options.calibration
+        examples, searched = inputs[:aside], inputs[aside:]
         one: dict[str, Any] = {"shipped": tower.shipped, "engines": {}}
         for threads in options.threads:
             torch.set_num_threads(threads)
             engines = dict(_engines(tower, options, examples, threads))
             if threads == options.threads[0]:
-                _accuracy(tower, engines, searched, captions[CALIBRATION:], encoder, one["engines"])
+                found = one["engines"]
+                shown = pixels[aside:]
+                rows = _accuracy(tower, engines, searched, shown, encoder, found)
+                if not tower.transformer:
+                    _ranking(rows, captions[aside:], encoder, found)
             for batch in options.batches:
                 _times(tower, engines, searched, batch, threads, options.rounds, one["engines"])
         report["towers"][tower.name] = one
@@ -98,33 +102,64 @@ def _engines(
     yield from openvino_engines(tower, options.work, examples, threads)
 
 
+class _Engine(nn.Module):
+    """An engine in the place of the starter's network, so that the rest is the starter's own."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        return self.forward_features(pixels_B3HW).mean(dim=(2, 3))
+
+    def forward_features(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._run(pixels_B3HW.contiguous().numpy()))
+
+
+def _embedded(run: Run, pixels: Array, encoder: Any) -> Array:
+    tower = encoder._image_tower
+    network, tower._network = tower._network, _Engine(run)
+    try:
+        batches = [list(pixels[at : at + 16]) for at in range(0, len(pixels), 16)]
+        return np.concatenate([encoder.embed_images(batch) for batch in batches])
+    finally:
+        tower._network = network
+
+
 def _accuracy(
-    tower: Tower, engines: dict[str, Run], images: Array, captions: list[str], encoder: Any,
+    tower: Tower, engines: dict[str, Run], images: Array, pixels: Array, encoder: Any,
     report: dict[str, Any],
-) -> None:  # fmt: skip
-    texts_QD = encoder.embed_texts([encoder.prepare_text(text) for text in captions])
-    right_Q = np.arange(len(captions))
-    first: Any = None
+) -> dict[str, Array]:  # fmt: skip
+    """Least cosine to the first engine, torch in fp32; returns what each embeds."""
+    rows: dict[str, Array] = {}
     for name, run in engines.items():
-        rows = np.concatenate([run(images[at : at + 16]) for at in range(0, len(images), 16)])
-        if not tower.transformer:
-            with torch.inference_mode():
-                rows = encoder._heads.embed_images(torch.from_numpy(rows)).numpy()
-        rows_ND = unit_rows(rows)
-        if first is None:
-            first = rows_ND  # torch in fp32
-        cosine_N = (rows_ND * first).sum(axis=1)
-        one = report.setdefault(name, {})
-        one["cosine_min"] = round(float(cosine_N.min()), 6)
-        if not tower.transformer:
-            order = np.argsort(-(texts_QD @ rows_ND.T), axis=1, kind="stable")[:, :10]
-            before = np.argsort(-(texts_QD @ first.T), axis=1, kind="stable")[:, :10]
-            one |= {
-                f"R@{k}": round(100 * float((order[:, :k] == right_Q[:, None]).any(1).mean()), 2)
+        if tower.transformer:
+            batches = [run(images[at : at + 16]) for at in range(0, len(images), 16)]
+            rows[name] = unit_rows(np.concatenate(batches))
+        else:
+            rows[name] = _embedded(run, pixels, encoder)
+        cosine_N = (rows[name] * next(iter(rows.values()))).sum(axis=1)
+        report.setdefault(name, {})["cosine_min"] = round(float(cosine_N.min()), 6)
+    return rows
+
+
+def _ranking(
+    rows: dict[str, Array], captions: list[str], encoder: Any, report: dict[str, Any]
+) -> None:
+    texts_QD = encoder.embed_texts([encoder.prepare_text(text) for text in captions])
+    right_Q1 = np.arange(len(captions))[:, None]
+    before: Any = None
+    for name, rows_ND in rows.items():
+        order = np.argsort(-(texts_QD @ rows_ND.T), axis=1, kind="stable")[:, :10]
+        before = order if before is None else before
+        shared = [len(set(a) & set(b)) / 10 for a, b in zip(order, before, strict=True)]
+        report[name] |= {
+            **{
+                f"R@{k}": round(100 * float((order[:, :k] == right_Q1).any(1).mean()), 2)
                 for k in (1, 5, 10)
-            }
-            shared = [len(set(a) & set(b)) / 10 for a, b in zip(order, before, strict=True)]
-            one["same_ten"] = round(float(np.mean(shared)), 4)
+            },
+            "same_ten": round(float(np.mean(shared)), 4),
+        }
 
 
 def _times(
@@ -153,15 +188,14 @@ def _times(
         }
 
 
-def _pictures(options: Any) -> tuple[Array, list[str]]:
-    """uint8-valued [N, 260, 260, 3] and one caption each."""
-    encoder = load_starter(precision="fp32")
+def _pictures(options: Any, encoder: Any) -> tuple[Array, list[str]]:
+    """uint8 [N, 260, 260, 3] and one caption each."""
     pixels, captions = [], []
     for record in open_source(options.pictures, text_field=options.text_field):
         if isinstance(record, Record) and record.image is not None and record.texts:
             pixels.append(encoder.prepare_image(decode_image(record.image)))
             captions.append(next(iter(record.texts.values()))[0])
-        if len(pixels) == CALIBRATION + options.count:
+        if len(pixels) == options.calibration + options.count:
             break
     return np.stack(pixels), captions
 
@@ -193,6 +227,7 @@ def _options() -> Any:
     parser.add_argument("--name", help="what to call it in the report")
     parser.add_argument("--text-field", default="captions.en")
     parser.add_argument("--count", type=int, default=300, help="pictures that are searched")
+    parser.add_argument("--calibration", type=int, default=100, help="pictures for int8 only")
     parser.add_argument("--work", type=Path, default=Path("build/backends"))
     parser.add_argument("--towers", default="starter,vit")
     parser.add_argument("--threads", type=numbers, default=[1, 2])

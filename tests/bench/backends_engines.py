@@ -1,8 +1,9 @@
 """The image towers that backends.py times, in each engine and arithmetic that could run them.
 
-`towers` gives the reference modules; `torch_engines`, `onnx_engines` and `openvino_engines` give
-functions float32 [B, 3, H, W] -> float32 [B, D]. What they export and quantise is kept in a folder.
-It times nothing and judges nothing.
+`starter` and `vit` give the reference modules; `torch_engines`, `onnx_engines` and
+`openvino_engines` give functions float32 [B, 3, H, W] -> float32: the ViT's embeddings [B, D], or
+the starter's last feature maps [B, F, h, w], from which its own code goes on. What they export and
+quantise is kept in a folder. It times nothing and judges nothing.
 
 bf16 and fp16 are left out of ONNX Runtime's: its CPU provider for x86 has next to no kernels in
 them, and converts to fp32 around every operation.
@@ -47,9 +48,20 @@ class Tower:
     transformer: bool
 
 
+class Maps(nn.Module):
+    """timm's network up to its last feature map."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        return self.network.forward_features(pixels_B3HW)
+
+
 def starter() -> Tower:
-    tower = load_starter(precision="fp32")._image_tower
-    return Tower("starter", tower._network, 260, "torch fp16", transformer=False)
+    maps = Maps(load_starter(precision="fp32", backend="torch")._image_tower._network)
+    return Tower("starter", maps, 260, "torch fp16", transformer=False)
 
 
 def vit() -> Tower:
@@ -67,8 +79,12 @@ def torch_engines(tower: Tower, *, compiled: bool) -> Iterator[tuple[str, Run]]:
         yield "torch bf16", _plain(lower, torch.bfloat16)
         name, make = "bf16", lambda: _plain(torch.compile(lower), torch.bfloat16)
     else:
-        yield "torch fp16", _autocast(tower.network)
-        name, make = "fp16", lambda: _autocast(torch.compile(tower.network))
+        shipped = load_starter(precision="fp16", backend="torch")._image_tower
+        lower = Maps(shipped._network)
+        half = next(lower.parameters()).dtype == torch.float16
+        wrap = (lambda network: _plain(network, torch.float16)) if half else _autocast
+        yield "torch fp16", wrap(lower)
+        name, make = "fp16", lambda: wrap(torch.compile(lower))
     frozen = _frozen(tower)
     if frozen is not None:
         yield "torch.jit frozen fp32", _plain(frozen, torch.float32)
@@ -143,11 +159,26 @@ def export(tower: Tower, folder: Path) -> Path:
     return path.with_suffix(".part").rename(path)
 
 
+def written(threads: int) -> Run:
+    """The starter's tower as `--backend onnx` runs it."""
+    torch.set_num_threads(threads)
+    network = load_starter(backend="onnx")._image_tower._network
+
+    @torch.inference_mode()
+    def run(images_B3HW: Array) -> Array:
+        pixels = torch.from_numpy(images_B3HW).to(memory_format=torch.channels_last)
+        return network.forward_features(pixels).numpy()
+
+    return run
+
+
 def onnx_engines(
     tower: Tower, folder: Path, examples_N3HW: Array, threads: int
 ) -> Iterator[tuple[str, Run]]:
     whole = export(tower, folder)
     yield "onnxruntime fp32", _session(whole, threads)
+    if not tower.transformer:
+        yield "--backend onnx", written(threads)
     yield "onnxruntime int8", _session(_onnx_int8(whole, examples_N3HW), threads)
 
 

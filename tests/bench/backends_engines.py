@@ -60,7 +60,7 @@ class Maps(nn.Module):
 
 
 def starter() -> Tower:
-    maps = Maps(load_starter(precision="fp32", backend="torch")._image_tower._network)
+    maps = Maps(load_starter(precision="fp32", backend="torch")._image_tower._network).eval()
     return Tower("starter", maps, 260, "torch fp16", transformer=False)
 
 
@@ -80,7 +80,7 @@ def torch_engines(tower: Tower, *, compiled: bool) -> Iterator[tuple[str, Run]]:
         name, make = "bf16", lambda: _plain(torch.compile(lower), torch.bfloat16)
     else:
         shipped = load_starter(precision="fp16", backend="torch")._image_tower
-        lower = Maps(shipped._network)
+        lower = Maps(shipped._network).eval()
         half = next(lower.parameters()).dtype == torch.float16
         wrap = (lambda network: _plain(network, torch.float16)) if half else _autocast
         yield "torch fp16", wrap(lower)

@@ -5,11 +5,12 @@ Plain values, shared by the builder and whoever calls it; nothing is done here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from indexer.fields import Field
+from indexer.stages import StageName
 
 Stage = Literal["embedding", "committing", "done"]
 
@@ -28,11 +29,17 @@ class BuildOptions:
         fields: the filterable fields of a new index; None keeps those of an existing one.
         max_errors: stop, committing what is done, once more than this many were rejected.
         rejects: the rejects file; None puts `<index>.rejects.jsonl` beside the index.
-        decode_threads: None uses up to four, one per core.
+        workers: processes that decode pictures; 0 decodes in threads of this process; None takes
+            one per core, and threads where at most 64 records are expected.
+        decode_threads: threads that prepare records; None takes one per worker.
+        overlap: read and write in threads of their own, so that the model never waits for a disk;
+            None does so where more than 256 records are expected.
+        draft: let large JPEGs be decoded at a fraction (`models.pictures.Wanted`).
         relevance: keep a background (`indexer.background`) so that hits carry a relevance; an
             index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
             more than half of the index (`indexer.mirroring`).
+        rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """
 
@@ -45,21 +52,31 @@ class BuildOptions:
     fields: tuple[Field, ...] | None = None
     max_errors: int | None = None
     rejects: Path | None = None
+    workers: int | None = None
     decode_threads: int | None = None
+    overlap: bool | None = None
+    draft: bool = False
     relevance: bool = True
     mirror: bool = False
     mirror_all: bool = False
+    rehash: bool = False
     allow_erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands; `total` is None where a source cannot tell cheaply."""
+    """Where a build stands; `total` is None where a source cannot tell cheaply.
+
+    `images_per_s` (embedded) and `bottleneck` (the stage waited for most) are of the last seconds;
+    they take no part in comparisons.
+    """
 
     stage: Stage
     done: int
     total: int | None
     rejected: int
+    images_per_s: float = field(default=0.0, compare=False)
+    bottleneck: StageName = field(default="embed", compare=False)
 
 
 @dataclass(slots=True)
@@ -69,7 +86,8 @@ class BuildReport:
     `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
     mirror) count records, `erased` records and texts that were left out because they had been
     deleted, and `rejected` the lines of the rejects file; `images` and `texts` are what the index
-    holds now; `stopped` tells that `max_errors` ended it.
+    holds now; `stopped` tells that `max_errors` ended it; `performance` is the summary of
+    `indexer.stages.Stages`.
     """
 
     added: int = 0
@@ -85,6 +103,7 @@ class BuildReport:
     seconds: float = 0.0
     stopped: bool = False
     rejects_file: str | None = None
+    performance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -80,7 +80,7 @@ class Picture:
     Attributes:
         width, height: in pixels, upright.
         size: of the encoded file, in bytes.
-        pixels: 16 bytes; equal where every decoded pixel is (`indexer.preparing.pixel_digest`).
+        pixels: 16 bytes; equal where every decoded pixel is (`models.pictures.pixel_digest`).
     """
 
     width: int

@@ -56,7 +56,10 @@ class ItemsWriter:
 
     def __init__(self, path: Path, fields: Sequence[Field] = ()) -> None:
         self._path = path
-        self._db = self._do(lambda: sqlite3.connect(path, isolation_level=None))
+        # one thread writes, but another may have to close it
+        self._db = self._do(
+            lambda: sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        )
         # the file is scratch until sealed and renamed: no journal and no sync of SQLite's own
         self._do(
             lambda: self._db.executescript(

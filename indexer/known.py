@@ -16,6 +16,7 @@ from models.data.records import Record
 State = Literal["new", "unchanged", "moved", "changed"]
 
 _BATCH: Final = 500
+_URI_BYTES: Final = 8
 _SCAN: Final = 65_536
 _COLUMNS: Final = "row, record, content_hash, uri"
 
@@ -54,9 +55,18 @@ class KnownRecords:
         stored = self._states.get(record.key)
         if stored is None:
             return "new"
-        if stored[:-8] != bytes.fromhex(digest):
+        if stored[:-_URI_BYTES] != bytes.fromhex(digest):
             return "changed"
-        return "unchanged" if stored[-8:] == _short(record.uri) else "moved"
+        return "unchanged" if stored[-_URI_BYTES:] == _short(record.uri) else "moved"
+
+    def holds(self, key: str, content: bytes, uri: str) -> bool:
+        """Whether a record is in the index with this start of its content hash, and this `uri`."""
+        stored = self._states.get(key)
+        return (
+            stored is not None
+            and stored[: len(content)] == content
+            and stored[-_URI_BYTES:] == _short(uri)
+        )
 
     def live_rows(self, key: str) -> list[tuple[int, int]]:
         """(position of the segment, row) of everything live that came from a record."""
@@ -89,4 +99,4 @@ class KnownRecords:
 
 
 def _short(uri: str) -> bytes:
-    return hashlib.blake2b(uri.encode(), digest_size=8).digest()
+    return hashlib.blake2b(uri.encode(), digest_size=_URI_BYTES).digest()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from indexer.erasures import Erasures
 from indexer.fields import Field, Value, values_of
@@ -17,13 +17,9 @@ from indexer.items import Item, Picture
 from models.data.records import Record, Reject
 from models.encoder import Encoder, PreparedImage, PreparedText
 from models.errors import DiptychError
-from models.images import decode_image, encode_thumbnail
-
-if TYPE_CHECKING:
-    from PIL import Image
+from models.pictures import Seen
 
 _MAX_ID_BYTES: Final = 2048
-_STRIP: Final = 256
 _NONE: Final = Erasures()
 
 Texts = Mapping[str, tuple[str, ...]]
@@ -114,17 +110,6 @@ def check_record(record: Record) -> str | None:
     return None
 
 
-def pixel_digest(image: Image.Image) -> bytes:
-    """16 bytes that tell pictures apart by size and pixels, not by file format (XXH3)."""
-    from xxhash import xxh3_128
-
-    digest = xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
-    for top in range(0, image.height, _STRIP):  # strips, so as not to hold the pixels twice
-        bottom = min(top + _STRIP, image.height)
-        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
-    return digest.digest()
-
-
 def text_id(key: str, language: str, number: int) -> str:
     """The item id of a record's text."""
     return f"{key}#{language}/{number}"
@@ -146,8 +131,8 @@ def prepare(
     digest: str,
     indexed: Texts,
     encoder: Encoder,
+    decode: Callable[[bytes], tuple[PreparedImage, Seen]],
     fields: Sequence[Field] = (),
-    thumbnail_side: int | None,
     erasures: Erasures = _NONE,
 ) -> Prepared | Reject:
     """Decode, preprocess and tokenise one record.
@@ -156,8 +141,8 @@ def prepare(
         source: name of its source, for rejects.
         digest: its `content_hash`.
         indexed: its `selected_texts`.
+        decode: a picture as the encoder takes it, and what else is kept of it.
         fields: the filterable fields whose values to take from its attributes.
-        thumbnail_side: longest side of the thumbnail in pixels; None makes none.
         erasures: texts whose item ids are among these are left out.
 
     Returns:
@@ -170,12 +155,9 @@ def prepare(
     prepared.rejects += [Reject(source, record.key, "invalid-field", why) for why in problems]
     if record.image is not None:
         try:
-            image = decode_image(record.image)
-            prepared.picture = encoder.prepare_image(image)
-            size, pixels = len(record.image), pixel_digest(image)
-            prepared.facts = Picture(image.width, image.height, size, pixels)
-            if thumbnail_side is not None:
-                prepared.thumbnail = encode_thumbnail(image, side=thumbnail_side)
+            prepared.picture, seen = decode(record.image)
+            prepared.facts = Picture(seen.width, seen.height, len(record.image), seen.digest)
+            prepared.thumbnail = seen.thumbnail
         except DiptychError as error:
             return Reject(source, record.key, error.code, error.message)
         first = next(

@@ -3,7 +3,8 @@
     1. segments with dead rows are written anew without them, the background is measured anew, and
        both are committed; from then on no older version is ever kept
     2. older versions and every file that only they need are removed, durably
-    3. lines of the rejects file beside the index that name erased items are taken out
+    3. lines of the rejects file beside the index that name erased items are taken out, and the
+       stamps beside it removed
     4. every file is searched for what was removed
 
 The erasure list stays, as hashes. Copies, backups, a reader that still has an old version open and
@@ -14,6 +15,7 @@ writer, all but the last two steps.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from indexer.leftovers import Remains, search_files, unexplained
 from indexer.manifest import read_manifest
 from indexer.rejects import scrub_rejects
 from indexer.segment_writer import SegmentWriter
+from indexer.stamps import stamps_path
 from indexer.store import IndexWriter
 from indexer.version import OpenVersion, open_version
 
@@ -96,6 +99,8 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
         report.erased = len(writer.erasures)
         rejects = root.absolute().with_name(root.absolute().name + ".rejects.jsonl")
         report.rejects = scrub_rejects(rejects, writer.erasures)
+        with suppress(OSError):  # hashes of ids, no more; a build makes a new one
+            stamps_path(root).unlink(missing_ok=True)
         needles, hits = search_files(root, remains)
         report.sought, report.files = needles, len(hits)
         if any(hits.values()):

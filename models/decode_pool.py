@@ -4,9 +4,9 @@ Decoders are C code that reads bytes of strangers. Each worker (`models.decode_w
 nothing but Pillow, may touch nothing, decodes one picture at a time, is killed when it takes too
 long, and is replaced when it ends. The pixels are exactly those of `models.images.decode_image`.
 
-Pixels travel through a socket: a picture of 0.05 megapixels takes 1.3 ms instead of 0.7, one of 12
-takes half as long again as in this process. Shrinking large ones in the worker would save that, and
-would change embeddings; it is not done. Knows nothing of HTTP, metrics or models.
+Whole pictures (`decode`) travel through a socket: one of 0.05 megapixels takes 1.3 ms instead of
+0.7, one of 12 half as long again as in this process. What a builder wants of a picture (`make`) is
+made in the worker, and is small. Knows nothing of HTTP, metrics or models beyond their geometry.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
 from PIL import Image
 
-from models.decode_worker import ANSWER, HELLO, PIXELS, REQUEST
+from models.decode_worker import ANSWER, HELLO, MADE, PIXELS, REQUEST, SEEN
 from models.environment import worker_environment
 from models.errors import DeadlineError, ImageError, ModelError
 from models.images import ImageLimits, check_bytes
+from models.pictures import Seen, Wanted
 
 _LOG = logging.getLogger("diptych.models")
 
@@ -119,6 +121,17 @@ class DecodePool:
             DeadlineError: no worker became free in time, or the pool is closed.
             ModelError: workers end before they have started.
         """
+        answer = self._ask(data, None, wait_s)
+        assert isinstance(answer, Image.Image)
+        return answer
+
+    def make(self, data: bytes, wanted: Wanted, *, wait_s: float | None = None) -> Seen:
+        """Decode and `models.pictures.see` in a worker; arguments and errors as `decode`."""
+        answer = self._ask(data, wanted, wait_s)
+        assert isinstance(answer, Seen)
+        return answer
+
+    def _ask(self, data: bytes, wanted: Wanted | None, wait_s: float | None) -> Image.Image | Seen:
         check_bytes(data, self.limits)
         digest = hashlib.sha256(data).digest() if self._kills else b""
         if digest and self._kills.get(digest, 0) >= _KILLS:
@@ -132,7 +145,7 @@ class DecodePool:
             self._give(worker)
             raise ModelError("decoding processes cannot be started")
         try:
-            picture = worker.decode(data, self.limits, self._timeout_s)
+            answer = worker.ask(data, self.limits, self._timeout_s, wanted)
         except _WorkerEnded as ended:
             self._remember(hashlib.sha256(data).digest())
             self._give(self._replace(worker, ended.reason))
@@ -150,7 +163,7 @@ class DecodePool:
         if worker.decoded >= self._recycle:
             worker = self._replace(worker, "recycled")
         self._give(worker)
-        return picture
+        return answer
 
     def close(self) -> None:
         """End all workers, those at work too. Further pictures are refused."""
@@ -252,21 +265,26 @@ class _Worker:
                 )  # fmt: skip
         return self.process.poll() is None
 
-    def decode(self, data: bytes, limits: ImageLimits, timeout_s: float) -> Image.Image:
+    def ask(
+        self, data: bytes, limits: ImageLimits, timeout_s: float, wanted: Wanted | None
+    ) -> Image.Image | Seen:
         """Raises ImageError as the worker does, and _WorkerEnded."""
         until = monotonic() + timeout_s
         self.decoded += 1
-        head = REQUEST.pack(
-            len(data), limits.max_bytes, limits.max_pixels, limits.max_side, 2 * timeout_s
-        )
+        caps = limits.max_bytes, limits.max_pixels, limits.max_side
+        head = REQUEST.pack(len(data), *caps, 2 * timeout_s, wanted is not None)
         try:
             self._line.settimeout(timeout_s)
             self._line.sendall(head)
             self._line.sendall(data)
+            if wanted is not None:
+                self._line.sendall(wanted.encode())
             kind, first, second = ANSWER.unpack(self._exactly(ANSWER.size, until))
             if kind == PIXELS:
                 pixels = self._exactly(first * second * 3, until)
                 return Image.frombytes("RGB", (first, second), pixels)
+            if kind == MADE:
+                return self._seen(first, second, until)
             code = self._exactly(first, until).decode()
             message = self._exactly(second, until).decode()
         except TimeoutError:
@@ -274,6 +292,13 @@ class _Worker:
         except OSError:
             raise _WorkerEnded("crash") from None
         raise ImageError(message, code=code)
+
+    def _seen(self, columns: int, rows: int, until: float) -> Seen:
+        parts = SEEN.unpack(self._exactly(SEEN.size, until))
+        width, height, digest, length, has_thumbnail = parts
+        flat = np.frombuffer(self._exactly(rows * columns * 3, until), dtype=np.uint8)
+        small = bytes(self._exactly(length, until)) if has_thumbnail else None
+        return Seen(width, height, digest, flat.reshape(rows, columns, 3), small)
 
     def end(self) -> None:
         """Kill it, wherever it is; there is nothing it could leave half done."""

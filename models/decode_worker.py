@@ -1,11 +1,12 @@
 """What runs in a decoding process: pictures in, pixels out, and nothing else it could do.
 
-Started by `models.decode_pool`. Imports Pillow, numpy and `models.images`, then gives up what it
-will not need: memory beyond a limit, files, new programs, the network. The other end of its one
-socket is the parent; when that closes, however the parent ended, it exits.
+Started by `models.decode_pool`. Imports Pillow, numpy, xxhash and `models.images`, then gives up
+what it will not need: memory beyond a limit, files, new programs, the network. The other end of its
+one socket is the parent; when that closes, however the parent ended, it exits.
 
-A request is `REQUEST` and the file's bytes; an answer is `ANSWER` and RGB bytes row by row, or the
-error's code and message.
+A request is `REQUEST`, the file's bytes and, if more than the whole picture is asked for, a
+`Wanted`. An answer is `ANSWER` and RGB bytes row by row; or `ANSWER`, `SEEN`, pixels and thumbnail;
+or `ANSWER` and the error's code and message.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from typing import Final
 from PIL import Image
 
 from models.errors import ImageError
-from models.images import FORMATS, ImageLimits, decode_image
+from models.images import FORMATS, ImageLimits, decode_image, decode_reduced
+from models.pictures import FORM, Wanted, see
 
-REQUEST: Final = struct.Struct("<QQQQd")
-"""Bytes that follow, `ImageLimits` (bytes, pixels, side), seconds after which to give up."""
+REQUEST: Final = struct.Struct("<QQQQd?")
+"""Bytes that follow, `ImageLimits` (bytes, pixels, side), seconds after which to give up, whether a
+`Wanted` follows."""
 ANSWER: Final = struct.Struct("<BQQ")
-"""`PIXELS`: width, height. `REFUSED`: lengths of code and message."""
-PIXELS, REFUSED = 0, 1
+"""`PIXELS`: width, height. `REFUSED`: lengths of code and message. `MADE`: width and height of the
+pixels in it; `SEEN` follows."""
+PIXELS, REFUSED, MADE = 0, 1, 2
+SEEN: Final = struct.Struct("<QQ16sQ?")
+"""Width, height and digest of the picture; length of the thumbnail, and whether there is one."""
 HELLO: Final = struct.Struct("<BBB")
 """Whether resource limits, Landlock and seccomp are in force."""
 
@@ -46,29 +52,48 @@ def main(descriptor: int, memory_bytes: int) -> None:
     line.sendall(HELLO.pack(*lock_down(memory_bytes)))
     with suppress(OSError):  # the parent has gone
         while (head := _receive(line, REQUEST.size)) is not None:
-            size, most_bytes, most_pixels, most_side, seconds = REQUEST.unpack(head)
+            size, most_bytes, most_pixels, most_side, seconds, more = REQUEST.unpack(head)
             data = _receive(line, size)
-            if data is None:
+            form = _receive(line, FORM.size) if more else b""
+            if data is None or form is None:
                 return
+            wanted = Wanted.decode(form) if more else None
             # the parent kills sooner; this is for a worker whose parent is no more
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            _answer(line, data, ImageLimits(most_bytes, most_pixels, most_side))
+            _answer(line, data, ImageLimits(most_bytes, most_pixels, most_side), wanted)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(line: socket.socket, data: bytes, limits: ImageLimits) -> None:
+def _answer(line: socket.socket, data: bytes, limits: ImageLimits, wanted: Wanted | None) -> None:
     try:
-        picture = decode_image(data, limits=limits)
-        pixels = picture.tobytes()
+        parts = _whole(data, limits) if wanted is None else _made(data, limits, wanted)
     except ImageError as error:
         code, message = error.code.encode(), error.message.encode("utf-8", "replace")
-        line.sendall(ANSWER.pack(REFUSED, len(code), len(message)) + code + message)
+        parts = [ANSWER.pack(REFUSED, len(code), len(message)) + code + message]
     except MemoryError:
         code, message = b"image-undecodable", b"the picture takes too much memory"
-        line.sendall(ANSWER.pack(REFUSED, len(code), len(message)) + code + message)
+        parts = [ANSWER.pack(REFUSED, len(code), len(message)) + code + message]
+    for part in parts:
+        line.sendall(part)
+
+
+def _whole(data: bytes, limits: ImageLimits) -> list[bytes]:
+    picture = decode_image(data, limits=limits)
+    return [ANSWER.pack(PIXELS, *picture.size), picture.tobytes()]
+
+
+def _made(data: bytes, limits: ImageLimits, wanted: Wanted) -> list[bytes]:
+    if wanted.least is None:
+        picture = decode_image(data, limits=limits)
+        size = picture.size
     else:
-        line.sendall(ANSWER.pack(PIXELS, *picture.size))
-        line.sendall(pixels)
+        picture, size = decode_reduced(data, limits=limits, least=wanted.least)
+    seen = see(picture, size, wanted)
+    height, width, _ = seen.pixels.shape
+    small = seen.thumbnail or b""
+    head = ANSWER.pack(MADE, width, height)
+    head += SEEN.pack(seen.width, seen.height, seen.digest, len(small), seen.thumbnail is not None)
+    return [head, seen.pixels.tobytes(), small]
 
 
 def _receive(line: socket.socket, size: int) -> bytes | None:
@@ -87,7 +112,7 @@ def _load_everything() -> None:
     for name in FORMATS:
         buffer = BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, format=name)
-        decode_image(buffer.getvalue())
+        see(decode_image(buffer.getvalue()), (8, 8), Wanted(thumbnail_side=8))
     with suppress(Exception):  # read now, while files can be
         importlib.import_module("pyseccomp")
 

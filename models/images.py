@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.errors import ImageError
 from models.magic import ends_early, foreign_format, too_many_pieces
-from models.pixels import over_white, to_srgb, upright
+from models.pixels import lies_on_its_side, over_white, to_srgb, upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is accepted; Pillow's other readers are never asked (one of them runs Ghostscript)."""
@@ -55,6 +55,23 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.I
         ImageError: `image-empty`, `image-too-large`, `image-format-not-allowed`,
             `image-too-many-pixels`, `image-bad-dimensions` or `image-undecodable`.
     """
+    return decode_reduced(data, limits=limits)[0]
+
+
+def decode_reduced(
+    data: bytes, *, limits: ImageLimits = ImageLimits(), least: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode_image`, but a JPEG may be decoded at a half, a quarter or an eighth of its size.
+
+    Args:
+        least: what its shorter side keeps at least, in pixels; None reduces nothing.
+
+    Returns:
+        The picture, and the (width, height) it has in full, upright.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
     check_bytes(data, limits)
     if foreign := foreign_format(data):
         raise ImageError(
@@ -68,8 +85,13 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.I
         _check_size(*image.size, limits)
         if ends_early(data):
             raise ImageError("the picture is damaged: the file ends early")
+        width, height = image.size
+        reduced = least is not None and _reduce(image, least)
         _load(image)
-        return _finish(image)
+        picture = _finish(image)
+        if not reduced:
+            return picture, picture.size
+        return picture, (height, width) if lies_on_its_side(image) else (width, height)
 
 
 def check_bytes(data: bytes, limits: ImageLimits) -> None:
@@ -85,8 +107,14 @@ def check_bytes(data: bytes, limits: ImageLimits) -> None:
 
 def encode_thumbnail(image: Image.Image, *, side: int = 320) -> bytes:
     """A JPEG preview whose longer side is at most `side`; never enlarged, never with metadata."""
-    small = image.convert("RGB")  # a copy: the caller keeps its picture
-    small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    small = image if image.mode == "RGB" else image.convert("RGB")
+    share = side / max(image.size)
+    if share < 1:
+        size = max(1, round(image.width * share)), max(1, round(image.height * share))
+        # whole factors first, by averaging: half the time of bicubic all the way
+        small = small.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
+    elif small is image:
+        small = image.copy()  # the caller keeps its picture
     small.info = {}  # Pillow's writer would carry an ICC profile or comment over
     buffer = BytesIO()
     small.save(buffer, format="JPEG", quality=85)
@@ -122,6 +150,14 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
             f"{width} x {height}: a side may have at most {limits.max_side:,} pixels",
             code="image-bad-dimensions",
         )
+
+
+def _reduce(image: Image.Image, least: int) -> bool:
+    """Have libjpeg decode fewer coefficients, if that leaves enough -> whether it will."""
+    factor, size = min(image.size) // least, image.size
+    if image.format == "JPEG" and factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    return image.size != size
 
 
 def _load(image: Image.Image) -> None:

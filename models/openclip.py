@@ -21,8 +21,16 @@ from models.devices import DTYPES, resolve_device, resolve_precision, set_thread
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.errors import InvalidVectorError, ModelError
 from models.explain import Area, RelevanceMap, seen_area
+from models.geometry import Pixels
 from models.openclip_attention import unturned
-from models.openclip_build import architecture, build_pair, canonical, in_precision, transform
+from models.openclip_build import (
+    architecture,
+    build_pair,
+    canonical,
+    geometry,
+    in_precision,
+    transform,
+)
 from models.openclip_explain import method_of, relevance_map
 from models.openclip_prefix import text_tower
 from models.openclip_source import PairSource, find_source
@@ -72,6 +80,11 @@ class OpenClipEncoder:
         self._text = TextPreparer(config["text_cfg"], source.folder)
         self._pixels = transform(preprocess)
         self._resize = str(preprocess["resize_mode"])
+        self.geometry = geometry(preprocess)
+        self._mean_311, self._std_311 = (
+            torch.tensor(preprocess[name], dtype=torch.float32).view(3, 1, 1)
+            for name in ("mean", "std")
+        )
         self.fingerprint = Fingerprint(
             model=name,
             architecture=architecture(config, type(pair).__name__),
@@ -86,6 +99,14 @@ class OpenClipEncoder:
         """Resize, crop and normalise as the weights were trained -> float32 [3, H, W]."""
         pixels: npt.NDArray[np.float32] = self._pixels(image).numpy()
         return pixels
+
+    def finish_image(self, pixels: Pixels) -> PreparedImage:
+        """See `models.geometry.SplitPreparation`; open_clip's own sequence of operations."""
+        image_3HW = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32).div(255)
+        finished: npt.NDArray[np.float32] = (
+            image_3HW.sub_(self._mean_311).div_(self._std_311).numpy()
+        )
+        return finished
 
     def prepare_text(self, text: str) -> PreparedText:
         """Tokenise -> int64 [L]; `truncated` when the context cut it.

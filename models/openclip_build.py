@@ -19,6 +19,7 @@ import torch
 from models.checkpoints import WeightsFile
 from models.devices import DTYPES
 from models.errors import ModelError
+from models.geometry import Geometry
 from models.openclip_source import PairSource
 from models.openclip_text import refuse_remote_code, require_transformers
 
@@ -204,6 +205,13 @@ def transform(preprocess: Mapping[str, Any]) -> Any:
             "preprocess_cfg: interpolation must be bicubic or bilinear, resize_mode shortest, "
             "longest or squash"
         ) from error
+
+
+def geometry(preprocess: Mapping[str, Any]) -> Geometry:
+    """What `transform` does to pixels before arithmetic; options were checked there."""
+    height, width = preprocess["size"]
+    fill = int(preprocess["fill_color"])
+    return Geometry(width, height, preprocess["resize_mode"], preprocess["interpolation"], fill)
 
 
 def architecture(config: Mapping[str, Any], kind: str) -> str:

@@ -27,6 +27,8 @@ _TURN = {
 }
 """EXIF orientation -> the transposition that undoes it."""
 
+_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
+
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 _MAX_PROFILE = 4 * 1024 * 1024
 """Bytes; press profiles have 0.5 to 3 MB, anything above is not worth parsing."""
@@ -52,6 +54,14 @@ def upright(source: Image.Image, rgb: Image.Image, alpha: Alpha) -> tuple[Image.
     if turn is None:
         return rgb, alpha
     return rgb.transpose(turn), alpha.transpose(turn) if alpha else None
+
+
+def lies_on_its_side(source: Image.Image) -> bool:
+    """Whether `upright` swaps width and height."""
+    try:
+        return source.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+    except Exception:  # as above
+        return False
 
 
 def over_white(rgb: Image.Image, alpha: Alpha) -> Image.Image:

@@ -8,9 +8,11 @@ followed, so a loop cannot trap a run and a link cannot lead out of the folder.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,10 +32,12 @@ from models.data.files import (
 )
 from models.data.globs import Globs
 from models.data.options import ReadOptions
-from models.data.records import Plan, Record, Reject, Row
+from models.data.records import Kept, Plan, Record, Reject, Row, Skip, Stamp
 
-_Listing: TypeAlias = dict[bytes, tuple[int, int]]
-"""(st_mode, size in bytes) by name"""
+_Listing: TypeAlias = dict[bytes, os.stat_result]
+_Sidecars: TypeAlias = dict[tuple[bytes, str], bytes]
+_READING = b"1"
+"""Changes whenever the same files would give another record."""
 _SKIPPED_NAMES = frozenset({b"@eaDir", b"__MACOSX", b"$RECYCLE.BIN", b"lost+found"})
 
 
@@ -48,10 +52,29 @@ class FolderSource:
         self._root = absolute(path)
         self._options = options
         self._globs = Globs(options.include, options.exclude)
+        chosen = options.text_fields, options.label_field, options.attribute_fields
+        self._salt = _READING + repr(chosen).encode()
 
     def count(self) -> int:
-        """Pictures by name, from directory listings alone."""
-        return sum(1 for _ in self._sizes())
+        """Pictures by name, from directory listings alone: nothing is asked of the files."""
+        total, stack = 0, [b""]
+        while stack:
+            directory = stack.pop()
+            try:
+                with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118
+                    for entry in entries:
+                        if _passed_over(entry.name):
+                            continue
+                        path = _join(directory, entry.name)
+                        if entry.is_dir(follow_symlinks=False):
+                            if not self._globs.pruned(path):
+                                stack.append(path)
+                        elif suffix_of(entry.name) in IMAGE_SUFFIXES:
+                            is_file = entry.is_file(follow_symlinks=False)
+                            total += is_file and self._globs.wanted(path)
+            except OSError:  # iterating tells
+                continue
+        return total
 
     def plan(self) -> Plan:
         """From directory listings; sidecars are not counted."""
@@ -63,12 +86,18 @@ class FolderSource:
         for directory, listing in self._directories():
             if isinstance(listing, FileRefusedError):
                 continue
-            for name, (mode, size) in listing.items():
-                is_picture = suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(mode)
+            for name, status in listing.items():
+                is_picture = suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(status.st_mode)
                 if is_picture and self._globs.wanted(_join(directory, name)):
-                    yield size
+                    yield status.st_size
 
     def __iter__(self) -> Iterator[Row]:
+        for row in self.rows_unless(lambda *_: False):
+            assert not isinstance(row, Kept)
+            yield row
+
+    def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
+        """See `models.data.records.StampedSource`."""
         seen = SeenKeys()
         for directory, listing in self._directories():
             if isinstance(listing, FileRefusedError):
@@ -79,11 +108,13 @@ class FolderSource:
                 for name in listing
                 if suffix_of(name) in ("txt", "json")
             }
-            for name, (mode, _) in listing.items():
+            for name in listing:
                 if not self._globs.wanted(_join(directory, name)):
                     continue
-                for row in self._rows(directory, name, mode, sidecars):
-                    if isinstance(row, Record) and not seen.add(row.key):
+                for row in self._rows(directory, name, listing, sidecars, skip):
+                    # two names are shown alike only where bytes had to be escaped
+                    escaped = not isinstance(row, Reject) and "\\" in row.key
+                    if escaped and not seen.add(row.key):
                         yield Reject(self.name, row.key, "duplicate-key", "the key occurs twice")
                     else:
                         yield row
@@ -103,31 +134,31 @@ class FolderSource:
                 continue
             files: _Listing = {}
             below = []
-            for name, mode, size in listing:
-                if stat.S_ISDIR(mode):
+            for name, status in listing:
+                if stat.S_ISDIR(status.st_mode):
                     below.append(_join(directory, name))
                 else:
-                    files[name] = mode, size
+                    files[name] = status
             yield directory, files
             stack += [path for path in reversed(below) if not self._globs.pruned(path)]
 
-    def _list(self, directory: bytes) -> list[tuple[bytes, int, int]]:
+    def _list(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
         found = []
         with os.scandir(os.path.join(self._root, directory)) as entries:  # noqa: PTH118 (bytes)
             for entry in entries:
-                if entry.name.startswith(b".") or entry.name in _SKIPPED_NAMES:
+                if _passed_over(entry.name):
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # deleted since the directory was opened
                     continue
-                found.append((entry.name, status.st_mode, status.st_size))
-        return sorted(found)
+                found.append((entry.name, status))
+        return sorted(found, key=itemgetter(0))
 
     def _rows(
-        self, directory: bytes, name: bytes, mode: int, sidecars: dict[tuple[bytes, str], bytes]
-    ) -> Iterator[Row]:
-        relative = _join(directory, name)
+        self, directory: bytes, name: bytes, listing: _Listing, sidecars: _Sidecars, skip: Skip
+    ) -> Iterator[Row | Kept]:
+        relative, mode = _join(directory, name), listing[name].st_mode
         is_picture = suffix_of(name) in IMAGE_SUFFIXES
         if stat.S_ISLNK(mode):
             if is_picture or not self._leads_to_a_file(relative):
@@ -135,6 +166,12 @@ class FolderSource:
             return
         if stat.S_ISREG(mode) and not is_picture:
             return
+        key, uri, stamp = display_name(relative), file_uri(_join(self._root, relative)), None
+        if is_picture and stat.S_ISREG(mode):
+            stamp = self._stamp(relative, name, listing, sidecars)
+            if skip(key, uri, stamp):
+                yield Kept(key)
+                return
         try:
             # picture and sidecars are read relative to one descriptor, so they stay neighbours
             # even if the directory is renamed or replaced by a link meanwhile
@@ -153,16 +190,35 @@ class FolderSource:
         for sidecar, problem in problems:
             yield self._reject(_join(directory, sidecar), problem)
         yield Record(
-            key=display_name(relative),
-            uri=file_uri(_join(self._root, relative)),
+            key=key,
+            uri=uri,
             image=image,
             texts=fields.texts,
             label=fields.label,
             attributes=fields.attributes,
+            stamp=None if problems else stamp,
         )
 
+    def _stamp(self, relative: bytes, name: bytes, listing: _Listing, sidecars: _Sidecars) -> Stamp:
+        """Of the picture and what stands beside it, as they were listed.
+
+        Listed before they are read: a change in between shows in the next listing. ctime is in it
+        because mtime can be set back.
+        """
+        stem = name.rpartition(b".")[0]
+        newest, parts = 0, [self._salt, relative]
+        for one in (name, sidecars.get((stem, "txt")), sidecars.get((stem, "json"))):
+            if one is None:
+                parts.append(b"")
+                continue
+            of = listing[one]
+            newest = max(newest, of.st_mtime_ns, of.st_ctime_ns)
+            fields = of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_mode
+            parts += [one, b"%d %d %d %d %d %d" % fields]
+        return Stamp(hashlib.blake2b(b"\0".join(parts), digest_size=16).digest(), newest)
+
     def _captions(
-        self, name: bytes, here: int, sidecars: dict[tuple[bytes, str], bytes]
+        self, name: bytes, here: int, sidecars: _Sidecars
     ) -> tuple[Fields, list[tuple[bytes, FileRefusedError | FieldError]]]:
         """What stands beside a picture; a broken sidecar costs the caption, not the picture."""
         stem = name.rpartition(b".")[0]
@@ -203,6 +259,10 @@ class FolderSource:
 
     def _reject(self, relative: bytes, error: FileRefusedError | FieldError) -> Reject:
         return Reject(self.name, display_name(relative), error.code, error.detail)
+
+
+def _passed_over(name: bytes) -> bool:
+    return name.startswith(b".") or name in _SKIPPED_NAMES
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

@@ -5,12 +5,25 @@ Readers look at names, sizes and text; they never decode pictures (that is `mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 UNDETERMINED = "und"
 """BCP 47's tag for a text whose language the source does not tell."""
+
+
+class Stamp(NamedTuple):
+    """What a record's files look like from outside, without reading them.
+
+    Attributes:
+        digest: 16 bytes; equal where names, sizes, times, inodes and the reading options are.
+        newest_ns: the latest time among them. A file that changed as late as this may change again
+            within the same tick of its clock, unnoticed.
+    """
+
+    digest: bytes
+    newest_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +37,7 @@ class Record:
         texts: captions by language tag, in source order; `und` where the language is unknown.
         label: the class, where the source has one.
         attributes: every other field of the record, JSON-compatible.
+        stamp: where a source can tell it, and all of the record was read without a complaint.
     """
 
     key: str
@@ -32,6 +46,14 @@ class Record:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record that was not read, because whoever asked knows its stamp."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +116,16 @@ class Source(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Row]: ...
+
+
+Skip: TypeAlias = Callable[[str, str, Stamp], bool]
+"""(key, uri, stamp) -> whether the record need not be read."""
+
+
+@runtime_checkable
+class StampedSource(Source, Protocol):
+    """A source that knows its records' stamps before it reads them."""
+
+    def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
+        """As iterating, with `Kept` in place of the records that `skip` says need not be read."""
+        ...

@@ -17,9 +17,11 @@ from models.backends import resolve_backend
 from models.devices import resolve_device, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
+from models.geometry import Pixels
 from models.starter.heads import StarterHeads, load_heads
 from models.starter.precision import starter_dtype
 from models.starter.towers import (
+    GEOMETRY,
     PREPROCESSING,
     TOKENIZER,
     TOWERS_SHA256,
@@ -143,6 +145,12 @@ class StarterEncoder:
 
     def prepare_image(self, image: Image) -> PreparedImage:
         return self._image_tower.prepare(image)
+
+    geometry = GEOMETRY
+
+    def finish_image(self, pixels: Pixels) -> PreparedImage:
+        """See `models.geometry.SplitPreparation`; the arithmetic comes with the batch."""
+        return pixels
 
     def prepare_text(self, text: str) -> PreparedText:
         return self._text_tower.prepare(text)

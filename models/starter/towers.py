@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
+from models.geometry import Geometry
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ TOWERS_SHA256 = hashlib.sha256(
 ).hexdigest()
 """One name for the weights of both towers; part of the starter's fingerprint."""
 
+GEOMETRY = Geometry(IMAGE_SIDE, IMAGE_SIDE, "squash", "bicubic")
 PREPROCESSING = f"rgb squash {IMAGE_SIDE}x{IMAGE_SIDE} bicubic antialias (x-127.5)/127.5"
 TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
 
@@ -70,9 +72,7 @@ class ImageTower:
         The whole picture is squeezed into the square: cropping loses what stands at the edge, and
         a search must find it. Stays uint8 because it is a quarter of the memory while it waits.
         """
-        from PIL.Image import Resampling
-
-        return np.asarray(image.resize((IMAGE_SIDE, IMAGE_SIDE), Resampling.BICUBIC))
+        return np.asarray(GEOMETRY.fit(image))
 
     @torch.inference_mode()
     def features(self, images: Sequence[PreparedImage]) -> Tensor:

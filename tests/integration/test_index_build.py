@@ -330,12 +330,14 @@ def test_captions_and_languages_are_a_choice(out: Path, tmp_path: Path) -> None:
         snapshot.thumbnail("a")
 
 
-def test_threads_and_batches_do_not_change_the_order(tmp_path: Path) -> None:
+def test_threads_processes_and_batches_do_not_change_the_order(tmp_path: Path) -> None:
     rows = [record(f"p{i}", NAMES[i % 8], NAMES[i % 8]) for i in range(60)]
     layouts = []
-    for number, (batch, threads) in enumerate([(1, 1), (7, 4), (64, 2)]):
+    ways = [(1, 1, 0, False), (7, 4, 0, True), (64, 2, 0, False), (16, None, 2, True)]
+    for number, (batch, threads, workers, overlap) in enumerate(ways):
         out = tmp_path / str(number)
-        build(rows, out, batch_size=batch, decode_threads=threads, segment_rows=25)
+        more = {"decode_threads": threads, "workers": workers, "overlap": overlap}
+        build(rows, out, batch_size=batch, segment_rows=25, **more)
         manifest = read_manifest(out)
         vectors = [
             (entry.modality, entry.rows, entry.files["vectors.npy"].sha256)
@@ -345,7 +347,7 @@ def test_threads_and_batches_do_not_change_the_order(tmp_path: Path) -> None:
     assert [entry[:2] for entry in layouts[0]] == [
         pair for rows in (25, 25, 10) for pair in (("image", rows), ("text", rows))
     ]
-    assert layouts[0] == layouts[1] == layouts[2]
+    assert layouts[0] == layouts[1] == layouts[2] == layouts[3]
 
 
 def test_progress_tells_done_total_and_rejected(out: Path) -> None:

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
 import psutil
 import pytest
 from fakes import encode, halves, solid
@@ -22,7 +23,9 @@ from PIL import Image
 
 from models.decode_pool import DecodePool
 from models.errors import DeadlineError, ImageError, ModelError
+from models.geometry import Geometry
 from models.images import ImageLimits, decode_image
+from models.pictures import Wanted, pixel_digest, see
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 RED = solid("red")
@@ -275,3 +278,40 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize("data", [RED, photograph(), photograph(1), with_alpha()])
+@pytest.mark.parametrize("shape", [None, Geometry(20, 16, "shortest")], ids=["whole", "fitted"])
+def test_what_is_made_of_a_picture_is_what_this_process_makes(
+    pool: DecodePool, data: bytes, shape: Geometry | None
+) -> None:
+    wanted = Wanted(shape, thumbnail_side=24)
+    ours, picture = pool.make(data, wanted), decode_image(data)
+    theirs = see(picture, picture.size, wanted)
+    assert np.array_equal(ours.pixels, theirs.pixels)
+    assert ours.thumbnail == theirs.thumbnail
+    assert (ours.width, ours.height, ours.digest) == (*picture.size, pixel_digest(picture))
+    assert pool.make(data, Wanted(shape)).thumbnail is None
+    assert code_of_make(pool, b"SEGV while making") == "image-undecodable"
+
+
+def test_a_draft_is_a_reduced_jpeg_that_tells_its_full_size(pool: DecodePool) -> None:
+    big = BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((901, 640), 60).convert("RGB").save(big, format="JPEG", exif=exif)
+    wanted = Wanted(Geometry(40, 40), draft=True)
+    reduced = pool.make(big.getvalue(), wanted)
+    whole = pool.make(big.getvalue(), Wanted(Geometry(40, 40)))
+    assert (reduced.width, reduced.height) == (whole.width, whole.height) == (640, 901)
+    assert reduced.digest != whole.digest  # 1/8 was decoded, which is twice 40 and not below
+    difference = reduced.pixels.astype(int) - whole.pixels
+    assert np.abs(difference).mean() < 4
+    data = photograph()  # 61 < 2 * 80: not reduced
+    assert pool.make(data, wanted).digest == pixel_digest(decode_image(data))
+
+
+def code_of_make(pool: DecodePool, data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        pool.make(data, Wanted(Geometry(8, 8)))
+    return caught.value.code

@@ -77,6 +77,7 @@ def torch_engines(tower: Tower, *, compiled: bool) -> Iterator[tuple[str, Run]]:
     if tower.transformer:
         lower = _vit_in(torch.bfloat16)
         yield "torch bf16", _plain(lower, torch.bfloat16)
+        yield "torch fp16", _plain(_vit_in(torch.float16), torch.float16)
         name, make = "bf16", lambda: _plain(torch.compile(lower), torch.bfloat16)
     else:
         shipped = load_starter(precision="fp16", backend="torch")._image_tower

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from indexer.hashing import FileDigest as FileDigest
 from indexer.hashing import Sums
-from models.errors import NoSpaceError, StoreError
+from models.errors import NoSpaceError, StorageError, StoreError
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
@@ -39,7 +39,7 @@ def storage_error(error: OSError, action: str, path: Path) -> StoreError:
             f"no space left: {detail}",
             hint="the previous version is intact; free some space and run the same command again",
         )
-    return StoreError(f"cannot {detail}")
+    return StorageError(f"cannot {detail}")
 
 
 class Fs:
@@ -127,7 +127,7 @@ class Fs:
 
     def _do(self, action: str, path: Path, call: Callable[[], T]) -> T:
         if self._stopped is not None:
-            raise StoreError(self._stopped)
+            raise StorageError(self._stopped)
         try:
             return call()
         except OSError as error:

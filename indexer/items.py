@@ -33,7 +33,7 @@ from indexer.word_table import (
     read_lengths,
     read_postings,
 )
-from models.errors import IndexCorruptError, StoreError
+from models.errors import IndexCorruptError, StorageError
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ class ItemsReader:
             raise  # use after close: a defect of ours, not damage
         except sqlite3.Error as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN and self._path.exists():
-                raise StoreError(
+                raise StorageError(
                     f"cannot open {self._path}: {error}",
                     hint="too many files may be open (ulimit -n); `diptych index optimize` makes "
                     "them fewer",

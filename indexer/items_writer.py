@@ -19,7 +19,7 @@ from indexer.field_table import FieldTableWriter
 from indexer.fields import Field, Value
 from indexer.items import Item, ItemsReader, Picture
 from indexer.word_table import WordTableWriter
-from models.errors import NoSpaceError, StoreError
+from models.errors import NoSpaceError, StorageError
 
 T = TypeVar("T")
 
@@ -148,4 +148,4 @@ class ItemsWriter:
                     f"no space left: write {self._path}",
                     hint="the previous version is intact; free some space and run again",
                 ) from error
-            raise StoreError(f"cannot write {self._path}: {error}") from error
+            raise StorageError(f"cannot write {self._path}: {error}") from error

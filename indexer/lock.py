@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from indexer.fs import storage_error
-from models.errors import IndexLockedError, StoreError
+from models.errors import IndexLockedError, StorageError
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -32,7 +32,7 @@ class WriterLock:
 
         Raises:
             IndexLockedError: another process, or another writer of this one, holds it.
-            StoreError: the file system has no locks, or refuses to open the file.
+            StorageError: the file system has no locks, or refuses to open the file.
         """
         self._fd = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -53,7 +53,7 @@ class WriterLock:
         except OSError as error:
             os.close(fd)
             if error.errno in _UNSUPPORTED:
-                raise StoreError(
+                raise StorageError(
                     f"the file system of {path.parent} has no file locks ({error.strerror})",
                     hint="build on a local disk and copy the finished index",
                 ) from error

@@ -150,6 +150,10 @@ class StoreError(DiptychError):
     code = "index-error"
 
 
+class StorageError(StoreError):
+    """The operating system refused to read or write: I/O error, read-only, no file locks."""
+
+
 class IndexNotFoundError(StoreError):
     code = "index-not-found"
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from models.backends import resolve_backend
 from models.checkpoints import is_pickle_name, refuse_pickle
 from models.encoder import Encoder
 from models.errors import ModelError
@@ -106,6 +107,7 @@ def load_encoder(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    backend: str | None = None,
 ) -> Encoder:
     """Load the encoder pair that `model` names, ready to embed, in evaluation mode.
 
@@ -114,22 +116,25 @@ def load_encoder(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto`, `fp32`, `bf16` or `fp16`; see `models.devices.resolve_precision`.
         threads: CPU threads of the whole process; None leaves torch's default.
+        backend: see `models.backends`; None takes what the process prefers.
 
     Raises:
-        ModelError: the id, the files, the device or the precision cannot be used.
+        ModelError: the id, the files, the device, the precision or the backend cannot be used.
     """
     parsed = parse_model_id(model)
+    given: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     if parsed.kind == "starter":
         from models.starter.encoder import load_starter
 
-        return load_starter(device=device, precision=precision, threads=threads)
+        return load_starter(**given, backend=backend)
     if parsed.path is not None and (parsed.path / DESCRIPTION_NAME).is_file():
         from models.starter.encoder import load_starter_from
 
-        return load_starter_from(parsed.path, device=device, precision=precision, threads=threads)
+        return load_starter_from(parsed.path, **given, backend=backend)
+    resolve_backend(backend, device="cpu", precision=precision, supported=False)
     from models.openclip import load_openclip
 
-    return load_openclip(parsed, device=device, precision=precision, threads=threads)
+    return load_openclip(parsed, **given)
 
 
 def known_models() -> list[KnownModel]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from models.backends import resolve_backend
 from models.devices import resolve_device, set_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
@@ -40,14 +41,21 @@ _NEUTRAL_SHARE = 0.3
 
 
 def load_starter(
-    *, device: str = "auto", precision: str = "auto", threads: int | None = None
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    backend: str | None = None,
 ) -> StarterEncoder:
     """The pair that comes with Diptych.
+
+    Args:
+        backend: see `models.backends`; None takes what the process prefers.
 
     Raises:
         ModelError: a package file is missing or not the one the heads were trained on.
     """
-    return _load("starter", STARTER_DIRECTORY, device, precision, threads)
+    return _load("starter", STARTER_DIRECTORY, device, precision, threads, backend)
 
 
 def load_starter_from(
@@ -56,23 +64,28 @@ def load_starter_from(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    backend: str | None = None,
 ) -> StarterEncoder:
     """A starter pair with heads of your own, as `diptych train` leaves them.
 
     Raises:
         ModelError: also when the directory holds no such heads.
     """
-    return _load(f"local-dir:{directory}", Path(directory), device, precision, threads)
+    return _load(f"local-dir:{directory}", Path(directory), device, precision, threads, backend)
 
 
 def _load(
-    name: str, directory: Path, device: str, precision: str, threads: int | None
+    name: str,
+    directory: Path,
+    device: str,
+    precision: str,
+    threads: int | None,
+    backend: str | None,
 ) -> StarterEncoder:
     set_threads(threads)
     target = resolve_device(device)
-    dtype = starter_dtype(precision, target)
     heads, digest = load_heads(directory)
-    tower = ImageTower(device=target, dtype=dtype)
+    tower = _image_tower(target, precision, backend)
     texts = load_text_tower(directory)
     weights = "+".join(filter(None, [TOWERS_SHA256, digest, texts.weights_sha256]))
     return StarterEncoder(name, tower, texts, heads, weights_sha256=weights)
@@ -88,6 +101,16 @@ def load_text_tower(directory: Path) -> TextTower:
     if sha256 is None:
         return TextTower()
     return TextTower(load_text_weights(directory, sha256), sha256)
+
+
+def _image_tower(device: torch.device, precision: str, backend: str | None) -> ImageTower:
+    dtype = starter_dtype(precision, device)
+    name = resolve_backend(backend, device=device.type, precision=precision, supported=True)
+    if name == "torch":
+        return ImageTower(device=device, dtype=dtype)
+    from models.starter.onnx_tower import OnnxImageTower
+
+    return OnnxImageTower()
 
 
 class StarterEncoder:
@@ -116,6 +139,11 @@ class StarterEncoder:
     @property
     def dim(self) -> int:
         return self._heads.dim
+
+    @property
+    def backend(self) -> str:
+        """What runs the image tower: `torch` or `onnx`."""
+        return self._image_tower.backend
 
     @property
     def fingerprint(self) -> Fingerprint:

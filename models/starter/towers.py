@@ -60,6 +60,8 @@ TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
 class ImageTower:
     """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread."""
 
+    backend = "torch"
+
     def __init__(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:

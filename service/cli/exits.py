@@ -7,6 +7,7 @@
   4  the index is damaged, or belongs to another encoder pair
   5  another writer holds the index
   6  no space left; the previous version of the index is intact
+  7  the system refused to read or write: I/O error, read-only, no file locks; as intact as with 6
 130  interrupted (Ctrl-C); 143 terminated
 """
 
@@ -18,6 +19,7 @@ from models.errors import (
     IndexCorruptError,
     IndexLockedError,
     NoSpaceError,
+    StorageError,
 )
 
 OK = 0
@@ -27,6 +29,7 @@ PARTIAL = 3
 CORRUPT = 4
 LOCKED = 5
 NO_SPACE = 6
+STORAGE = 7
 INTERRUPTED = 130
 
 _CODES: tuple[tuple[type[DiptychError], int], ...] = (
@@ -34,6 +37,7 @@ _CODES: tuple[tuple[type[DiptychError], int], ...] = (
     (EncoderMismatchError, CORRUPT),
     (IndexLockedError, LOCKED),
     (NoSpaceError, NO_SPACE),
+    (StorageError, STORAGE),
 )
 
 

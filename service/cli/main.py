@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 2 usage, 3 some items rejected, 4 damaged or foreign index, "
-    "5 index locked, 6 no space.",
+    "5 index locked, 6 no space, 7 I/O refused.",
 )
 @click.version_option(package_name="diptych", message="diptych %(version)s")
 def cli() -> None:

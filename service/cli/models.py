@@ -71,6 +71,7 @@ def show(model: str, device: str, precision: str, as_json: bool) -> None:
         "logit_bias": encoder.logit_bias,
         "device": str(getattr(encoder, "device", "cpu")),
         "precision": getattr(encoder, "precision", None),
+        "backend": getattr(encoder, "backend", "torch"),
         "preprocessing": _unpacked(fingerprint.preprocessing),
         "tokenizer": _unpacked(fingerprint.tokenizer),
         "architecture": fingerprint.architecture,

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from models.backends import BACKENDS, prefer_backend
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -61,7 +63,10 @@ def models_options(function: F) -> F:
 
 
 def device_options(function: F) -> F:
-    """`--device`, `--precision`, `--threads`."""
+    """`--device`, `--precision`, `--threads`.
+
+    `--backend` is not handed on: it is set for the process.
+    """
     options = [
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
         click.option(
@@ -73,6 +78,16 @@ def device_options(function: F) -> F:
         ),
         click.option(
             "--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
+            expose_value=False,
+            callback=lambda _context, _option, name: prefer_backend(name),
+            help="What runs the image tower; auto takes ONNX Runtime where it is installed (the "
+            "extra onnx) and faster.",
         ),
     ]
     for option in reversed(options):

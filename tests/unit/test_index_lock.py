@@ -16,6 +16,7 @@ from indexes import build, record
 from indexer.lock import WriterLock
 from indexer.store import IndexWriter
 from models.errors import EncoderMismatchError, IndexLockedError, StoreError
+from service.cli.exits import exit_code
 
 
 def test_the_second_writer_is_told_who_has_the_lock(tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ def test_a_file_system_without_locks_is_refused_clearly(
         WriterLock(tmp_path / "LOCK")
     assert not isinstance(caught.value, IndexLockedError)
     assert "local disk" in (caught.value.hint or "")
+    assert exit_code(caught.value) == 7
 
 
 def test_a_lock_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from models.devices import resolve_device, set_threads
+from models.devices import one_thread, resolve_device, set_threads, settle_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
 from models.starter.heads import StarterHeads, load_heads
@@ -123,6 +123,7 @@ class StarterEncoder:
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
         if not images:
             return np.zeros((0, self.dim), dtype=np.float32)
+        settle_threads()
         features_BF = self._image_tower.features(images).cpu()
         return unit_rows(self._heads.embed_images(features_BF).numpy())
 
@@ -143,6 +144,7 @@ class StarterEncoder:
         the two corrections 73 %), and of one thing on white in 88 % (53 % and 53 %);
         tests/bench/explain.py plays this game.
         """
+        settle_threads()
         cell_LF = self._image_tower.feature_map(image).cpu()
         cell_LD = self._heads.embed_images(cell_LF)
         wanted_D = as_tensor(unit_rows(direction_D[None])[0])
@@ -164,4 +166,5 @@ class StarterEncoder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         features_BS = as_tensor(self._text_tower.features(texts))
-        return unit_rows(self._heads.embed_texts(features_BS).numpy())
+        with one_thread():
+            return unit_rows(self._heads.embed_texts(features_BS).numpy())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +143,47 @@ def test_at_the_bound_new_connections_are_told(
     ):
         asyncio.run(run(port))
     assert raise_file_limit() >= 300
+
+
+def test_a_crowd_is_accepted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them the loop looks at those who are connected."""
+    turn = 0
+    accepted: list[int] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+    made = protocol.ProblemH11Protocol.connection_made
+
+    def tick() -> None:
+        nonlocal turn
+        turn += 1
+        if len(accepted) < 201:
+            loops[0].call_soon(tick)
+
+    def noted(self: protocol.ProblemH11Protocol, transport: asyncio.Transport) -> None:
+        if not loops:
+            loops.append(asyncio.get_running_loop())
+            tick()
+        accepted.append(turn)
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.ProblemH11Protocol, "connection_made", noted)
+    settings = ServerSettings(unready_s=0, drain_s=2)
+    with (
+        colour_engine(build_colours(tmp_path / "colours.index")) as engine,
+        serving(create_app(engine), settings) as (_, port),
+        contextlib.ExitStack() as crowd,
+    ):
+        crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        asyncio.run(until(lambda: bool(loops)))
+        held, go_on = threading.Event(), threading.Event()
+        loops[0].call_soon_threadsafe(lambda: (held.set(), go_on.wait(20)))
+        assert held.wait(20)
+        for _ in range(200):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        go_on.set()
+        asyncio.run(until(lambda: len(accepted) == 201, 30))
+    assert max(Counter(accepted).values()) <= 16
 
 
 def test_idle_connections_make_room_after_a_second(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def made(run: Callable[[Sequence[int]], Sequence[int | Exception]], batch: int =
 
 
 def only(call: Call[int]) -> Steps[int]:
-    return (yield call)
+    answer: int = yield call
+    return answer
 
 
 def results(calls: Sequence[Call[int]]) -> list[int]:
@@ -322,9 +323,10 @@ def test_steps_go_on_in_the_thread_that_ended_their_call() -> None:
     seen = []
 
     def twice() -> Steps[int]:
-        first = yield queue.submit(1)
+        first: int = yield queue.submit(1)
         seen.append((threading.current_thread().name, deadline.current()))
-        return first + (yield queue.submit(2))
+        second: int = yield queue.submit(2)
+        return first + second
 
     async def ask() -> int:
         with deadline.until(monotonic() + WAIT) as mine:
@@ -341,7 +343,7 @@ def test_nobody_leaves_while_a_step_uses_what_they_lent() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def use() -> Steps[int]:
-        first = yield queue.submit(1)
+        first: int = yield queue.submit(1)
         inside.set()
         assert go_on.wait(WAIT)
         return first
@@ -370,7 +372,7 @@ def test_what_was_left_takes_no_further_step(
 
     def twice() -> Steps[int]:
         try:
-            first = yield queue.submit(1, must_end=first_lent)
+            first: int = yield queue.submit(1, must_end=first_lent)
             went_on.append(first)
             return first
         finally:

@@ -177,7 +177,12 @@ def test_a_crowd_is_accepted_a_few_at_a_time(
         crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
         asyncio.run(until(lambda: bool(loops)))
         held, go_on = threading.Event(), threading.Event()
-        loops[0].call_soon_threadsafe(lambda: (held.set(), go_on.wait(20)))
+
+        def hold() -> None:
+            held.set()
+            assert go_on.wait(20)
+
+        loops[0].call_soon_threadsafe(hold)
         assert held.wait(20)
         for _ in range(200):
             crowd.enter_context(socket.create_connection(("127.0.0.1", port)))

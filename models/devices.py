@@ -5,7 +5,13 @@ It knows torch's view of the machine, nothing of models.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import torch
+from threadpoolctl import ThreadpoolController
 
 from models.errors import ModelError
 
@@ -71,6 +77,46 @@ def set_threads(threads: int | None) -> None:
     if threads < 1:
         raise ModelError(f"{threads} threads; at least 1 is needed")
     torch.set_num_threads(threads)
+    _chosen.count = threads
+
+
+class _Chosen:
+    """What `set_threads` was last given, and what each thread has taken over."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.here = threading.local()
+
+
+_chosen = _Chosen()
+
+
+def settle_threads() -> None:
+    """Make what `set_threads` chose hold in this thread; call before torch computes.
+
+    torch's setting reaches OpenMP only in the thread that made it. In any other, such as one that
+    embeds for many callers, matrix products would go to all cores, whose helpers wait busily.
+    """
+    if _chosen.count is not None and getattr(_chosen.here, "count", None) != _chosen.count:
+        torch.set_num_threads(_chosen.count)
+        _chosen.here.count = _chosen.count
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenMP computes on this thread alone inside; some 15 us.
+
+    For products so small that waking a helper costs more than it does, and its busy waiting
+    afterwards takes a core from whoever needs it.
+    """
+    with _openmp().limit(limits=1):
+        yield
+
+
+@cache
+def _openmp() -> ThreadpoolController:
+    found: ThreadpoolController = ThreadpoolController().select(user_api="openmp")
+    return found
 
 
 def _cpu_gains_from_bf16() -> bool:

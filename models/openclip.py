@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from models.checkpoints import inspect_weights
-from models.devices import DTYPES, resolve_device, resolve_precision, set_threads
+from models.devices import DTYPES, resolve_device, resolve_precision, set_threads, settle_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.errors import InvalidVectorError, ModelError
 from models.explain import Area, RelevanceMap, seen_area
@@ -121,6 +121,7 @@ class OpenClipEncoder:
         """Embed prepared pictures -> float32 [B, D], unit rows."""
         if not images:
             return np.zeros((0, self.dim), dtype=np.float32)
+        settle_threads()
         image_B3HW = torch.from_numpy(np.stack(images)).to(self.device, self._input)
         return self._unit(self._pair.encode_image(image_B3HW))
 
@@ -129,6 +130,7 @@ class OpenClipEncoder:
         """Embed prepared texts -> float32 [B, D], unit rows."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
+        settle_threads()
         text_BL = torch.from_numpy(np.stack([text.tokens for text in texts])).to(self.device)
         return self._unit(self._encode_text(text_BL))
 

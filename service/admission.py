@@ -222,7 +222,7 @@ class _Visit:
             metrics.REJECTED.labels(error.code).inc()
             raise ProblemError(of_domain(error)) from None
         self._turn = True
-        metrics.STAGE_SECONDS.labels("wait").observe(perf_counter() - began)
+        metrics.stage_seconds("wait").observe(perf_counter() - began)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -79,6 +79,7 @@ def create_app(
         _by_name([engines] if isinstance(engines, Engine) else engines),
         admission=AdmissionControl(settings.admission),
         fetcher=settings.fetcher,
+        guarded=settings.guard is not None,
     )
 
     @asynccontextmanager

@@ -38,13 +38,7 @@ def parse_json(body: bytes) -> Any:
     if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > _MAX_MARKS:
         raise refuse("malformed-json", "The document has too many parts.")
     try:
-        document = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_distinct,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded_int,
-        )
+        document = _STRICT.decode(body.decode("utf-8"))
     except ProblemError:
         raise
     except UnicodeDecodeError:
@@ -82,6 +76,14 @@ def _bounded_int(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise refuse("malformed-json", "A number has too many digits.")
     return int(digits)
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_distinct,
+    parse_constant=_no_constant,
+    parse_float=_finite,
+    parse_int=_bounded_int,
+)
 
 
 def _check(document: Any) -> None:

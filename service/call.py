@@ -1,7 +1,7 @@
-"""One caller's place in a `BatchQueue`: the answer to come, for a thread or an event loop to await.
+"""One caller's place in a `BatchQueue`: the answer to come, for a thread to wait for.
 
 Waiting ends with the answer, the error, or the caller's deadline (`service.deadline`), whichever is
-first. Knows nothing of batches.
+first. Event loops wait through `service.steps`. Knows nothing of batches.
 """
 
 from __future__ import annotations
@@ -88,44 +88,6 @@ class Call(Generic[R]):
             forget()
         raise too_late(self.deadline)
 
-    async def result_async(self) -> R:
-        """As `result`; the event loop goes on meanwhile."""
-        if not self.future.done():
-            await self._arrival()
-        return self.future.result()
-
-    async def _arrival(self) -> None:
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Future[None] = loop.create_future()
-        self.future.add_done_callback(lambda _: _tell(loop, arrived))
-
-        def given_up() -> (
-            None
-        ):  # in the loop's thread; the call may be running, and not cancellable
-            self.future.cancel()
-            if not arrived.done():
-                arrived.set_result(None)
-
-        forget = self.deadline.on_cancel(given_up)
-        try:
-            async with asyncio.timeout(self.deadline.left()):
-                await arrived
-        except TimeoutError:
-            await self._leave()
-            raise too_late(self.deadline) from None
-        except asyncio.CancelledError:
-            await self._leave()
-            raise
-        finally:
-            forget()
-        if self.future.cancelled() or not self.future.done():
-            await self._leave()
-            raise too_late(self.deadline)
-
-    async def _leave(self) -> None:
-        if not self.future.cancel() and self.must_end:
-            await asyncio.to_thread(self.future.exception)
-
 
 def too_late(passed: Deadline) -> DiptychError:
     """Why a call of this deadline is not worth running any more."""
@@ -143,7 +105,8 @@ _TELLING = threading.local()
 _AT_ONCE = 4
 
 
-def _tell(loop: asyncio.AbstractEventLoop, arrived: asyncio.Future[None]) -> None:
+def tell(loop: asyncio.AbstractEventLoop, arrived: asyncio.Future[None]) -> None:
+    """Set a future of an event loop from another thread."""
     told: _Told | None = getattr(_TELLING, "told", None)
     if told is None:
         loop.call_soon_threadsafe(_arrive, loop, [arrived])

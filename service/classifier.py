@@ -32,7 +32,7 @@ from service.label_set_store import LabelSetStore, check_name
 from service.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
 from service.predictions import Chances, parents, predictions
 from service.queries import ClassifyAnswer, ImageResult
-from service.stopwatch import Stopwatch
+from service.stopwatch import Prepare, Stopwatch
 
 
 class Classifier:
@@ -45,7 +45,7 @@ class Classifier:
     def __init__(
         self,
         encoder: Encoder,
-        prepare: Callable[[bytes], PreparedImage],
+        prepare: Prepare,
         store: LabelSetStore | None = None,
     ) -> None:
         self._encoder = encoder
@@ -84,10 +84,10 @@ class Classifier:
         errors: dict[int, DiptychError] = {}
         for index, data in enumerate(images):
             try:
-                prepared.append(self._prepare(data))
+                prepared.append(self._prepare(data, watch))
             except DiptychError as error:
                 errors[index] = error
-        watch.lap("prepare")
+            watch.lap("prepare")
         self.class_directions(label_set, keep=name is not None)
         watch.lap("classes")
         image_BD = self._encoder.embed_images(prepared)
@@ -97,6 +97,7 @@ class Classifier:
             ImageResult(error=errors[index]) if index in errors else next(rows)
             for index in range(len(images))
         )
+        watch.lap("judge")
         return ClassifyAnswer(
             results=results,
             multi_label=label_set.multi_label,

@@ -102,7 +102,13 @@ def set(at: float) -> Deadline:
 @contextmanager
 def until(at: float) -> Iterator[Deadline]:
     """`set` for the length of a block."""
-    deadline = Deadline(at)
+    with under(Deadline(at)) as deadline:
+        yield deadline
+
+
+@contextmanager
+def under(deadline: Deadline) -> Iterator[Deadline]:
+    """Make somebody's deadline the current one for the length of a block, in whatever thread."""
     token = _CURRENT.set(deadline)
     try:
         yield deadline

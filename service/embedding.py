@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from models.errors import DiptychError
 from models.vectors import Vectors
 from service.queries import ImageQuery, TextQuery, check_text
 from service.serial import SerialEncoder
+from service.stopwatch import Prepare, Stopwatch
 
 
 class EmbeddingError(DiptychError):
@@ -25,17 +26,21 @@ class EmbeddingError(DiptychError):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingAnswer:
-    """`vectors_BD`: float32, unit rows, in the order asked; `tokens` of all texts together."""
+    """`vectors_BD`: float32, unit rows, in the order asked; `tokens` of all texts together.
+
+    `timings`: milliseconds per stage (`decode`, `prepare`, `embed`, `total`).
+    """
 
     vectors_BD: Vectors
     tokens: int
     truncated: bool
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 class Embeddings:
     """Embeds with one pair; safe to call from many threads."""
 
-    def __init__(self, encoder: SerialEncoder, prepare: Callable[[bytes], PreparedImage]) -> None:
+    def __init__(self, encoder: SerialEncoder, prepare: Prepare) -> None:
         self._encoder = encoder
         self._prepare = prepare
 
@@ -49,6 +54,7 @@ class Embeddings:
         Raises:
             EmbeddingError: the first input that is refused (text, picture).
         """
+        watch = Stopwatch()
         texts: dict[int, PreparedText] = {}
         images: dict[int, PreparedImage] = {}
         for position, given in enumerate(inputs):
@@ -56,18 +62,21 @@ class Embeddings:
                 if isinstance(given, TextQuery):
                     texts[position] = self._encoder.prepare_text(check_text(given.text))
                 else:
-                    images[position] = self._prepare(given.data)
+                    images[position] = self._prepare(given.data, watch)
             except DiptychError as error:
                 raise EmbeddingError(position, error) from error
+            watch.lap("prepare")
         vectors_BD = np.zeros((len(inputs), self.dim), dtype=np.float32)
         if texts:
             vectors_BD[list(texts)] = self._encoder.embed_texts(list(texts.values()))
         if images:
             vectors_BD[list(images)] = self._encoder.embed_images(list(images.values()))
+        watch.lap("embed")
         return EmbeddingAnswer(
             vectors_BD,
             tokens=sum(map(_tokens, texts.values())),
             truncated=any(text.truncated for text in texts.values()),
+            timings=watch.stop(),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends
 
+from models.data.fetch import Fetcher
 from service import deadline
 from service.problems import refuse
 from service.state import StateOf
@@ -14,8 +15,8 @@ from service.state import StateOf
 Fetch: TypeAlias = Callable[[str], bytes]
 
 
-async def _fetch(state: StateOf) -> Fetch:
-    fetcher = state.fetcher
+def fetch_by(fetcher: Fetcher | None) -> Fetch:
+    """What fetches for callers; without a fetcher it refuses."""
 
     def fetch(url: str) -> bytes:
         if fetcher is None:
@@ -27,6 +28,10 @@ async def _fetch(state: StateOf) -> Fetch:
         return fetcher.fetch(url, within=deadline.left())
 
     return fetch
+
+
+async def _fetch(state: StateOf) -> Fetch:
+    return fetch_by(state.fetcher)
 
 
 FetchOf = Annotated[Fetch, Depends(_fetch)]

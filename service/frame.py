@@ -12,10 +12,9 @@ import logging
 import random
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import DeadlineError
@@ -47,6 +46,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+_HTTPS_HEADERS = [(b"strict-transport-security", b"max-age=31536000")]
+_TIMING_HEADER = timing.HEADER.lower().encode()
 
 
 class RequestFrame:
@@ -81,19 +82,19 @@ class RequestFrame:
             nonlocal status, stages
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
+                headers = _Headers(message["headers"])
+                headers.set(b"x-request-id", request_id)
                 if trace.traceparent is not None:
-                    headers["traceparent"] = trace.traceparent
+                    headers.set(b"traceparent", trace.traceparent)
                 if self._closing():
-                    headers["Connection"] = "close"
-                own = {name for name, _ in message["headers"]}
-                message["headers"] += [pair for pair in _RAW_HEADERS if pair[0] not in own]
+                    headers.set(b"connection", "close")
+                headers.add(_RAW_HEADERS)
                 if scope.get("scheme") == "https":  # as a believed proxy says
-                    headers.setdefault("Strict-Transport-Security", "max-age=31536000")
-                stages = headers.get(timing.HEADER, "")
+                    headers.add(_HTTPS_HEADERS)
+                stages = headers.own.get(_TIMING_HEADER, b"").decode("latin-1")
                 if scope["path"].startswith("/v1/"):
-                    headers[timing.HEADER] = timing.with_total(stages or None, began)
+                    headers.set(_TIMING_HEADER, timing.with_total(stages or None, began))
+                message["headers"] = headers.pairs
             await send(message)
 
         try:
@@ -120,6 +121,25 @@ class RequestFrame:
             if not status:
                 await problems.internal().response(request_id)(scope, receive, framed)
         _report(scope, request_id, status, perf_counter() - began, _milliseconds(stages), trace)
+
+
+class _Headers:
+    """The headers of an answer, by their names once and not once for each that is set."""
+
+    __slots__ = ("own", "pairs")
+
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self.pairs = [(name.lower(), value) for name, value in pairs]
+        self.own = dict(self.pairs)
+
+    def set(self, name: bytes, value: str) -> None:
+        if name in self.own:
+            self.pairs = [pair for pair in self.pairs if pair[0] != name]
+        self.pairs.append((name, value.encode("latin-1")))
+
+    def add(self, more: Iterable[tuple[bytes, bytes]]) -> None:
+        """Those that the answer does not bring itself."""
+        self.pairs += [pair for pair in more if pair[0] not in self.own]
 
 
 def _report(

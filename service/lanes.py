@@ -59,6 +59,9 @@ class Lane:
         self._mark = 0.0
         # both decay alike; their quotient is the average
         self._busy_s, self._done = _FIRST_GUESS_S, 1.0
+        self._in_flight = metrics.IN_FLIGHT.labels(rule.name)
+        self._queued_cost = metrics.QUEUED_COST.labels(rule.name)
+        self._cost_seconds = metrics.COST_SECONDS.labels(rule.name)
 
     @property
     def cost_seconds(self) -> float:
@@ -147,6 +150,6 @@ class Lane:
         self._running -= 1
 
     def _report(self) -> None:
-        metrics.IN_FLIGHT.labels(self.rule.name).set(self.requests)
-        metrics.QUEUED_COST.labels(self.rule.name).set(self.cost)
-        metrics.COST_SECONDS.labels(self.rule.name).set(self.cost_seconds)
+        self._in_flight.set(self.requests)
+        self._queued_cost.set(self.cost)
+        self._cost_seconds.set(self.cost_seconds)

@@ -118,7 +118,9 @@ class Limits:
             started = now if started is None else started
             left = started + limits.body_seconds + received / limits.body_pace - now
             try:
-                message = await asyncio.wait_for(receive(), max(left, 0.001))
+                # not `wait_for`, which makes a task of every piece
+                async with asyncio.timeout(max(left, 0.001)):
+                    message = await receive()
             except TimeoutError:
                 raise refuse(
                     "body-timeout",

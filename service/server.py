@@ -28,6 +28,10 @@ _LOG = logging.getLogger("diptych.service")
 # files, sockets of callers, an index's own: what is not a connection
 _OTHER_FILES: Final = 256
 _MOST_FILES: Final = 65_536
+# connections taken in one turn of the event loop: asyncio would take as many as may wait, and a
+# thousand that come at once would keep the answers to others waiting for a tenth of a second
+_ACCEPTED_AT_ONCE: Final = 16
+_WAITING_TO_BE_ACCEPTED: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Server(uvicorn.Server):
                 app,
                 http=protocol_class(limits),
                 ws="none",
+                backlog=_ACCEPTED_AT_ONCE,
                 lifespan="on",
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=settings.keep_alive_s,
@@ -107,6 +112,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING_TO_BE_ACCEPTED)  # only the system's queue grows by that
         if self.started:
             self._announce()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -26,6 +27,7 @@ class AppState:
         draining: the service is about to stop; what is asked is still answered.
         admission: how much is being answered.
         fetcher: fetches pictures that callers name by their address; None fetches none.
+        guarded: requests need a key.
     """
 
     engines: Mapping[str, Engine]
@@ -33,6 +35,7 @@ class AppState:
     draining: bool = False
     admission: AdmissionControl = field(default_factory=AdmissionControl)
     fetcher: Fetcher | None = None
+    guarded: bool = False
 
     @property
     def ready(self) -> bool:
@@ -64,11 +67,19 @@ IndexName = Annotated[
 ]
 
 
-# async, so that resolving them costs no trip through the thread pool
-async def _engine(request: Request, index: IndexName = None) -> AsyncIterator[Engine]:
-    if len(request.query_params.getlist("index")) > 1:
+@contextmanager
+def pinned(request: Request) -> Iterator[Engine]:
+    """The engine of the index a request names, pinned to one version of it within the block."""
+    named = request.query_params.getlist("index") if request.scope["query_string"] else []
+    if len(named) > 1:
         raise refuse("invalid-request", "A query parameter is given twice.")
-    with app_state(request).engine(index).pin() as engine:
+    with app_state(request).engine(named[0] if named else None).pin() as engine:
+        yield engine
+
+
+# async, so that resolving them costs no trip through the thread pool
+async def _engine(request: Request, index: IndexName = None) -> AsyncIterator[Engine]:  # noqa: ARG001  # named for the document
+    with pinned(request) as engine:
         yield engine
 
 

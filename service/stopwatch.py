@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from models.encoder import PreparedImage
 
 
 class Stopwatch:
@@ -28,3 +32,9 @@ class Stopwatch:
 
     def _add(self, stage: str, seconds: float) -> None:
         self._laps[stage] = round(self._laps.get(stage, 0.0) + seconds * 1000, 3)
+
+
+class Prepare(Protocol):
+    """A picture's bytes -> the encoder's input; what decoding took is put down on the watch."""
+
+    def __call__(self, data: bytes, watch: Stopwatch | None = None, /) -> PreparedImage: ...

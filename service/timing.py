@@ -4,8 +4,9 @@
 
 Stages: `queue` waiting for a tower or the index, `decode` a picture, `prepare` it (or a text) for
 the model, `embed`, `search` the index, `meta` what is told about the hits; of classification also
-`classes`, of explanations `explain` and `render`. `total` is the whole request from its head on, so
-that what the stages leave is HTTP's: parsing, admission, the answer's JSON.
+`classes` (of labels not seen before), `judge` and, where asked, `explain`; of explanations
+`explain` and `render`. `total` is the whole request from its head on, so that what the stages leave
+is HTTP's: parsing, admission, the answer's JSON.
 """
 
 from __future__ import annotations

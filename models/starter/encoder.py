@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.backends import resolve_backend
-from models.devices import resolve_device, set_threads
+from models.devices import one_thread, resolve_device, set_threads, settle_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
 from models.geometry import Pixels
@@ -173,6 +173,7 @@ class StarterEncoder:
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
         if not images:
             return np.zeros((0, self.dim), dtype=np.float32)
+        settle_threads()
         features_BF = self._image_tower.features(images).cpu()
         return unit_rows(self._heads.embed_images(features_BF).numpy())
 
@@ -193,6 +194,7 @@ class StarterEncoder:
         the two corrections 73 %), and of one thing on white in 88 % (53 % and 53 %);
         tests/bench/explain.py plays this game.
         """
+        settle_threads()
         map_1FHW = self._image_tower.feature_maps([image]).cpu()
         cell_LF = map_1FHW[0].flatten(1).T
         cell_LD = self._heads.embed_images(cell_LF)
@@ -215,4 +217,5 @@ class StarterEncoder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         features_BS = as_tensor(self._text_tower.features(texts))
-        return unit_rows(self._heads.embed_texts(features_BS).numpy())
+        with one_thread():
+            return unit_rows(self._heads.embed_texts(features_BS).numpy())

@@ -60,7 +60,7 @@ def load(options: dict[str, Any]) -> Encoder:
 def classifier_of(encoder: Encoder, options: dict[str, Any]) -> Classifier:
     sets_dir = options["sets_dir"]
     store = None if sets_dir is None else LabelSetStore(sets_dir)
-    return Classifier(encoder, lambda data: encoder.prepare_image(_decode(data)), store)
+    return Classifier(encoder, lambda data, _=None: encoder.prepare_image(_decode(data)), store)
 
 
 def _decode(data: bytes) -> Image:

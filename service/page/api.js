@@ -29,6 +29,8 @@ async function ask(path, options) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
   }
+  // after many requests without a key it no longer says 401; a right key is let in all the same
+  if (problem.code === "too-many-attempts") askForKey();
   throw new ServiceError({ title: response.statusText, status: response.status, ...problem });
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 
 from models.errors import InvalidLabelsError
-from service import answers, presenting, problems
+from service import answers, presenting, problems, timing
 from service.auth import reads
 from service.engine import Engine
 from service.explaining import direction_of
@@ -24,7 +25,9 @@ router = APIRouter(prefix="/v1/classify", tags=["classify"])
 @router.post("", summary="Sort pictures into labels you name", openapi_extra=body_classify())
 @reads
 def classify(
-    upload: Annotated[PictureClasses, Depends(picture_classes)], engine: EngineOf
+    upload: Annotated[PictureClasses, Depends(picture_classes)],
+    engine: EngineOf,
+    response: Response,
 ) -> answers.ClassifyResponse:
     """Probabilities of every label for every picture, most likely first.
 
@@ -51,13 +54,17 @@ def classify(
     if len(refused) == len(answer.results):
         raise problems.ProblemError(problems.of_pictures(refused))
     found = presenting.classification(answer)
+    stages = dict(answer.timings)
     if options.explain:
+        began = perf_counter()
         class_CD = engine.classifier.class_directions(label_set)
         for image, result, shown in zip(upload.images, answer.results, found.results, strict=True):
             if result.predictions:
                 direction_D = direction_of(result.predictions[0], label_set, class_CD)
                 drawn = engine.explanations.explain_direction(image, direction_D)
                 shown.heatmap = data_uri(drawn.png)
+        stages["explain"] = round((perf_counter() - began) * 1000, 3)
+    timing.report(response, stages)
     return found
 
 

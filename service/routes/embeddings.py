@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Response
 
-from service import bodies, embedding_shapes, problems
+from service import bodies, embedding_shapes, problems, timing
 from service.auth import reads
 from service.embedding import EmbeddingError
 from service.embedding_shapes import EmbeddingRequest, EmbeddingResponse, ModelInfo, ModelList
@@ -31,7 +31,9 @@ _Body = Annotated[EmbeddingRequest, Depends(bodies.json_body(EmbeddingRequest))]
     openapi_extra=body_json("EmbeddingRequest"),
 )
 @reads
-def embeddings(body: _Body, state: StateOf, engine: EngineOf, fetch: FetchOf) -> EmbeddingResponse:
+def embeddings(
+    body: _Body, state: StateOf, engine: EngineOf, fetch: FetchOf, response: Response
+) -> EmbeddingResponse:
     """Vectors of unit length in the space of the index, in the order of the inputs.
 
     The shape is OpenAI's, so that its clients work unchanged. Pictures are `data:` URIs, or objects
@@ -49,6 +51,7 @@ def embeddings(body: _Body, state: StateOf, engine: EngineOf, fetch: FetchOf) ->
         answer = embedder.embed(_inputs(body, fetch))
     except EmbeddingError as refused:
         raise ProblemError(_at(problems.of_domain(refused.error), refused.position)) from refused
+    timing.report(response, answer.timings)
     compact = body.encoding_format == "base64"
     return EmbeddingResponse(
         data=[

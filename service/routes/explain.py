@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from service import timing
 from service.auth import reads
 from service.explain_shapes import ExplainResponse, HeatMap, PictureText, picture_text
 from service.explaining import Explanation
@@ -45,8 +46,12 @@ def explain(
     found = engine.explanations.explain(image, asked.text)
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "image/png" not in accepted:
-        return Response(_document(found).model_dump_json(), media_type="application/json")
-    return Response(found.png, media_type="image/png", headers={"Cache-Control": "no-store"})
+        answer = Response(_document(found).model_dump_json(), media_type="application/json")
+    else:
+        headers = {"Cache-Control": "no-store"}
+        answer = Response(found.png, media_type="image/png", headers=headers)
+    timing.report(answer, found.timings)
+    return answer
 
 
 def _document(found: Explanation) -> ExplainResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from indexer.filters import parse_filter
@@ -12,14 +12,15 @@ from service import answers, bodies, presenting, schemas, timing
 from service.asking import manner, needs_thread, search_query
 from service.auth import reads
 from service.engine import Engine, only_waits
-from service.fetching import FetchOf
+from service.fetching import Fetch, FetchOf, fetch_by
 from service.openapi import body_json, body_picture
 from service.queries import ImageQuery, SearchQuery, Target, TextQuery
-from service.state import EngineOf
+from service.routes.direct import DirectRoute, direct
+from service.state import EngineOf, app_state
 from service.steps import finish_async
 from service.uploads import PictureSearch, picture_search
 
-router = APIRouter(prefix="/v1/search", tags=["search"])
+router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute)
 
 # hits that the event loop turns into JSON itself: a millisecond's work
 _SMALL_PAGE = 100
@@ -55,15 +56,36 @@ async def _answer(
     return response
 
 
+async def _search(body: schemas.SearchRequest, engine: Engine, fetch: Fetch) -> Response:
+    if needs_thread(body.query):
+        query = await run_in_threadpool(search_query, body.query, fetch)
+    else:
+        query = search_query(body.query, fetch)
+    return await _answer(engine, query, body.target, body)
+
+
+async def _text_to_image(body: schemas.TextToImageRequest, engine: Engine, _: Request) -> Response:
+    return await _answer(engine, TextQuery(body.text), "images", body)
+
+
+async def _search_of(body: schemas.SearchRequest, engine: Engine, request: Request) -> Response:
+    return await _search(body, engine, fetch_by(app_state(request).fetcher))
+
+
+_search_body = bodies.json_body(schemas.SearchRequest)
+_text_body = bodies.json_body(schemas.TextToImageRequest)
+
+
 @router.post(
     "",
     summary="Search by text, picture, item or embedding",
     openapi_extra=body_json("SearchRequest"),
     response_model=answers.SearchResponse,
 )
+@direct(_search_body, _search_of)
 @reads
 async def search(
-    body: Annotated[schemas.SearchRequest, Depends(bodies.json_body(schemas.SearchRequest))],
+    body: Annotated[schemas.SearchRequest, Depends(_search_body)],
     engine: EngineOf,
     fetch: FetchOf,
 ) -> Response:
@@ -72,11 +94,7 @@ async def search(
     The query may have several parts, each with a weight: text, picture, item or embedding. Items
     of the query are left out of the hits.
     """
-    if needs_thread(body.query):
-        query = await run_in_threadpool(search_query, body.query, fetch)
-    else:
-        query = search_query(body.query, fetch)
-    return await _answer(engine, query, body.target, body)
+    return await _search(body, engine, fetch)
 
 
 @router.post(
@@ -85,15 +103,15 @@ async def search(
     openapi_extra=body_json("TextToImageRequest"),
     response_model=answers.SearchResponse,
 )
+@direct(_text_body, _text_to_image)
 @reads
 async def text_to_image(
-    body: Annotated[
-        schemas.TextToImageRequest, Depends(bodies.json_body(schemas.TextToImageRequest))
-    ],
+    body: Annotated[schemas.TextToImageRequest, Depends(_text_body)],
     engine: EngineOf,
+    request: Request,
 ) -> Response:
     """The pictures that fit a description best."""
-    return await _answer(engine, TextQuery(body.text), "images", body)
+    return await _text_to_image(body, engine, request)
 
 
 @router.post(

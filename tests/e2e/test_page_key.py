@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import browsing
 import pytest
@@ -87,6 +90,30 @@ def test_the_key_is_this_tabs_alone(
     other = page.context.new_page()
     other.goto("/")
     other.get_by_role("dialog", name="A key, please").wait_for()
+
+
+def test_it_asks_also_where_too_many_came_without_a_key(
+    page: Any, keyed: tuple[str, str, list[str]]
+) -> None:
+    # every visit without a key makes some requests too many: after a few, all of them get this
+    for _ in range(200):
+        with pytest.raises(HTTPError) as refusal:
+            urlopen(keyed[0] + "/v1/index")
+        status, body = refusal.value.code, refusal.value.read()
+        if status == 429:
+            break
+    assert json.loads(body)["code"] == "too-many-attempts"
+    page.route(
+        "**/v1/**",
+        lambda route: route.fulfill(
+            status=status, body=body, content_type="application/problem+json"
+        ),
+    )
+    page.goto("/")
+    page.get_by_role("dialog", name="A key, please").wait_for()
+    page.unroute_all()
+    enter(page, keyed[1])
+    page.wait_for_function("() => (document.getElementById('about')?.textContent ?? '') !== ''")
 
 
 def test_without_keys_nobody_is_asked(visit: Callable[..., Any]) -> None:

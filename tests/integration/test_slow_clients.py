@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from services import build_colours, colour_engine
 from stalling import answer, connected, request, serving, until
 
-from service import metrics
+from service import metrics, protocol
 from service.app import ServiceSettings, create_app
 from service.limits import RequestLimits
 from service.protocol import ConnectionLimits
@@ -116,24 +119,76 @@ def test_a_caller_who_never_reads_is_cut_off(served: tuple[Server, int]) -> None
     assert closed("write-timeout") - before == 1
 
 
-def test_at_the_bound_the_longest_idle_make_room_and_new_ones_are_told(
-    served: tuple[Server, int],
+def test_at_the_bound_new_connections_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server, port = served
+    # a busy machine may take seconds to connect them: none is to make room meanwhile
+    monkeypatch.setattr(protocol, "_EVICTABLE_AFTER_S", 60.0)
+    limits = ConnectionLimits(head_s=60.0, connections=20)
+    server = ServerSettings(connections=limits, unready_s=0, drain_s=2)
 
-    async def run() -> None:
-        await until(lambda: not server.server_state.connections)
-        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(310)]
+    async def run(port: int) -> None:
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(21)]
         told = crowd[-1][0]
-        status, headers, document = await asyncio.wait_for(answer(told), 5)
+        status, headers, document = await asyncio.wait_for(answer(told), 20)
         assert (status, document["code"]) == (503, "too-many-connections")
         assert headers["retry-after"].isdigit()
         assert headers["connection"] == "close"
         for _, writer in crowd:
             writer.close()
 
-    asyncio.run(run())
+    with (
+        colour_engine(build_colours(tmp_path / "colours.index")) as engine,
+        serving(create_app(engine), server) as (_, port),
+    ):
+        asyncio.run(run(port))
     assert raise_file_limit() >= 300
+
+
+def test_a_crowd_is_accepted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them the loop looks at those who are connected."""
+    turn = 0
+    accepted: list[int] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+    made = protocol.ProblemH11Protocol.connection_made
+
+    def tick() -> None:
+        nonlocal turn
+        turn += 1
+        if len(accepted) < 201:
+            loops[0].call_soon(tick)
+
+    def noted(self: protocol.ProblemH11Protocol, transport: asyncio.Transport) -> None:
+        if not loops:
+            loops.append(asyncio.get_running_loop())
+            tick()
+        accepted.append(turn)
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.ProblemH11Protocol, "connection_made", noted)
+    settings = ServerSettings(unready_s=0, drain_s=2)
+    with (
+        colour_engine(build_colours(tmp_path / "colours.index")) as engine,
+        serving(create_app(engine), settings) as (_, port),
+        contextlib.ExitStack() as crowd,
+    ):
+        crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        asyncio.run(until(lambda: bool(loops)))
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            assert go_on.wait(20)
+
+        loops[0].call_soon_threadsafe(hold)
+        assert held.wait(20)
+        for _ in range(200):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        go_on.set()
+        asyncio.run(until(lambda: len(accepted) == 201, 30))
+    assert max(Counter(accepted).values()) <= 16
 
 
 def test_idle_connections_make_room_after_a_second(tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def made(run: Callable[[Sequence[int]], Sequence[int | Exception]], batch: int =
     return BatchQueue("test", run, QueueLimits(batch, waiting))
 
 
+def only(call: Call[int]) -> Steps[int]:
+    answer: int = yield call
+    return answer
+
+
 def results(calls: Sequence[Call[int]]) -> list[int]:
     return [call.future.result(WAIT) for call in calls]
 
@@ -214,7 +219,7 @@ def test_waiting_callers_see_their_deadline_pass_while_a_batch_runs(
     with deadline.until(monotonic() + 0.01):
         again = queue.submit(2)
         with pytest.raises(DeadlineError):
-            asyncio.run(again.result_async())
+            asyncio.run(finish_async(only(again)))
     assert again.future.cancelled()
 
 
@@ -229,7 +234,7 @@ def test_a_caller_who_hangs_up_leaves_while_the_call_waits(
             call = queue.submit(1)
             asyncio.get_running_loop().call_soon(mine.cancel)
             with pytest.raises(DeadlineError):
-                await call.result_async()
+                await finish_async(only(call))
         assert call.future.cancelled()
 
     asyncio.run(hang_up())
@@ -256,7 +261,7 @@ def test_who_lent_something_stays_until_the_run_has_ended(
 
     async def cancelled() -> bool:
         call = queue.submit(2, must_end=True)
-        task = asyncio.ensure_future(call.result_async())
+        task = asyncio.ensure_future(finish_async(only(call)))
         await asyncio.to_thread(held.started)
         task.cancel()
         await asyncio.sleep(0)
@@ -274,7 +279,7 @@ def test_a_call_may_raise_a_timeout_of_its_own(queue: BatchQueue[int, int]) -> N
     with pytest.raises(TimeoutError, match="its own"):
         own.submit(1).result()
     with pytest.raises(TimeoutError, match="its own"):
-        asyncio.run(own.submit(1).result_async())
+        asyncio.run(finish_async(only(own.submit(1))))
     assert own.stop(WAIT)
 
 
@@ -313,11 +318,89 @@ def test_steps_run_alike_in_a_thread_and_on_a_loop() -> None:
     assert queue.stop(WAIT)
 
 
+def test_steps_go_on_in_the_thread_that_ended_their_call() -> None:
+    queue = made(lambda values: [-value for value in values])
+    seen = []
+
+    def twice() -> Steps[int]:
+        first: int = yield queue.submit(1)
+        seen.append((threading.current_thread().name, deadline.current()))
+        second: int = yield queue.submit(2)
+        return first + second
+
+    async def ask() -> int:
+        with deadline.until(monotonic() + WAIT) as mine:
+            answer = await finish_async(twice())
+            assert seen == [("test", mine)]
+            return answer
+
+    assert asyncio.run(ask()) == -3
+    assert queue.stop(WAIT)
+
+
+def test_nobody_leaves_while_a_step_uses_what_they_lent() -> None:
+    queue = made(lambda values: list(values))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def use() -> Steps[int]:
+        first: int = yield queue.submit(1)
+        inside.set()
+        assert go_on.wait(WAIT)
+        return first
+
+    async def hang_up() -> None:
+        with deadline.until(monotonic() + 3600) as mine:
+            task = asyncio.ensure_future(finish_async(use()))
+            assert await asyncio.to_thread(inside.wait, WAIT)
+            mine.cancel()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not task.done()
+            go_on.set()
+            with pytest.raises(DeadlineError):
+                await task
+
+    asyncio.run(hang_up())
+    assert queue.stop(WAIT)
+
+
+@pytest.mark.parametrize("first_lent", [False, True])
+def test_what_was_left_takes_no_further_step(
+    queue: BatchQueue[int, int], held: Held, first_lent: bool
+) -> None:
+    closed, went_on = threading.Event(), []
+
+    def twice() -> Steps[int]:
+        try:
+            first: int = yield queue.submit(1, must_end=first_lent)
+            went_on.append(first)
+            return first
+        finally:
+            closed.set()
+
+    async def hang_up() -> None:
+        with deadline.until(monotonic() + 3600) as mine:
+            task = asyncio.ensure_future(finish_async(twice()))
+            await asyncio.to_thread(held.started)
+            mine.cancel()
+            if first_lent:
+                await asyncio.sleep(0)
+                assert not task.done()
+                held.let_go()
+            with pytest.raises(DeadlineError):
+                await task
+            held.let_go()
+            assert await asyncio.to_thread(closed.wait, WAIT)
+
+    asyncio.run(hang_up())
+    assert went_on == []
+
+
 def test_at_once_keeps_the_answer_or_the_error() -> None:
     assert Call.at_once(lambda: 3).result() == 3
     with pytest.raises(ZeroDivisionError):
         Call.at_once(lambda: 1 // 0).result()
-    assert asyncio.run(Call.at_once(lambda: 3).result_async()) == 3
+    assert asyncio.run(finish_async(only(Call.at_once(lambda: 3)))) == 3
 
 
 @settings(max_examples=25, deadline=None)

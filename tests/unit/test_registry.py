@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,15 @@ import torch
 from open_clip import factory as open_clip_factory
 from open_clip import pretrained as open_clip_pretrained
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_info
 
-from models.devices import resolve_device, resolve_precision, set_threads
+from models.devices import (
+    one_thread,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+    settle_threads,
+)
 from models.errors import ModelError
 from models.openclip import OpenClipEncoder
 from models.registry import known_models, load_encoder, parse_model_id
@@ -206,4 +214,36 @@ def test_threads() -> None:
         set_threads(1)
         assert torch.get_num_threads() == 1
     finally:
-        torch.set_num_threads(before)
+        set_threads(before)
+
+
+def openmp_threads() -> set[int]:
+    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "openmp"}
+
+
+def test_threads_hold_where_others_embed() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def work() -> None:
+        seen.append(openmp_threads())
+        settle_threads()
+        torch.zeros(1)
+        seen.append(openmp_threads())
+
+    try:
+        set_threads(1)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        set_threads(before)
+    if max(seen[0]) == 1:
+        pytest.skip("OpenMP starts with one thread here anyway")
+    assert 1 in seen[1]
+
+
+def test_one_thread_is_one_only_inside() -> None:
+    before = openmp_threads()
+    with one_thread():
+        assert openmp_threads() == {1}
+    assert openmp_threads() == before

@@ -40,7 +40,7 @@ from models.vectors import Vectors, unit_rows
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from models.registry import ModelId
+    from models.model_id import ModelId
 
 
 def load_openclip(

@@ -18,7 +18,7 @@ from models.errors import ModelError
 from models.hub import HubFileMissingError, hub_file
 
 if TYPE_CHECKING:
-    from models.registry import ModelId
+    from models.model_id import ModelId
 
 CONFIG_NAME = "open_clip_config.json"
 _WEIGHTS_NAMES = (WEIGHTS_NAME, "open_clip_pytorch_model.safetensors")

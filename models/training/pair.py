@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from models.checkpoints import inspect_weights
 from models.errors import ModelError
+from models.model_id import ModelId
 from models.openclip_build import build_fresh, build_pair
 from models.openclip_prefix import TextTower, text_tower
 from models.openclip_source import find_fresh, find_source
 from models.openclip_text import TextPreparer
-from models.registry import ModelId
 
 FRESH_SIGMOID_SCALE = 10.0
 FRESH_SIGMOID_BIAS = -10.0

@@ -98,7 +98,7 @@ def _refuse(options: TrainOptions) -> None:
 
 def _module(model: str, device: Any) -> Callable[[], TrainablePair]:
     def load() -> TrainablePair:
-        from models.registry import parse_model_id
+        from models.model_id import parse_model_id
         from models.training.pair import load_pair
 
         pair = load_pair(parse_model_id(model))

@@ -93,7 +93,7 @@ def _train(options: TrainOptions, world: World) -> int:
 
 
 def _pair(options: TrainOptions) -> TrainablePair:
-    from models.registry import parse_model_id
+    from models.model_id import parse_model_id
     from models.training.pair import fresh_pair, load_pair
 
     if options.fresh:

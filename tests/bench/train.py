@@ -36,7 +36,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from models.data import open_source
-from models.registry import parse_model_id
+from models.model_id import parse_model_id
 from models.training.augment import Augmentation, Augmenter
 from models.training.config import TrainConfig
 from models.training.distributed import World

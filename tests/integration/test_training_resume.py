@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from tiny import sixteen, tiny_pair
 
 from models.errors import TrainingError
-from models.registry import parse_model_id
+from models.model_id import parse_model_id
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
 from models.training.journal import Journal

@@ -13,7 +13,8 @@ from models.encoder import Encoder
 from models.errors import InvalidLabelsError, TrainingError
 from models.evaluation.collect import Collected
 from models.evaluation.zeroshot import evaluate_head
-from models.registry import load_encoder, parse_model_id
+from models.model_id import parse_model_id
+from models.registry import load_encoder
 from models.training.pair import TrainablePair, load_pair
 from models.tuning.fitting import fit_head
 from models.tuning.prompts import Context, learn_prompts

@@ -192,7 +192,8 @@ def test_the_saved_pair_is_an_encoder_like_any_other(tmp_path: Path) -> None:
     from PIL import Image
     from tiny import tiny_pair
 
-    from models.registry import load_encoder, parse_model_id
+    from models.model_id import parse_model_id
+    from models.registry import load_encoder
     from models.training.pair import load_pair
     from models.training.saving import save_pair
 

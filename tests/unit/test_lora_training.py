@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import sixteen, tiny_pair
 
 from models.data import open_source
-from models.registry import parse_model_id
+from models.model_id import parse_model_id
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.loop import Cadence

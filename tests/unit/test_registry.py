@@ -25,8 +25,9 @@ from models.devices import (
     settle_threads,
 )
 from models.errors import ModelError
+from models.model_id import parse_model_id
 from models.openclip import OpenClipEncoder
-from models.registry import known_models, load_encoder, parse_model_id
+from models.registry import known_models, load_encoder
 
 TINY = {
     "embed_dim": 8,

@@ -20,7 +20,8 @@ from models.data import open_source
 from models.errors import NoSpaceError, TrainingError
 from models.images import decode_image
 from models.losses import InfoNCEObjective
-from models.registry import load_encoder, parse_model_id
+from models.model_id import parse_model_id
+from models.registry import load_encoder
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.finishing import Result

@@ -20,9 +20,9 @@ from torch import Tensor
 from models.errors import ModelError
 from models.images import decode_image
 from models.losses import InfoNCEObjective
+from models.model_id import parse_model_id
 from models.openclip_build import transform
 from models.openclip_source import find_fresh
-from models.registry import parse_model_id
 from models.training import defaults
 from models.training.config import TrainConfig
 from models.training.distributed import World

@@ -113,7 +113,7 @@ class Encoder(Protocol):
         ...
 
     def prepare_image(self, image: Image) -> PreparedImage:
-        """Preprocess one upright RGB picture, as `models.images.decode_image` returns it."""
+        """Preprocess one upright RGB picture, as `models.images.decode.decode_image` returns it."""
         ...
 
     def prepare_text(self, text: str) -> PreparedText:

@@ -59,14 +59,14 @@ def load_encoder(
 
         return load_starter_from(parsed.path, **given, backend=backend)
     resolve_backend(backend, device="cpu", precision=precision, supported=False)
-    from models.openclip import load_openclip
+    from models.openclip.pair import load_openclip
 
     return load_openclip(parsed, **given)
 
 
 def known_models() -> list[KnownModel]:
     """The starter pair, then every architecture and tag that open_clip knows, in its order."""
-    from models.openclip_source import tagged_models
+    from models.openclip.source import tagged_models
 
     return [
         KnownModel(STARTER, STARTER, "", "bundled"),

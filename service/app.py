@@ -18,15 +18,9 @@ from starlette.concurrency import run_in_threadpool
 
 from models.data.fetch import Fetcher
 from models.errors import InputError
-from service import metrics, openapi, problems
-from service.admission import Admission, AdmissionControl
-from service.auth import Authentication, Guard, confirm
-from service.cors import CrossOrigin
-from service.engine import Engine
-from service.frame import RequestFrame
-from service.idempotency import Answers, Idempotency
-from service.lane_rules import AdmissionLimits, threads
-from service.limits import Limits, RequestLimits
+from service.engine.engine import Engine
+from service.engine.watching import DEFAULT_POLL_S, IndexWatcher
+from service.operations import metrics
 from service.routes import (
     batch,
     classify,
@@ -40,8 +34,16 @@ from service.routes import (
     search,
 )
 from service.routes.page import page_router
+from service.shapes import openapi
 from service.state import AppState
-from service.watching import DEFAULT_POLL_S, IndexWatcher
+from service.wire import problems
+from service.wire.admission import Admission, AdmissionControl
+from service.wire.auth import Authentication, Guard, confirm
+from service.wire.cors import CrossOrigin
+from service.wire.frame import RequestFrame
+from service.wire.idempotency import Answers, Idempotency
+from service.wire.lane_rules import AdmissionLimits, threads
+from service.wire.limits import Limits, RequestLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ def create_app(
         redoc_url=None,
         # a redirect would answer a wrong path with something that is not a problem
         redirect_slashes=False,
-        # FastAPI's own spans and records hold paths, queries and messages; `service.tracing` does
-        # not. Versions that have none ignore this
+        # FastAPI's own spans and records hold paths, queries and messages;
+        # `service.operations.tracing` does not. Versions that have none ignore this
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         dependencies=[] if settings.guard is None else [Depends(confirm)],
     )

@@ -20,8 +20,8 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from service.protocol import MAX_HEAD_BYTES, ConnectionLimits, protocol_class
 from service.state import AppState
+from service.wire.protocol import MAX_HEAD_BYTES, ConnectionLimits, protocol_class
 
 _LOG = logging.getLogger("diptych.service")
 

@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from models.data.fetch import Fetcher
-from service import metrics
-from service.admission import AdmissionControl
-from service.engine import Engine
-from service.problems import refuse
+from service.engine.engine import Engine
+from service.operations import metrics
+from service.wire.admission import AdmissionControl
+from service.wire.problems import refuse
 
 
 @dataclass(slots=True)

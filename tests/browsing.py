@@ -58,8 +58,8 @@ def write_photographs(folder: Path, *, swatches: int = SWATCHES) -> Path:
 
 def build_indexes(root: Path) -> list[str]:
     """Two indexes by the starter: the photographs, and a dozen swatches without a caption."""
-    from indexer.builder import BuildOptions, build_index
-    from indexer.fields import parse_fields
+    from indexer.build.builder import BuildOptions, build_index
+    from indexer.filtering.fields import parse_fields
     from models.data import open_source
     from models.registry import load_encoder
 

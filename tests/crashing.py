@@ -22,12 +22,12 @@ from typing import Any
 from fakes import ColourEncoder
 from indexes import NAMES, ListSource, record
 
-from indexer.builder import BuildOptions, build_index
-from indexer.editing import delete_items, rollback
-from indexer.fs import Fs
-from indexer.optimize import optimize
-from indexer.purging import purge
-from indexer.store import IndexWriter
+from indexer.build.builder import BuildOptions, build_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.edit.optimize import optimize
+from indexer.edit.purging import purge
+from indexer.files.fs import Fs
+from indexer.write.store import IndexWriter
 from models.data.records import Record
 
 PRIMITIVES = ("_create", "_write", "_fsync", "_close", "_rename", "_mkdir", "_remove")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fakes import COLOURS, ColourEncoder, solid
 
-from indexer.builder import BuildOptions, BuildReport, build_index
-from indexer.snapshot import Snapshot, open_snapshot
+from indexer.build.builder import BuildOptions, BuildReport, build_index
+from indexer.search.snapshot import Snapshot, open_snapshot
 from models.data.records import Record, Reject, Row
 
 NAMES = list(COLOURS)

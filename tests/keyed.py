@@ -7,9 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from service.app import ServiceSettings
-from service.auth import Guard
-from service.keys import KeyFile, LiveKeys, mint
-from service.throttle import Throttle
+from service.wire.auth import Guard
+from service.wire.keys import KeyFile, LiveKeys, mint
+from service.wire.throttle import Throttle
 
 
 def bearer(key: str) -> dict[str, str]:

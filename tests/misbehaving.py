@@ -1,6 +1,7 @@
 """A decoding worker that does as its picture says: crashes, hangs, swells, or tells of itself.
 
-Runs in the worker's process in place of `models.decode_worker`; everything else is the real one.
+Runs in the worker's process in place of `models.images.decode_worker`; everything else is the real
+one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import models.decode_worker
+import models.images.decode_worker
 from models.errors import ImageError
-from models.images import decode_image
+from models.images.decode import decode_image
 
 
 def segfault() -> None:
@@ -74,5 +75,5 @@ def decode(data: bytes, **options: object):  # type: ignore[no-untyped-def]
 
 
 def main(descriptor: int, memory_bytes: int) -> None:
-    models.decode_worker.decode_image = decode  # type: ignore[assignment]
-    models.decode_worker.main(descriptor, memory_bytes)
+    models.images.decode_worker.decode_image = decode  # type: ignore[assignment]
+    models.images.decode_worker.main(descriptor, memory_bytes)

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from models.data.records import Record, Reject, Row
 from models.encoder import PreparedImage
 from models.errors import ImageError
-from models.images import decode_image
+from models.images.decode import decode_image
 
 Ready: TypeAlias = tuple[Record, PreparedImage | None]
 """A record and its prepared picture; None for a record of text only."""

@@ -28,7 +28,7 @@ from urllib.parse import urljoin
 
 from models.data.addresses import is_public
 from models.errors import UrlError
-from models.magic import is_picture
+from models.images.magic import is_picture
 
 Resolver = Callable[[str, int], Sequence[str]]
 Dialler = Callable[[str, int, float], socket.socket]

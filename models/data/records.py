@@ -1,6 +1,6 @@
 """What every reader yields: `Record` for a usable row, `Reject` for one that is not.
 
-Readers look at names, sizes and text; they never decode pictures (that is `models.images`).
+Readers look at names, sizes and text; they never decode pictures (that is `models.images.decode`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from models.calibration import Logits
 from models.encoder import Encoder
 from models.errors import InvalidLabelsError, SourceError
 from models.evaluation.collect import Collected
@@ -14,8 +13,9 @@ from models.evaluation.metrics import (
     mean_per_class_recall,
     top_k_accuracy,
 )
+from models.labels.calibration import Logits
+from models.labels.zeroshot import chances, class_logits, class_matrix
 from models.tuning.head import ClassHead
-from models.zeroshot import chances, class_logits, class_matrix
 
 FEWEST_FOR_TOP_5 = 5
 """With fewer classes the top five are all of them; CLIP_benchmark reports no number then either."""

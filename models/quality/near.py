@@ -19,7 +19,7 @@ from models.stars import HalfVectors, stars
 from models.vectors import Vectors
 
 DUPLICATE_COSINE: Final = 0.95
-"""Measured with the starter pair, see `indexer.duplicates.find_duplicates`, which has the same."""
+"""Measured with the starter pair; `indexer.search.duplicates` has the same."""
 
 
 @dataclass(frozen=True, slots=True)

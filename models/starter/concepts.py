@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.prompts import build_prompts
+from models.labels.prompts import build_prompts
 from models.starter.towers import IMAGENET_CLASSES, TextTower, as_tensor
 
 TEMPLATES = (

@@ -17,7 +17,7 @@ from models.backends import resolve_backend
 from models.devices import one_thread, resolve_device, set_threads, settle_threads
 from models.encoder import Fingerprint, PreparedImage, PreparedText
 from models.explain import Area, RelevanceMap, seen_area, to_unit_range
-from models.geometry import Pixels
+from models.images.geometry import Pixels
 from models.starter.heads import StarterHeads, load_heads, read_parts
 from models.starter.precision import starter_dtype
 from models.starter.towers import (
@@ -163,7 +163,7 @@ class StarterEncoder:
     geometry = GEOMETRY
 
     def finish_image(self, pixels: Pixels) -> PreparedImage:
-        """See `models.geometry.SplitPreparation`; the arithmetic comes with the batch."""
+        """See `models.images.geometry.SplitPreparation`; the arithmetic comes with the batch."""
         return pixels
 
     def prepare_text(self, text: str) -> PreparedText:

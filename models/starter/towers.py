@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
-from models.geometry import Geometry
+from models.images.geometry import Geometry
 from models.starter.text_network import SentenceNetwork
 from models.starter.tuned_text import install
 from models.vectors import Vectors

@@ -23,7 +23,7 @@ from torch import Tensor
 from models.data.records import Reject
 from models.encoder import PreparedText
 from models.errors import ImageError, SourceError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.training.augment import Augmenter, Pixels
 from models.training.disturbed import disturbed
 from models.training.mixing import Sample

@@ -18,7 +18,7 @@ from models.data.decoding import Ready, prepare_rows
 from models.data.records import Reject, Source
 from models.encoder import PreparedImage, PreparedText
 from models.evaluation.metrics import retrieval_recall
-from models.openclip_build import transform
+from models.openclip.build import transform
 from models.training.pair import TrainablePair
 
 Recall: TypeAlias = dict[str, dict[str, float]]

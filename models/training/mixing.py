@@ -13,7 +13,7 @@ from random import Random
 from typing import Literal, TypeAlias
 
 from models.data.records import Record
-from models.prompts import DEFAULT_TEMPLATES, build_prompts
+from models.labels.prompts import DEFAULT_TEMPLATES, build_prompts
 from models.training.sampling import Drawn, Shuffled, group_of
 
 Kind: TypeAlias = Literal["main", "extra", "class"]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from models.checkpoints import inspect_weights
 from models.errors import ModelError
 from models.model_id import ModelId
-from models.openclip_build import build_fresh, build_pair
-from models.openclip_prefix import TextTower, text_tower
-from models.openclip_source import find_fresh, find_source
-from models.openclip_text import TextPreparer
+from models.openclip.build import build_fresh, build_pair
+from models.openclip.prefix import TextTower, text_tower
+from models.openclip.source import find_fresh, find_source
+from models.openclip.text import TextPreparer
 
 FRESH_SIGMOID_SCALE = 10.0
 FRESH_SIGMOID_BIAS = -10.0
@@ -127,7 +127,7 @@ def load_pair(model: ModelId) -> TrainablePair:
 
 
 def fresh_pair(name: str, *, seed: int) -> TrainablePair:
-    """A pair with random weights; `name` as `models.openclip_source.find_fresh` takes it.
+    """A pair with random weights; `name` as `models.openclip.source.find_fresh` takes it.
 
     Raises:
         ModelError: an unknown architecture, or one that cannot be built.

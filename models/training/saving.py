@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.checkpoints import WEIGHTS_NAME
 from models.files import replace_file
-from models.openclip_source import CONFIG_NAME
+from models.openclip.source import CONFIG_NAME
 from models.training.pair import TrainablePair
 
 _TOKENIZER_FILES: Final = (

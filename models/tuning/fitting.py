@@ -15,11 +15,11 @@ import numpy.typing as npt
 from models.encoder import Encoder
 from models.errors import SourceError
 from models.evaluation.collect import Collected
-from models.prompts import check_labels
+from models.labels.prompts import check_labels
+from models.labels.zeroshot import class_matrix
 from models.training.pair import TrainablePair
 from models.tuning.head import Adapter, ClassHead, Kind
 from models.vectors import Vectors
-from models.zeroshot import class_matrix
 
 KINDS: Final[tuple[Kind, ...]] = ("linear", "adapter", "prompts")
 
@@ -49,7 +49,7 @@ def labelled(collected: Collected) -> tuple[Vectors, npt.NDArray[np.int64], list
 
     Raises:
         SourceError: fewer than two labels.
-        InvalidLabelsError: a label that cannot be one (see `models.prompts`).
+        InvalidLabelsError: a label that cannot be one (see `models.labels.prompts`).
     """
     at = [number for number, label in enumerate(collected.labels) if label is not None]
     found = [str(collected.labels[number]).strip() for number in at]

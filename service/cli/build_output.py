@@ -3,7 +3,7 @@
     indexing:  41%|###   | 4100/10000 [02:11<03:08, 31.3rec/s, 31 img/s, embed-bound, 3 rejected]
 
 On a terminal the line is redrawn; elsewhere, in a log, one is written every minute. The figures
-are the builder's own (`indexer.stages`); nothing is measured here.
+are the builder's own (`indexer.build.stages`); nothing is measured here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from service.cli.output import interactive, note
 
 if TYPE_CHECKING:
-    from indexer.builder import BuildProgress, BuildReport
+    from indexer.build.builder import BuildProgress, BuildReport
 
 _LOG_EVERY_S: Final = 60.0
 _PLOT_FROM_S: Final = 60.0
@@ -121,7 +121,7 @@ def draw_throughput(report: BuildReport, out: Path, plot: Path | None) -> Path |
         report.performance["timeline"][-1][0] < _PLOT_FROM_S or find_spec("matplotlib") is None
     ):
         return None
-    from service.build_plot import draw_build
+    from service.plots.build_plot import draw_build
 
     target = plot or out.absolute().with_name(out.absolute().name + ".build.png")
     try:

@@ -15,7 +15,7 @@ import click
 from service.cli.output import json_option, model_options
 
 if TYPE_CHECKING:
-    from service.label_sets import LabelSet
+    from service.engine.label_sets import LabelSet
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -166,7 +166,7 @@ def _check(options: dict[str, Any], *, calibrating: bool) -> None:
     if options["plot"] is not None:
         if not calibrating:
             raise click.UsageError("--plot belongs to --calibrate")
-        from service.reliability_plot import require_matplotlib
+        from service.plots.reliability_plot import require_matplotlib
 
         require_matplotlib()
     if calibrating and options["explain"]:
@@ -180,11 +180,11 @@ def _check(options: dict[str, Any], *, calibrating: bool) -> None:
 
 def _spelt_out(options: dict[str, Any], labels: list[str] | None) -> LabelSet:
     """The label set the options name or spell out; `labels` where they give none."""
-    from models.prompts import resolve_templates
+    from models.labels.prompts import resolve_templates
     from models.tuning.head import load_head
     from service.cli.classify_inputs import read_labels
-    from service.label_set_store import LabelSetStore
-    from service.label_sets import LabelSet, check_label_set
+    from service.engine.label_set_store import LabelSetStore
+    from service.engine.label_sets import LabelSet, check_label_set
 
     if options["head"]:
         head = load_head(options["head"])

@@ -9,15 +9,15 @@ from typing import Any
 import click
 import numpy as np
 
-from models.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, calibrate
 from models.errors import InvalidLabelsError
-from models.hierarchy import SEPARATOR
+from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, calibrate
+from models.labels.hierarchy import SEPARATOR
 from models.vectors import Vectors
 from service.cli.classify_inputs import label_of, open_inputs
 from service.cli.classify_run import classifier_of, embedded, load, override, with_examples
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, note
-from service.label_sets import LabelSet
+from service.engine.label_sets import LabelSet
 
 Spelt = Callable[[dict[str, Any], list[str] | None], LabelSet]
 
@@ -60,7 +60,7 @@ def run_calibration(spec: str, options: dict[str, Any], spelt_out: Spelt) -> int
     logits_BC = classifier.logits(np.stack(rows)[known], label_set)
     result = calibrate(logits_BC, [position[found[at]] for at in known])
     if options["plot"] is not None:
-        from service.reliability_plot import draw_reliability
+        from service.plots.reliability_plot import draw_reliability
 
         draw_reliability(result, options["plot"])
     if options["save_as"]:

@@ -9,13 +9,13 @@ import click
 
 from models.data.records import Record
 from models.encoder import Encoder
-from service.classifier import Classifier
 from service.cli.classify_inputs import member_name, own_file
-from service.explaining import Explanations, direction_of
-from service.label_sets import LabelSet
-from service.queries import ImageResult
-from service.serial import SerialEncoder
-from service.sorting import numbered, safe_name
+from service.engine.classifier import Classifier
+from service.engine.explaining import Explanations, direction_of
+from service.engine.label_sets import LabelSet
+from service.engine.queries import ImageResult
+from service.engine.serial import SerialEncoder
+from service.sorting.sorting import numbered, safe_name
 
 
 class HeatMaps:

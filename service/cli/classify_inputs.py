@@ -38,7 +38,7 @@ class FileSource:
         return Plan(rows=1, pictures=1, picture_bytes=size, source_bytes=size, exact=True)
 
     def __iter__(self) -> Iterator[Row]:
-        from models.images import ImageLimits
+        from models.images.decode import ImageLimits
 
         # one byte more than allowed is enough for the decoder to refuse it
         limit = ImageLimits().max_bytes + 1

@@ -20,7 +20,7 @@ import click
 
 from service.cli.exits import one_line
 from service.cli.output import note
-from service.queries import ImageResult, Prediction
+from service.engine.queries import ImageResult, Prediction
 
 Format: TypeAlias = Literal["text", "json", "jsonl", "csv"]
 

@@ -14,14 +14,13 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from indexer.fs import storage_error
+from indexer.files.fs import storage_error
 from models.data.decoding import prepare_rows
 from models.data.records import Record, Reject, Source
 from models.encoder import Encoder, PreparedImage
 from models.environment import default_model
 from models.errors import ImageError, InvalidLabelsError
 from models.vectors import Vectors
-from service.classifier import Classifier
 from service.cli.classify_explain import HeatMaps
 from service.cli.classify_inputs import (
     display,
@@ -33,11 +32,12 @@ from service.cli.classify_inputs import (
 from service.cli.classify_output import Format, Line, opened
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import emit_json, interactive, note
-from service.label_set_store import LabelSetStore
-from service.label_sets import LabelSet
-from service.queries import ImageResult
-from service.sorting import NONE, By, Sorter, folder_names, numbered, safe_name
-from service.undoing import undo
+from service.engine.classifier import Classifier
+from service.engine.label_set_store import LabelSetStore
+from service.engine.label_sets import LabelSet
+from service.engine.queries import ImageResult
+from service.sorting.sorting import NONE, By, Sorter, folder_names, numbered, safe_name
+from service.sorting.undoing import undo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +64,7 @@ def classifier_of(encoder: Encoder, options: dict[str, Any]) -> Classifier:
 
 
 def _decode(data: bytes) -> Image:
-    from models.images import decode_image
+    from models.images.decode import decode_image
 
     return decode_image(data)
 

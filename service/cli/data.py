@@ -95,7 +95,7 @@ def report(
     if no_duplicates and duplicates_at is not None:
         raise click.UsageError("give either --duplicates-at or --no-duplicates")
     if plot is not None:
-        from service.reliability_plot import require_matplotlib
+        from service.plots.reliability_plot import require_matplotlib
 
         require_matplotlib()
     from service.cli.data_report import Wanted, run

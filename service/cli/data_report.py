@@ -87,7 +87,7 @@ def run(
             document["near_duplicates"] = [group.to_dict() for group in groups]
             lines += _group_lines(groups, wanted.duplicates_at or 0.0)
         if wanted.plot is not None:
-            from service.score_plot import draw_scores
+            from service.plots.score_plot import draw_scores
 
             draw_scores(quality.languages(), wanted.plot)
     if wanted.as_json:

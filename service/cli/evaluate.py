@@ -139,10 +139,10 @@ def evaluate(
         if len(set(models)) > 1:
             raise click.UsageError("a --head belongs to one --model")
     if plot is not None:
-        from service.reliability_plot import require_matplotlib
+        from service.plots.reliability_plot import require_matplotlib
 
         require_matplotlib()
-    from models.prompts import resolve_templates
+    from models.labels.prompts import resolve_templates
     from service.cli.evaluate_run import Run, read_class_names, run
 
     return run(

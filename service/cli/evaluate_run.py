@@ -16,10 +16,10 @@ from service.cli.output import emit_json, interactive, note
 from service.cli.sources import Reading
 
 if TYPE_CHECKING:
-    from models.calibration import Calibration
     from models.data import Reject, Source
     from models.encoder import Encoder
     from models.evaluation.collect import Collected
+    from models.labels.calibration import Calibration
     from models.tuning.head import ClassHead
 
 _SHOWN_REJECTS = 10
@@ -74,7 +74,7 @@ def run(wanted: Run, models: Sequence[str], **loading: Any) -> int:
                 if calibration is not None:
                     diagrams.append((f"{name}, {spec}", calibration))
     if wanted.plot is not None:
-        from service.reliability_plot import draw_reliabilities
+        from service.plots.reliability_plot import draw_reliabilities
 
         if not diagrams:
             raise InputError("a reliability plot needs at least ten labelled pictures, two classes")
@@ -139,8 +139,8 @@ def _measure(
             None,
         )
         return
-    from models.calibration import FEWEST_EXAMPLES, calibrate
     from models.evaluation.zeroshot import head_logits, zero_shot_logits, zero_shot_metrics
+    from models.labels.calibration import FEWEST_EXAMPLES, calibrate
 
     if head is not None:
         found = head_logits(head, collected)

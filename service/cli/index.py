@@ -43,12 +43,12 @@ def index() -> None:
 @json_option
 def info(path: Path, plot: Path | None, as_json: bool) -> None:
     """Describe an index: model, counts, size, sources."""
-    from indexer.snapshot import open_snapshot
+    from indexer.search.snapshot import open_snapshot
 
     with open_snapshot(path, fingerprint=None) as snapshot:
         about = snapshot.info()
     if plot is not None:
-        from service.curve_plot import draw_curves
+        from service.plots.curve_plot import draw_curves
 
         draw_curves(about.structures, plot)
     if as_json:

@@ -15,7 +15,7 @@ from service.cli.plan import show_plan
 from service.cli.sources import Reading, reading_options
 
 if TYPE_CHECKING:
-    from indexer.embedding import DeferredEncoder
+    from indexer.judge.embedding import DeferredEncoder
     from models.encoder import Encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,8 +140,8 @@ def build(
     .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
     everything else is indexed then.
     """
-    from indexer.fields import parse_fields
-    from indexer.store import require_index_or_empty
+    from indexer.filtering.fields import parse_fields
+    from indexer.write.store import require_index_or_empty
 
     require_index_or_empty(out)  # before a model is loaded for nothing
     fields = parse_fields(filterable) if filterable else None
@@ -173,7 +173,7 @@ def add(path: Path, **common: Any) -> int:
     .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
     everything else is indexed then.
     """
-    from indexer.manifest import read_manifest
+    from indexer.format.manifest import read_manifest
 
     read_manifest(path)
     return _index(path, "add", more={}, **common)
@@ -203,8 +203,8 @@ def _index(
     more: dict[str, Any],
     plan: bool = False,
 ) -> int:
-    from indexer.builder import BuildOptions, build_index
-    from indexer.embedding import DeferredEncoder
+    from indexer.build.builder import BuildOptions, build_index
+    from indexer.judge.embedding import DeferredEncoder
 
     # a CSV's cells are text but where a field was declared
     types = {field.path: field.type for field in more.get("fields") or ()}
@@ -222,7 +222,7 @@ def _index(
         **more,
     )
     if plot is not None:
-        from service.reliability_plot import require_matplotlib
+        from service.plots.reliability_plot import require_matplotlib
 
         require_matplotlib()  # now, not after hours
     name, encoder = _encoder(path, model, device, precision, threads)
@@ -253,8 +253,8 @@ def _encoder(
     path: Path, model: str | None, device: str, precision: str, threads: int | None
 ) -> tuple[str, Encoder | DeferredEncoder]:
     """The model's name, and the model: of an existing index only if there is something to embed."""
-    from indexer.embedding import DeferredEncoder
-    from indexer.snapshot import read_fingerprint
+    from indexer.judge.embedding import DeferredEncoder
+    from indexer.search.snapshot import read_fingerprint
     from models.environment import default_model
     from models.errors import IndexNotFoundError
 

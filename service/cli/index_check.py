@@ -39,7 +39,7 @@ def verify(path: Path, deep: bool, threads: int | None, as_json: bool) -> int:
     It takes no lock and may run beside a service and a writer. Exits with 4 when anything is
     wrong.
     """
-    from indexer.verify import verify_index
+    from indexer.trust.verify import verify_index
 
     with _bytes_bar() as on_bytes:
         report = verify_index(
@@ -85,7 +85,7 @@ def repair(path: Path, yes: bool, drop_damaged: bool, as_json: bool) -> int:
     replaced by the newest kept version that is sound; what was deleted does not come back. Whatever
     loses something is only told, and done with --yes. Exits with 4 while damage is left.
     """
-    from indexer.repair import repair as repair_index
+    from indexer.trust.repair import repair as repair_index
 
     report = repair_index(path, yes=yes, drop_damaged=drop_damaged)
     if as_json:

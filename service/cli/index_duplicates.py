@@ -12,7 +12,7 @@ import click
 from service.cli.output import emit_json, interactive, json_option, note
 
 if TYPE_CHECKING:
-    from indexer.duplicates import Group, Member
+    from indexer.search.duplicates import Group, Member
 
 
 @click.command(
@@ -59,8 +59,8 @@ def duplicates(
     A large index that was optimized is asked for the neighbours of each picture: whatever is listed
     is as close as it says, and a few may be missed, as in search.
     """
-    from indexer.duplicates import DEFAULT_THRESHOLD, find_duplicates
-    from indexer.version import open_version
+    from indexer.format.version import open_version
+    from indexer.search.duplicates import DEFAULT_THRESHOLD, find_duplicates
 
     if only_ids and as_json:
         raise click.UsageError("give either --ids or --json")

@@ -13,7 +13,7 @@ from service.cli.index_check import human_bytes
 from service.cli.output import emit_json, json_option, note
 
 if TYPE_CHECKING:
-    from indexer.editing import EditReport
+    from indexer.edit.editing import EditReport
 
 _MOST_NAMED = 5
 
@@ -64,8 +64,8 @@ def delete(
 
     Exits with 3 when some ids are not in the index; the others are deleted then.
     """
-    from indexer.editing import delete_items
-    from indexer.filters import parse_filter
+    from indexer.edit.editing import delete_items
+    from indexer.filtering.filters import parse_filter
 
     if not ids and listed is None and filter_text is None:
         raise click.UsageError("name an ID, --ids or --filter")
@@ -103,7 +103,7 @@ def rollback(path: Path, to: int, as_json: bool) -> None:
     What was deleted since stays deleted. The versions in between are kept, so that a rollback can
     be taken back by another.
     """
-    from indexer.editing import rollback as go_back
+    from indexer.edit.editing import rollback as go_back
 
     report = go_back(path, to)
     if as_json:
@@ -127,7 +127,7 @@ def purge(path: Path, as_json: bool) -> int:
 
     Exits with 3 when something was found that the index did not put there.
     """
-    from indexer.purging import purge as purge_index
+    from indexer.edit.purging import purge as purge_index
 
     report = purge_index(path)
     if as_json:
@@ -155,7 +155,7 @@ def purge(path: Path, as_json: bool) -> int:
 @json_option
 def history(path: Path, as_json: bool) -> None:
     """List the versions an index keeps, newest first."""
-    from indexer.history import history as versions
+    from indexer.write.history import history as versions
 
     found = versions(path)
     if as_json:

@@ -14,7 +14,7 @@ from service.cli.index_check import human_bytes
 from service.cli.output import emit_json, interactive, json_option, model_options, note
 
 if TYPE_CHECKING:
-    from indexer.optimize import TargetReport
+    from indexer.edit.optimize import TargetReport
     from models.vectors import Vectors
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -84,8 +84,8 @@ def optimize(
     that is what they will be asked. Small indexes stay exact, and so does one that no structure
     serves at the wanted recall.
     """
-    from indexer.optimize import OptimizeOptions
-    from indexer.optimize import optimize as run
+    from indexer.edit.optimize import OptimizeOptions
+    from indexer.edit.optimize import optimize as run
 
     embedded = None
     if queries is not None:
@@ -136,8 +136,8 @@ def _embed(
     """The texts of a file as unit vectors, with the model of the index."""
     import numpy as np
 
-    from indexer.manifest import check_encoder
-    from indexer.snapshot import read_fingerprint
+    from indexer.format.manifest import check_encoder
+    from indexer.search.snapshot import read_fingerprint
     from models.errors import InputError
     from models.registry import load_encoder
 

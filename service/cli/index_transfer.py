@@ -41,7 +41,7 @@ def export(path: Path, out: Path, form: str, as_json: bool) -> None:
 
     It reads one committed version, whatever a build does meanwhile, and takes no lock.
     """
-    from indexer.exporting import export_index
+    from indexer.transfer.exporting import export_index
 
     with _bar("copying" if form == "copy" else "exporting", bytes_=form == "copy") as on_rows:
         report = export_index(path, out, form, on_rows=on_rows)  # type: ignore[arg-type]
@@ -89,8 +89,8 @@ def import_(
     and vector, or a copy of an index. --model names the pair that made the vectors (a copy knows
     its own): searching with another would be meaningless. Exits with 3 when rows were left out.
     """
-    from indexer.fields import parse_fields
-    from indexer.importing import import_index, is_copy
+    from indexer.filtering.fields import parse_fields
+    from indexer.transfer.importing import import_index, is_copy
 
     if model is None and not is_copy(source):
         raise click.UsageError("--model must name the pair that made the vectors")

@@ -18,7 +18,7 @@ import click
 from service.cli.output import emit_json, note
 
 if TYPE_CHECKING:
-    from indexer.building import BuildOptions
+    from indexer.build.building import BuildOptions
     from models.data import Row, Source
     from models.data.records import Plan
     from models.encoder import Encoder
@@ -99,7 +99,7 @@ def _measure(
     """Seconds and bytes a picture, from indexing the first ones; None where none can be had."""
     from dataclasses import replace
 
-    from indexer.builder import build_index
+    from indexer.build.builder import build_index
 
     # standard input can be read only once, and that is the build's
     usable = [_First(source, _SAMPLE) for source in sources if source.kind != "stdin"]

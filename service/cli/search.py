@@ -17,9 +17,9 @@ from service.cli.output import emit_json, json_option, model_options, note
 from service.manners import DEDUPLICATE, HYBRID
 
 if TYPE_CHECKING:
-    from indexer.filters import Filter
-    from indexer.snapshot import Item
-    from service.queries import SearchAnswer, SearchQuery, Target
+    from indexer.filtering.filters import Filter
+    from indexer.search.snapshot import Item
+    from service.engine.queries import SearchAnswer, SearchQuery, Target
 
 _TEXT_WIDTH = 80
 
@@ -154,7 +154,7 @@ def search(
     Prints rank, score (the cosine), path and text, best first; with --hybrid the best by cosine and
     words together, so that the cosines do not fall.
     """
-    from indexer.snapshot import open_snapshot
+    from indexer.search.snapshot import open_snapshot
 
     # what is wrong with the query is said before a model is loaded for it
     query = _query(text, image, plus, minus, like)
@@ -164,8 +164,8 @@ def search(
             with _pointing_into_the_filter():
                 snapshot.check_filter(wanted)
         from models.registry import load_encoder
-        from service.engine import Engine
-        from service.queries import Manner
+        from service.engine.engine import Engine
+        from service.engine.queries import Manner
 
         encoder = load_encoder(
             model or snapshot.fingerprint.model,
@@ -197,7 +197,7 @@ def _query(
     minus: tuple[str, ...],
     like: tuple[str, ...],
 ) -> SearchQuery:
-    from service.queries import (
+    from service.engine.queries import (
         ComposedQuery,
         ImageQuery,
         ItemQuery,
@@ -219,7 +219,7 @@ def _query(
 
 
 def _filter(text: str) -> Filter:
-    from indexer.filters import parse_filter
+    from indexer.filtering.filters import parse_filter
 
     try:
         document = json.loads(text)

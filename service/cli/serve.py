@@ -23,13 +23,13 @@ from service.cli.serve_run import Operating, operating_options, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from indexer.holder import SnapshotHolder
-    from indexer.snapshot import Snapshot
+    from indexer.search.holder import SnapshotHolder
+    from indexer.search.snapshot import Snapshot
     from service.app import ServiceSettings
-    from service.engine import Engine
-    from service.explaining import Decode
-    from service.label_set_store import LabelSetStore
-    from service.writing import ItemWriter
+    from service.engine.engine import Engine
+    from service.engine.explaining import Decode
+    from service.engine.label_set_store import LabelSetStore
+    from service.engine.writing import ItemWriter
 
 _STOP_S = 5.0  # of the batches still under way once no request is
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
@@ -200,7 +200,7 @@ def _open(
     paths: dict[str, Path], engines: dict[str, Engine], closing: ExitStack
 ) -> dict[str, SnapshotHolder]:
     """The indexes; a version that comes later is tried out by its engine before it is used."""
-    from indexer.holder import SnapshotHolder
+    from indexer.search.holder import SnapshotHolder
 
     def trial(name: str) -> Callable[[Snapshot], None]:
         def try_out(snapshot: Snapshot) -> None:
@@ -223,7 +223,7 @@ def _open(
 
 def _label_sets(directory: Path | None, index: Path) -> LabelSetStore:
     """The label sets, by default in a directory beside the index, which is never written to."""
-    from service.label_set_store import LabelSetStore
+    from service.engine.label_set_store import LabelSetStore
 
     beside = index.resolve()
     return LabelSetStore(directory or beside.with_name(beside.name + ".label-sets"))
@@ -240,9 +240,9 @@ def _engines(
     threads: int | None,
 ) -> list[Engine]:
     """An engine per index; indexes of one encoder pair share it, and its batches."""
-    from service.batching import BatchingEncoder
-    from service.engine import Engine
-    from service.searching import BatchedSearch
+    from service.engine.batching import BatchingEncoder
+    from service.engine.engine import Engine
+    from service.engine.searching import BatchedSearch
 
     decode = _decoders(closing)
     searches = BatchedSearch()
@@ -286,8 +286,9 @@ def _engines(
 
 def _decoders(closing: ExitStack) -> Decode:
     """Processes that decode callers' pictures; their pixels never enter through this one."""
-    from models.decode_pool import DecodePool
-    from service import deadline, metrics
+    from models.images.decode_pool import DecodePool
+    from service.operations import metrics
+    from service.wire import deadline
 
     pool = closing.enter_context(
         DecodePool(
@@ -307,9 +308,9 @@ def _check_writable(paths: dict[str, Path]) -> None:
 
 
 def _writer(engine: Engine, path: Path) -> ItemWriter:
-    from indexer.building import BuildOptions
-    from indexer.editor import Editor
-    from service.writing import ItemWriter
+    from indexer.build.building import BuildOptions
+    from indexer.edit.editor import Editor
+    from service.engine.writing import ItemWriter
 
     assert engine.holder is not None, "what is served from a directory has one"
     # an index that was built without a background goes on without
@@ -349,9 +350,9 @@ def _access(
     """Who may call and what for, checked before anything slow begins."""
     from models.data.fetch import Fetcher
     from service.app import ServiceSettings
-    from service.auth import Guard
-    from service.cors import check_origin
-    from service.keys import KeyFile
+    from service.wire.auth import Guard
+    from service.wire.cors import check_origin
+    from service.wire.keys import KeyFile
 
     origins = tuple(check_origin(origin) for origin in cors_origins)
     fetcher = Fetcher() if allow_urls else None
@@ -384,7 +385,7 @@ def _settings(
 ) -> ServiceSettings:
     from dataclasses import replace
 
-    from service.limits import LOOPBACK_HOSTS, RequestLimits
+    from service.wire.limits import LOOPBACK_HOSTS, RequestLimits
 
     if not loopback:
         return access

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
 
     from service.app import ServiceSettings
-    from service.engine import Engine
+    from service.engine.engine import Engine
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -99,7 +99,7 @@ def operating_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def log_to_stderr(log_format: str, level: str) -> None:
-    from service.logs import TEXT_FORMAT, JsonFormatter
+    from service.operations.logs import TEXT_FORMAT, JsonFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -125,9 +125,9 @@ def run(
     from dataclasses import replace
 
     from service.app import create_app
-    from service.lane_rules import AdmissionLimits
-    from service.protocol import ConnectionLimits
     from service.server import Server, ServerSettings
+    from service.wire.lane_rules import AdmissionLimits
+    from service.wire.protocol import ConnectionLimits
 
     log_to_stderr(operating.log_format, operating.log_level)
     settings = replace(
@@ -175,7 +175,7 @@ def run(
 
 
 def _metrics(port: int | None, stack: ExitStack) -> str | None:
-    from service.metrics_port import MetricsPort
+    from service.wire.metrics_port import MetricsPort
 
     if port is None:
         return None

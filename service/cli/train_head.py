@@ -29,7 +29,7 @@ def train_head(options: TrainOptions) -> int:
     from models.devices import resolve_device
     from models.errors import TrainingError
     from models.files import replace_file
-    from models.prompts import DEFAULT_TEMPLATES
+    from models.labels.prompts import DEFAULT_TEMPLATES
     from models.registry import load_encoder
     from models.tuning.fitting import KINDS, fit_head
     from models.tuning.head import HEAD_NAME, save_head
@@ -127,7 +127,7 @@ def _result(
     tuned: Tuned, seconds: float, encoder: Encoder, validation: Collected | None
 ) -> dict[str, Any]:
     from models.evaluation.zeroshot import evaluate_head, evaluate_zero_shot
-    from models.prompts import DEFAULT_TEMPLATES
+    from models.labels.prompts import DEFAULT_TEMPLATES
 
     result: dict[str, Any] = {
         "kind": tuned.head.kind,

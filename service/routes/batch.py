@@ -7,20 +7,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 from fastapi.exceptions import RequestValidationError
 
-from indexer.filters import parse_filter
+from indexer.filtering.filters import parse_filter
 from models.errors import DeadlineError, DiptychError, StoreError
-from service import bodies, presenting, problems, schemas
-from service.asking import manner, search_query
-from service.auth import reads
-from service.batch_shapes import BatchResponse, BatchResult, SearchError, Searches
-from service.engine import Engine
-from service.fetching import Fetch, FetchOf
-from service.openapi import body_json
-from service.problems import Problem, ProblemError
-from service.queries import SearchAnswer
+from service.bodies import bodies
+from service.bodies.asking import manner, search_query
+from service.bodies.fetching import Fetch, FetchOf
+from service.engine.engine import Engine
+from service.engine.queries import SearchAnswer
+from service.engine.steps import Steps
+from service.engine.together import finish_together
+from service.shapes import presenting, schemas
+from service.shapes.batch_shapes import BatchResponse, BatchResult, SearchError, Searches
+from service.shapes.openapi import body_json
 from service.state import EngineOf
-from service.steps import Steps
-from service.together import finish_together
+from service.wire import problems
+from service.wire.auth import reads
+from service.wire.problems import Problem, ProblemError
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
 _Answered = tuple[schemas.SearchRequest, SearchAnswer]

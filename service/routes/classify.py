@@ -8,16 +8,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from models.errors import InvalidLabelsError
-from service import answers, presenting, problems, timing
-from service.auth import reads
-from service.engine import Engine
-from service.explaining import direction_of
-from service.label_sets import LabelSet, check_label_set
-from service.openapi import body_classify
+from service.bodies.uploads import PictureClasses, picture_classes
+from service.engine.engine import Engine
+from service.engine.explaining import direction_of
+from service.engine.label_sets import LabelSet, check_label_set
+from service.operations import timing
 from service.routes.explain import data_uri
-from service.schemas import MAX_EXPLAINED, MAX_IMAGES
+from service.shapes import answers, presenting
+from service.shapes.openapi import body_classify
+from service.shapes.schemas import MAX_EXPLAINED, MAX_IMAGES
 from service.state import EngineOf
-from service.uploads import PictureClasses, picture_classes
+from service.wire import problems
+from service.wire.auth import reads
 
 router = APIRouter(prefix="/v1/classify", tags=["classify"])
 

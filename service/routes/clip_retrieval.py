@@ -13,13 +13,21 @@ from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from indexer.numbering import Numbering
+from indexer.search.numbering import Numbering
 from models.errors import NotFoundError
-from service import bodies
-from service.auth import reads
-from service.engine import Engine
-from service.fetching import Fetch, FetchOf
-from service.knn_shapes import (
+from service.bodies import bodies
+from service.bodies.fetching import Fetch, FetchOf
+from service.engine.engine import Engine
+from service.engine.queries import (
+    EmbeddingQuery,
+    ImageQuery,
+    Manner,
+    SearchQuery,
+    Target,
+    TextQuery,
+)
+from service.manners import DEDUPLICATE
+from service.shapes.knn_shapes import (
     IndicesResponse,
     KnnHit,
     KnnMetadata,
@@ -29,11 +37,10 @@ from service.knn_shapes import (
     MetadataRequest,
     MetadataResponse,
 )
-from service.manners import DEDUPLICATE
-from service.openapi import body_json
-from service.problems import refuse
-from service.queries import EmbeddingQuery, ImageQuery, Manner, SearchQuery, Target, TextQuery
+from service.shapes.openapi import body_json
 from service.state import StateOf
+from service.wire.auth import reads
+from service.wire.problems import refuse
 
 router = APIRouter(tags=["clip-retrieval"])
 

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from service.auth import confirm
-from service.engine import Engine
+from service.engine.engine import Engine
 from service.state import app_state, pinned
+from service.wire.auth import confirm
 
 _MARK: Final = "_diptych_direct"
 B = TypeVar("B")

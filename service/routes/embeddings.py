@@ -8,17 +8,25 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response
 
-from service import bodies, embedding_shapes, problems, timing
-from service.auth import reads
-from service.embedding import EmbeddingError
-from service.embedding_shapes import EmbeddingRequest, EmbeddingResponse, ModelInfo, ModelList
-from service.engine import Engine
-from service.fetching import Fetch, FetchOf
-from service.openapi import body_json
-from service.problems import ProblemError, refuse
-from service.queries import ImageQuery, TextQuery
-from service.schemas import MAX_IMAGES
+from service.bodies import bodies
+from service.bodies.fetching import Fetch, FetchOf
+from service.engine.embedding import EmbeddingError
+from service.engine.engine import Engine
+from service.engine.queries import ImageQuery, TextQuery
+from service.operations import timing
+from service.shapes import embedding_shapes
+from service.shapes.embedding_shapes import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ModelInfo,
+    ModelList,
+)
+from service.shapes.openapi import body_json
+from service.shapes.schemas import MAX_IMAGES
 from service.state import EngineOf, StateOf
+from service.wire import problems
+from service.wire.auth import reads
+from service.wire.problems import ProblemError, refuse
 
 router = APIRouter(tags=["embeddings"])
 _Body = Annotated[EmbeddingRequest, Depends(bodies.json_body(EmbeddingRequest))]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from service import timing
-from service.auth import reads
-from service.explain_shapes import ExplainResponse, HeatMap, PictureText, picture_text
-from service.explaining import Explanation
-from service.openapi import body_explain
+from service.engine.explaining import Explanation
+from service.operations import timing
+from service.shapes.explain_shapes import ExplainResponse, HeatMap, PictureText, picture_text
+from service.shapes.openapi import body_explain
 from service.state import EngineOf
+from service.wire.auth import reads
 
 router = APIRouter(prefix="/v1/explain", tags=["classify"])
 

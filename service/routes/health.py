@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service import answers
-from service.auth import public
-from service.problems import refuse
+from service.shapes import answers
 from service.state import StateOf
+from service.wire.auth import public
+from service.wire.problems import refuse
 
 router = APIRouter(tags=["health"])
 

@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response, status
 
-from indexer.preparing import text_ids
+from indexer.build.preparing import text_ids
 from models.data.records import Record, Reject
 from models.errors import ImageError
-from service import bodies
-from service.engine import Engine
-from service.fetching import FetchOf
-from service.item_bodies import item_body, record_of
-from service.item_shapes import BulkRequest, BulkWritten, ItemWritten, RefusedItem
-from service.openapi import body_item, body_json
-from service.problems import CATALOGUE, ProblemError, of_domain, refuse
+from service.bodies import bodies
+from service.bodies.fetching import FetchOf
+from service.bodies.item_bodies import item_body, record_of
+from service.engine.engine import Engine
+from service.engine.writing import ItemWriter, outcome
 from service.routes.items import ItemId
+from service.shapes.item_shapes import BulkRequest, BulkWritten, ItemWritten, RefusedItem
+from service.shapes.openapi import body_item, body_json
 from service.state import EngineOf
-from service.writing import ItemWriter, outcome
+from service.wire.problems import CATALOGUE, ProblemError, of_domain, refuse
 
 router = APIRouter(prefix="/v1", tags=["index"])
 # said of something else than the item that has the id

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from service import answers, index_shapes, presenting, schemas
+from service.shapes import answers, index_shapes, presenting, schemas
 from service.state import EngineOf, StateOf
 
 router = APIRouter(prefix="/v1", tags=["index"])

@@ -6,16 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response, status
 
-from service import bodies, label_set_shapes
-from service.label_set_shapes import (
+from service.bodies import bodies
+from service.engine.label_sets import check_label_set
+from service.shapes import label_set_shapes
+from service.shapes.label_set_shapes import (
     EXAMPLE_NAME,
     LabelSetList,
     LabelSetRequest,
     LabelSetResponse,
     TemplateSetList,
 )
-from service.label_sets import check_label_set
-from service.openapi import body_json
+from service.shapes.openapi import body_json
 from service.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["classify"])

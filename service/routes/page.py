@@ -9,9 +9,9 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 
-from service.auth import public
-from service.frame import DOCS_POLICY, PAGE_POLICY, STRICT_PAGE_POLICY
-from service.problems import refuse
+from service.wire.auth import public
+from service.wire.frame import DOCS_POLICY, PAGE_POLICY, STRICT_PAGE_POLICY
+from service.wire.problems import refuse
 
 _PAGE = Path(__file__).resolve().parents[1] / "page"
 # Swagger UI travels in a package of its own, so the documentation needs no network

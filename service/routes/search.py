@@ -7,18 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from indexer.filters import parse_filter
-from service import answers, bodies, presenting, schemas, timing
-from service.asking import manner, needs_thread, search_query
-from service.auth import reads
-from service.engine import Engine, only_waits
-from service.fetching import Fetch, FetchOf, fetch_by
-from service.openapi import body_json, body_picture
-from service.queries import ImageQuery, SearchQuery, Target, TextQuery
+from indexer.filtering.filters import parse_filter
+from service.bodies import bodies
+from service.bodies.asking import manner, needs_thread, search_query
+from service.bodies.fetching import Fetch, FetchOf, fetch_by
+from service.bodies.uploads import PictureSearch, picture_search
+from service.engine.engine import Engine, only_waits
+from service.engine.queries import ImageQuery, SearchQuery, Target, TextQuery
+from service.engine.steps import finish_async
+from service.operations import timing
 from service.routes.direct import DirectRoute, direct
+from service.shapes import answers, presenting, schemas
+from service.shapes.openapi import body_json, body_picture
 from service.state import EngineOf, app_state
-from service.steps import finish_async
-from service.uploads import PictureSearch, picture_search
+from service.wire.auth import reads
 
 router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute)
 

@@ -51,7 +51,7 @@ from serve import cpu  # noqa: E402
 
 from models.data import open_source  # noqa: E402
 from models.data.records import Record  # noqa: E402
-from models.images import decode_image  # noqa: E402
+from models.images.decode import decode_image  # noqa: E402
 from models.starter.encoder import load_starter  # noqa: E402
 from models.vectors import unit_rows  # noqa: E402
 

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from models.devices import DTYPES
-from models.openclip_build import in_precision
+from models.openclip.build import in_precision
 from models.starter.encoder import load_starter
 
 Array = npt.NDArray[np.float32]

@@ -96,7 +96,7 @@ def systems(peers: Path) -> list[System]:
 
 
 def _ours(out: Path) -> Vectors:
-    from indexer.version import open_version
+    from indexer.format.version import open_version
 
     opened = open_version(out / "x.index")
     found = {}

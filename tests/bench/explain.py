@@ -27,7 +27,7 @@ from models.data import open_source
 from models.data.records import Record
 from models.encoder import Encoder
 from models.explain import Explainer, RelevanceMap
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.registry import load_encoder
 
 Pair = tuple[Image.Image, str]

@@ -26,14 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.items import Item
-from indexer.segment_writer import NewRow
-from indexer.snapshot import open_snapshot
-from indexer.store import IndexWriter
+from indexer.format.items import Item
+from indexer.format.segment_writer import NewRow
+from indexer.search.snapshot import open_snapshot
+from indexer.write.store import IndexWriter
 from models.data import open_source
 from models.data.records import Record
 from models.encoder import Encoder
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.registry import load_encoder
 from models.vectors import Vectors
 

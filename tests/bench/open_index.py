@@ -33,9 +33,9 @@ def make(path: Path, rows: int, dim: int) -> None:
     """One image segment of `rows` rows, written through the project's own writer."""
     import numpy as np
 
-    from indexer.items import Item
-    from indexer.segment_writer import NewRow
-    from indexer.store import IndexWriter
+    from indexer.format.items import Item
+    from indexer.format.segment_writer import NewRow
+    from indexer.write.store import IndexWriter
     from models.encoder import Fingerprint
     from models.vectors import unit_rows
 
@@ -70,10 +70,10 @@ def child(path: Path, verify: str) -> None:
     import numpy as np
     import psutil
 
-    import indexer.snapshot  # noqa: F401  imports are no part of opening
-    from indexer.checking import open_checked
-    from indexer.manifest import read_manifest
-    from indexer.snapshot import open_snapshot
+    import indexer.search.snapshot  # noqa: F401  imports are no part of opening
+    from indexer.format.checking import open_checked
+    from indexer.format.manifest import read_manifest
+    from indexer.search.snapshot import open_snapshot
 
     process = psutil.Process()
     idle = process.memory_info().rss

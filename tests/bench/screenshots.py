@@ -79,8 +79,8 @@ def write_gallery(folder: Path) -> Path:
 
 
 def build(root: Path) -> str:
-    from indexer.builder import BuildOptions, build_index
-    from indexer.fields import parse_fields
+    from indexer.build.builder import BuildOptions, build_index
+    from indexer.filtering.fields import parse_fields
     from models.data import open_source
     from models.registry import load_encoder
 

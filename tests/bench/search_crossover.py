@@ -4,9 +4,10 @@
 
 Takes the index that `search.py prepare` left and selects random rows of it, from half of them down
 to one in ten thousand. For each share: latency of one query both ways on one thread, recall@10 of
-the structure at the effort that `indexer.proposing` asks for, recall of searching without the
-filter and dropping afterwards, and how often fewer than k came back so that the scan had to help.
-`indexer.proposing.FEWEST_SHARE` is where the two latencies cross. The last line is JSON.
+the structure at the effort that `indexer.search.proposing` asks for, recall of searching without
+the filter and dropping afterwards, and how often fewer than k came back so that the scan had to
+help. `indexer.search.proposing.FEWEST_SHARE` is where the two latencies cross. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from indexer.proposing import FEWEST_SHARE
-from indexer.ranking import candidates
-from indexer.selection import RowScan
-from indexer.snapshot import open_snapshot
+from indexer.search.proposing import FEWEST_SHARE
+from indexer.search.ranking import candidates
+from indexer.search.selection import RowScan
+from indexer.search.snapshot import open_snapshot
 
 K = 10
 QUERIES = 200

@@ -49,8 +49,8 @@ def embed_sources(sources: list[str], out: Path) -> None:
     """Pictures and captions of the sources with the starter pair -> `images`, `captions` (npz)."""
     import tempfile
 
-    from indexer.builder import build_index
-    from indexer.snapshot import open_snapshot
+    from indexer.build.builder import build_index
+    from indexer.search.snapshot import open_snapshot
     from models.data import open_source
     from models.registry import load_encoder
 

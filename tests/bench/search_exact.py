@@ -22,11 +22,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from indexer.items import Item
-from indexer.segment_writer import NewRow
-from indexer.snapshot import open_snapshot
-from indexer.store import IndexWriter
-from indexer.vector_index import ExactIndex
+from indexer.format.items import Item
+from indexer.format.segment_writer import NewRow
+from indexer.search.snapshot import open_snapshot
+from indexer.search.vector_index import ExactIndex
+from indexer.write.store import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows
 

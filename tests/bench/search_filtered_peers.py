@@ -26,9 +26,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexer.ranking import candidates
-from indexer.selection import _SELECTIVE, RowScan
-from indexer.snapshot import open_snapshot
+from indexer.search.ranking import candidates
+from indexer.search.selection import _SELECTIVE, RowScan
+from indexer.search.snapshot import open_snapshot
 
 K = 10
 FLOOR = 0.95
@@ -68,7 +68,7 @@ def cheapest(make: Callable[[int], Ask], queries_QD: Any, truth: list[set[int]])
 
 
 def ours(part: Any, chosen_N: Any, rows_M: Any) -> tuple[str, Ask]:
-    """What `indexer.selection` decides for these rows."""
+    """What `indexer.search.selection` decides for these rows."""
     vectors = part.segment.vectors_ND
     if len(rows_M) * _SELECTIVE <= len(chosen_N):
         scan: Any = RowScan(vectors, rows_M)

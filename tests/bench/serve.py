@@ -49,9 +49,9 @@ def wide_index(path: Path, rows: int) -> None:
 
     import numpy as np
 
-    from indexer.items import Item
-    from indexer.segment import NewRow
-    from indexer.store import IndexWriter
+    from indexer.format.items import Item
+    from indexer.format.segment import NewRow
+    from indexer.write.store import IndexWriter
     from models.vectors import unit_rows
 
     rng = np.random.default_rng(0)

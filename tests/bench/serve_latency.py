@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
-    from indexer.snapshot import open_snapshot
+    from indexer.search.snapshot import open_snapshot
     from models.registry import load_encoder
 
     snapshot = open_snapshot(arguments.index, fingerprint=None)

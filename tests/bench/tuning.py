@@ -39,16 +39,16 @@ from models.data.records import Reject
 from models.encoder import Encoder
 from models.evaluation.collect import Collected
 from models.evaluation.metrics import mean_per_class_recall, top_k_accuracy
-from models.fewshot import cache_logits
+from models.labels.fewshot import cache_logits
+from models.labels.prompts import DEFAULT_TEMPLATES
+from models.labels.zeroshot import class_logits, class_matrix
 from models.model_id import parse_model_id
-from models.prompts import DEFAULT_TEMPLATES
 from models.registry import load_encoder
 from models.training.pair import load_pair
 from models.tuning.fitting import fit_head, labelled
 from models.tuning.lora import attach_lora, merge_lora
 from models.tuning.split import held_back
 from models.vectors import unit_rows
-from models.zeroshot import class_logits, class_matrix
 
 BATCH = 32
 EPOCHS = 3

@@ -59,10 +59,10 @@ def index(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(index: Path) -> Iterator[TestClient]:
-    from indexer.snapshot import open_snapshot, read_fingerprint
+    from indexer.search.snapshot import open_snapshot, read_fingerprint
     from models.registry import load_encoder
     from service.app import create_app
-    from service.engine import Engine
+    from service.engine.engine import Engine
 
     encoder = load_encoder(read_fingerprint(index).model)
     with (

@@ -19,10 +19,10 @@ from typing import Any
 from fakes import COLOURS, ColourEncoder, halves
 from indexes import NAMES, ListSource
 
-from indexer.builder import BuildOptions, build_index
-from indexer.fields import parse_fields
-from indexer.filters import parse_filter
-from indexer.snapshot import Snapshot, open_snapshot
+from indexer.build.builder import BuildOptions, build_index
+from indexer.filtering.fields import parse_fields
+from indexer.filtering.filters import parse_filter
+from indexer.search.snapshot import Snapshot, open_snapshot
 from models.data.records import Record
 
 FIELDS = "year:int,tags:str[],sold:bool"

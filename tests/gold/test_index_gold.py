@@ -14,10 +14,10 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, record
 
-from indexer.manifest import Head, read_manifest
-from indexer.snapshot import open_snapshot
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.format.manifest import Head, read_manifest
+from indexer.search.snapshot import open_snapshot
+from indexer.trust.verify import verify_index
+from indexer.write.store import IndexWriter
 from models.errors import IndexCorruptError
 
 HERE = Path(__file__).parent

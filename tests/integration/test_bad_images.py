@@ -11,7 +11,7 @@ from bad_images import cases
 from fakes import ColourEncoder
 from mutated_images import MutatedPictures
 
-from indexer.builder import BuildOptions, BuildReport, build_index
+from indexer.build.builder import BuildOptions, BuildReport, build_index
 from models.data import open_source
 from models.data.records import Source
 

@@ -14,11 +14,11 @@ from indexes import build, ids, opened
 from PIL import Image, PngImagePlugin
 from serving import command, environment, run
 
-from indexer.duplicates import Group, find_duplicates
-from indexer.items import Item, Picture
-from indexer.segment_writer import NewRow
-from indexer.store import IndexWriter
-from indexer.version import open_version
+from indexer.format.items import Item, Picture
+from indexer.format.segment_writer import NewRow
+from indexer.format.version import open_version
+from indexer.search.duplicates import Group, find_duplicates
+from indexer.write.store import IndexWriter
 from models import stars as module
 from models.data.records import Record
 from models.errors import InputError

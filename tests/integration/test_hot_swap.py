@@ -11,12 +11,12 @@ from fakes import ColourEncoder
 from indexes import build, record
 from starlette.testclient import TestClient
 
-from indexer.holder import SnapshotHolder
+from indexer.search.holder import SnapshotHolder
 from models.errors import DiptychError
 from service.app import ServiceSettings, create_app
-from service.engine import Engine
-from service.queries import TextQuery
-from service.watching import IndexWatcher
+from service.engine.engine import Engine
+from service.engine.queries import TextQuery
+from service.engine.watching import IndexWatcher
 
 
 @pytest.fixture

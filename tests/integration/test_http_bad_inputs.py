@@ -16,7 +16,7 @@ from services import APPLE, build_colours, colour_client
 from starlette.testclient import TestClient
 
 from service.app import ServiceSettings
-from service.limits import RequestLimits
+from service.wire.limits import RequestLimits
 
 CANARY = "canary-of-the-caller"
 BODY_LIMIT = 200_000

@@ -12,11 +12,11 @@ from fakes import ColourEncoder, solid
 from services import APPLE, SKY, build_colours, colour_client
 from starlette.testclient import TestClient
 
-from indexer.snapshot import open_snapshot
+from indexer.search.snapshot import open_snapshot
 from service.app import create_app
-from service.batching import BatchingEncoder
-from service.engine import Engine
-from service.searching import BatchedSearch
+from service.engine.batching import BatchingEncoder
+from service.engine.engine import Engine
+from service.engine.searching import BatchedSearch
 
 RED = base64.b64encode(solid("red")).decode()
 SEARCHES: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ from services import APPLE, FLAG, LEAF, SKY, build_colours, colour_client
 from serving import server
 from starlette.testclient import TestClient
 
-from indexer.numbering import Numbering
+from indexer.search.numbering import Numbering
 from models.errors import NotFoundError
 from service.routes import clip_retrieval
 

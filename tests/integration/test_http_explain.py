@@ -14,10 +14,10 @@ from PIL import Image
 from services import APPLE, build_colours, colour_client
 from starlette.testclient import TestClient
 
-from indexer.snapshot import open_snapshot
+from indexer.search.snapshot import open_snapshot
 from service.app import create_app
-from service.engine import Engine
-from service.schemas import MAX_EXPLAINED
+from service.engine.engine import Engine
+from service.shapes.schemas import MAX_EXPLAINED
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

@@ -22,8 +22,8 @@ from serving import server
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from indexer.editor import Editor
-from indexer.manifest import read_manifest
+from indexer.edit.editor import Editor
+from indexer.format.manifest import read_manifest
 
 YELLOW = base64.b64encode(solid("yellow")).decode()
 
@@ -132,7 +132,7 @@ def test_a_label_set_is_put_once_too(client: TestClient) -> None:
 
 KILLED = """
 import os, signal
-from service.writing import ItemWriter
+from service.engine.writing import ItemWriter
 really = ItemWriter._take_up
 def dies(self):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,9 +18,9 @@ from services import APPLE, SKY, build_colours, colour_client
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from indexer.manifest import read_manifest
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.format.manifest import read_manifest
+from indexer.trust.verify import verify_index
+from indexer.write.store import IndexWriter
 
 YELLOW = base64.b64encode(solid("yellow")).decode()
 CYAN = base64.b64encode(solid("cyan")).decode()

@@ -13,7 +13,7 @@ from services import build_colours
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from service import (
+from service.shapes import (
     answers,
     batch_shapes,
     embedding_shapes,
@@ -21,9 +21,9 @@ from service import (
     item_shapes,
     knn_shapes,
     label_set_shapes,
-    problems,
     schemas,
 )
+from service.wire import problems
 
 
 @pytest.fixture(scope="module")

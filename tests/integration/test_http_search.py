@@ -22,9 +22,9 @@ from services import (
 )
 from starlette.testclient import TestClient
 
-from models.images import decode_image
+from models.images.decode import decode_image
 from service.app import create_app
-from service.engine import Engine
+from service.engine.engine import Engine
 
 
 @pytest.fixture(scope="module")

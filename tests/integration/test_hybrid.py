@@ -10,10 +10,10 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, opened, record
 
-from indexer.bm25 import WordIndex
-from indexer.fields import parse_fields
-from indexer.filters import parse_filter
-from indexer.snapshot import Hit, Snapshot
+from indexer.filtering.fields import parse_fields
+from indexer.filtering.filters import parse_filter
+from indexer.search.bm25 import WordIndex
+from indexer.search.snapshot import Hit, Snapshot
 from models.data.records import Record
 from models.errors import InputError
 from models.vectors import Vectors

@@ -25,9 +25,9 @@ from indexes import (
 )
 from PIL import Image
 
-from indexer.builder import BuildOptions, BuildProgress, build_index
-from indexer.manifest import read_manifest
-from indexer.snapshot import open_snapshot, read_fingerprint
+from indexer.build.builder import BuildOptions, BuildProgress, build_index
+from indexer.format.manifest import read_manifest
+from indexer.search.snapshot import open_snapshot, read_fingerprint
 from models.data.records import Record
 from models.encoder import PreparedImage
 from models.errors import (

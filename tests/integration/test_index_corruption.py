@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from indexes import NAMES, build, opened, record
 
-from indexer.manifest import read_manifest
-from indexer.snapshot import open_snapshot, read_fingerprint
-from indexer.verify import verify_index
+from indexer.format.manifest import read_manifest
+from indexer.search.snapshot import open_snapshot, read_fingerprint
+from indexer.trust.verify import verify_index
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
 

@@ -19,10 +19,8 @@ from indexes import opened, scratch
 from ramdisk import in_memory
 from victims import State, Victims, contents, expected
 
-from indexer.draft import Draft
-from indexer.erasures import read_erasures
-from indexer.history import history
-from indexer.manifest import (
+from indexer.format.erasures import read_erasures
+from indexer.format.manifest import (
     CURRENT,
     LOCK,
     Manifest,
@@ -30,8 +28,10 @@ from indexer.manifest import (
     parse_manifest,
     read_manifest,
 )
-from indexer.store import IndexWriter
-from indexer.sweeping import manifest_numbers
+from indexer.write.draft import Draft
+from indexer.write.history import history
+from indexer.write.store import IndexWriter
+from indexer.write.sweeping import manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
 STEPS = ("build", "delete", "delete", "optimize", "rollback", "purge")

@@ -15,9 +15,9 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.editing import delete_items
-from indexer.manifest import Head, read_manifest
-from indexer.verify import verify_index
+from indexer.edit.editing import delete_items
+from indexer.format.manifest import Head, read_manifest
+from indexer.trust.verify import verify_index
 
 FINGERPRINT = ColourEncoder().fingerprint
 

@@ -9,15 +9,15 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.editing import delete_items, rollback
-from indexer.erasures import read_erasures
-from indexer.fields import parse_fields
-from indexer.filters import parse_filter
-from indexer.history import history, read_version
-from indexer.manifest import read_manifest
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
-from indexer.version import open_version
+from indexer.edit.editing import delete_items, rollback
+from indexer.filtering.fields import parse_fields
+from indexer.filtering.filters import parse_filter
+from indexer.format.erasures import read_erasures
+from indexer.format.manifest import read_manifest
+from indexer.format.version import open_version
+from indexer.trust.verify import verify_index
+from indexer.write.history import history, read_version
+from indexer.write.store import IndexWriter
 from models.data.records import Record
 from models.errors import (
     IndexCorruptError,

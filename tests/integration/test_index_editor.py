@@ -10,10 +10,10 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, scratch
 
-from indexer.editor import Editor
-from indexer.manifest import read_manifest
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.edit.editor import Editor
+from indexer.format.manifest import read_manifest
+from indexer.trust.verify import verify_index
+from indexer.write.store import IndexWriter
 from models.errors import EncoderMismatchError, IndexLockedError, IndexNotFoundError
 
 

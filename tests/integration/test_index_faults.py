@@ -20,16 +20,16 @@ from crashing import FailingFs
 from fakes import ColourEncoder
 from indexes import NAMES, ListSource, build, ids, opened, record
 
-from indexer import space
-from indexer.builder import BuildOptions, build_index
-from indexer.editing import delete_items, rollback
-from indexer.exporting import export_index
-from indexer.fs import Fs
-from indexer.importing import import_index
-from indexer.optimize import optimize
-from indexer.purging import purge
-from indexer.snapshot import open_snapshot
-from indexer.verify import verify_index
+from indexer.build.builder import BuildOptions, build_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.edit.optimize import optimize
+from indexer.edit.purging import purge
+from indexer.files import space
+from indexer.files.fs import Fs
+from indexer.search.snapshot import open_snapshot
+from indexer.transfer.exporting import export_index
+from indexer.transfer.importing import import_index
+from indexer.trust.verify import verify_index
 from models.errors import DiptychError, IndexCorruptError, NoSpaceError, StoreError
 from service.cli.exits import exit_code
 
@@ -251,7 +251,7 @@ def test_without_locks_nothing_is_written(path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     before = contents(path)
-    monkeypatch.setattr("indexer.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("indexer.files.lock.fcntl.flock", refuse)
     for name in ("build", "delete", "rollback", "optimize", "purge"):
         with pytest.raises(DiptychError, match="has no file locks") as caught:
             OPERATIONS[name](path, None)

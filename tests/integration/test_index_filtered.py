@@ -19,16 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexes import build, opened, record, rejects_of
 
-from indexer import facets as facets_module
-from indexer.fields import parse_fields, values_of
-from indexer.filters import parse_filter
-from indexer.items import Item
-from indexer.manifest import read_manifest
-from indexer.segment_writer import NewRow
-from indexer.selection import RowScan
-from indexer.snapshot import Snapshot, open_snapshot
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.filtering.fields import parse_fields, values_of
+from indexer.filtering.filters import parse_filter
+from indexer.format.items import Item
+from indexer.format.manifest import read_manifest
+from indexer.format.segment_writer import NewRow
+from indexer.search import facets as facets_module
+from indexer.search.selection import RowScan
+from indexer.search.snapshot import Snapshot, open_snapshot
+from indexer.trust.verify import verify_index
+from indexer.write.store import IndexWriter
 from models.encoder import Fingerprint
 from models.errors import InputError, InvalidFilterError
 from models.vectors import Vectors, unit_rows
@@ -193,7 +193,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
             return len(asked) - before
 
         assert [count(1), count(1), count(2), count(1)] == [1, 0, 1, 0]
-        monkeypatch.setattr("indexer.selection._BUDGET", 10_000)  # two entries' worth
+        monkeypatch.setattr("indexer.search.selection._BUDGET", 10_000)  # two entries' worth
         assert [count(3), count(4), count(4), count(1)] == [1, 1, 0, 1]
         assert snapshot._searcher._selections._bytes <= 10_000
 
@@ -202,7 +202,7 @@ def test_many_threads_ask_at_once(
     large: tuple[Snapshot, Vectors, set[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot, vectors_ND, dead = large
-    monkeypatch.setattr("indexer.selection._BUDGET", 30_000)  # kept and dropped all the time
+    monkeypatch.setattr("indexer.search.selection._BUDGET", 30_000)  # kept and dropped all the time
     order = np.random.default_rng(5).permutation(ROWS)
     query_D = random_rows(1, seed=77)[0]
     bounds = [1, 5, 40, 500, 3000]
@@ -334,7 +334,7 @@ def test_facets_count_what_a_loop_counts(
 def test_facets_list_the_fifty_most_frequent_over_blocks_and_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.field_table._BLOCK", 7)
+    monkeypatch.setattr("indexer.format.field_table._BLOCK", 7)
     rng = np.random.default_rng(3)
     rows: list[dict[str, Any]] = [
         {"brand": f"b{int(rng.zipf(1.4)) % 90:02}", "year": int(rng.integers(10_000))}

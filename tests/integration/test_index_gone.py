@@ -14,16 +14,16 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.draft import Draft
-from indexer.editing import delete_items, rollback
-from indexer.editor import Editor
-from indexer.history import history
-from indexer.manifest import read_manifest
-from indexer.optimize import optimize
-from indexer.purging import purge
-from indexer.store import IndexWriter
-from indexer.sweeping import Sweeper
-from indexer.verify import verify_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.edit.editor import Editor
+from indexer.edit.optimize import optimize
+from indexer.edit.purging import purge
+from indexer.format.manifest import read_manifest
+from indexer.trust.verify import verify_index
+from indexer.write.draft import Draft
+from indexer.write.history import history
+from indexer.write.store import IndexWriter
+from indexer.write.sweeping import Sweeper
 
 
 class CutOffError(BaseException):

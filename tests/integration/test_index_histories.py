@@ -18,15 +18,15 @@ from directions import HashEncoder, direction, picture
 from indexes import ListSource
 from ramdisk import in_memory
 
-from indexer.builder import BuildOptions, build_index
-from indexer.editing import delete_items, rollback
-from indexer.fields import parse_fields
-from indexer.filters import parse_filter
-from indexer.history import history
-from indexer.optimize import optimize
-from indexer.purging import purge
-from indexer.snapshot import Snapshot, open_snapshot
-from indexer.verify import verify_index
+from indexer.build.builder import BuildOptions, build_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.edit.optimize import optimize
+from indexer.edit.purging import purge
+from indexer.filtering.fields import parse_fields
+from indexer.filtering.filters import parse_filter
+from indexer.search.snapshot import Snapshot, open_snapshot
+from indexer.trust.verify import verify_index
+from indexer.write.history import history
 from models.data.records import Record
 from models.errors import NotFoundError
 from models.vectors import Vectors

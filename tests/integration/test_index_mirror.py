@@ -10,12 +10,12 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import NAMES, ListSource, build, ids, opened, record, reject
 
-from indexer.builder import BuildOptions, BuildReport, build_index
-from indexer.editing import delete_items, rollback
-from indexer.embedding import DeferredEncoder
-from indexer.erasures import read_erasures
-from indexer.manifest import read_manifest
-from indexer.verify import verify_index
+from indexer.build.builder import BuildOptions, BuildReport, build_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.format.erasures import read_erasures
+from indexer.format.manifest import read_manifest
+from indexer.judge.embedding import DeferredEncoder
+from indexer.trust.verify import verify_index
 from models.data import open_source
 from models.data.records import Record, Row
 from models.errors import EncoderMismatchError, InputError, NotFoundError, SourceError

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from indexes import build
 
-from indexer.manifest import read_manifest
-from indexer.relevance import read_background
-from indexer.snapshot import Snapshot, open_snapshot
-from indexer.verify import verify_index
+from indexer.format.manifest import read_manifest
+from indexer.judge.relevance import read_background
+from indexer.search.snapshot import Snapshot, open_snapshot
+from indexer.trust.verify import verify_index
 from models.data.records import Record
 from models.errors import NotFoundError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.vectors import Vectors
 
 KEYS = [f"k{i}" for i in range(12)]

@@ -9,13 +9,13 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, ids, record
 
-from indexer import segment as segment_module
-from indexer import snapshot as snapshot_module
-from indexer.manifest import Head, Manifest, read_head, read_manifest
-from indexer.segment import Segment
-from indexer.snapshot import open_snapshot
-from indexer.store import IndexWriter
-from indexer.version import open_version
+from indexer.format import segment as segment_module
+from indexer.format.manifest import Head, Manifest, read_head, read_manifest
+from indexer.format.segment import Segment
+from indexer.format.version import open_version
+from indexer.search import snapshot as snapshot_module
+from indexer.search.snapshot import open_snapshot
+from indexer.write.store import IndexWriter
 from models.errors import IndexCorruptError
 
 FINGERPRINT = ColourEncoder().fingerprint

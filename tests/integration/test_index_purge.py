@@ -13,16 +13,16 @@ from fakes import ColourEncoder, encode
 from indexes import ListSource, reject
 from PIL import Image
 
-from indexer.builder import BuildOptions, build_index
-from indexer.editing import delete_items, rollback
-from indexer.erasures import read_erasures
-from indexer.history import history
-from indexer.manifest import read_manifest
-from indexer.purging import purge
-from indexer.relevance import read_background
-from indexer.snapshot import open_snapshot
-from indexer.sweeping import Sweeper
-from indexer.verify import verify_index
+from indexer.build.builder import BuildOptions, build_index
+from indexer.edit.editing import delete_items, rollback
+from indexer.edit.purging import purge
+from indexer.format.erasures import read_erasures
+from indexer.format.manifest import read_manifest
+from indexer.judge.relevance import read_background
+from indexer.search.snapshot import open_snapshot
+from indexer.trust.verify import verify_index
+from indexer.write.history import history
+from indexer.write.sweeping import Sweeper
 from models.data.records import Record
 from models.encoder import PreparedImage, PreparedText
 from models.errors import NotFoundError

@@ -16,7 +16,7 @@ import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests", sys.argv[1] + "/tests/bench"]
 from pathlib import Path
 from embed import FlatTower, peak_mb
-from indexer.builder import BuildOptions, build_index
+from indexer.build.builder import BuildOptions, build_index
 from models.data import open_source
 out = Path(sys.argv[3])
 options = BuildOptions(workers=2, thumbnails=False, relevance=False)

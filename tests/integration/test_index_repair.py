@@ -12,13 +12,13 @@ from crashing import FailingFs
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.editing import delete_items
-from indexer.erasures import hashes_in, read_erasures
-from indexer.holder import SnapshotHolder
-from indexer.manifest import manifest_path, read_manifest
-from indexer.repair import repair
-from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.edit.editing import delete_items
+from indexer.format.erasures import hashes_in, read_erasures
+from indexer.format.manifest import manifest_path, read_manifest
+from indexer.search.holder import SnapshotHolder
+from indexer.trust.repair import repair
+from indexer.trust.verify import verify_index
+from indexer.write.store import IndexWriter
 from models.errors import (
     DiptychError,
     IndexCorruptError,

@@ -9,12 +9,12 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import ids, opened
 
-import indexer.stamps
+import indexer.build.stamps
 import models.data.folder
-from indexer.builder import BuildOptions, BuildReport, build_index
-from indexer.editing import delete_items
-from indexer.purging import purge
-from indexer.stamps import Stamps, stamps_path
+from indexer.build.builder import BuildOptions, BuildReport, build_index
+from indexer.build.stamps import Stamps, stamps_path
+from indexer.edit.editing import delete_items
+from indexer.edit.purging import purge
 from models.data import open_source
 from models.data.records import Stamp
 
@@ -36,7 +36,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 @pytest.fixture
 def old_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made by the test itself count as old: nothing but the margin depends on the clock."""
-    monkeypatch.setattr(indexer.stamps, "MARGIN_NS", -(10**15))
+    monkeypatch.setattr(indexer.build.stamps, "MARGIN_NS", -(10**15))
 
 
 @pytest.fixture

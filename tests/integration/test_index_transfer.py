@@ -14,20 +14,20 @@ import pytest
 from fakes import CHINESE, COLOURS, ColourEncoder, halves
 from indexes import NAMES, ListSource, build, ids, opened, record
 
-from indexer import exporting as exporting_module
-from indexer.builder import BuildOptions, build_index
-from indexer.clip_retrieval import write_folders
-from indexer.editing import delete_items
-from indexer.exporting import export_index
-from indexer.fields import parse_fields
-from indexer.filters import parse_filter
-from indexer.importing import import_index
-from indexer.manifest import read_manifest
-from indexer.parquet_files import write_parquet
-from indexer.purging import purge
-from indexer.transfer import live_rows, storable
-from indexer.verify import verify_index
-from indexer.version import open_version
+from indexer.build.builder import BuildOptions, build_index
+from indexer.edit.editing import delete_items
+from indexer.edit.purging import purge
+from indexer.filtering.fields import parse_fields
+from indexer.filtering.filters import parse_filter
+from indexer.format.manifest import read_manifest
+from indexer.format.version import open_version
+from indexer.transfer import exporting as exporting_module
+from indexer.transfer.clip_retrieval import write_folders
+from indexer.transfer.exporting import export_index
+from indexer.transfer.importing import import_index
+from indexer.transfer.parquet_files import write_parquet
+from indexer.transfer.transfer import live_rows, storable
+from indexer.trust.verify import verify_index
 from models.data.records import Record
 from models.errors import (
     EncoderMismatchError,

@@ -19,12 +19,12 @@ from prometheus_client.metrics import MetricWrapperBase
 from services import build_colours
 from serving import command, environment
 
-from indexer.editor import Editor
-from indexer.manifest import read_manifest
-from indexer.snapshot import open_snapshot
-from service import metrics
+from indexer.edit.editor import Editor
+from indexer.format.manifest import read_manifest
+from indexer.search.snapshot import open_snapshot
 from service.cli.main import cli
 from service.cli.serve import serve
+from service.operations import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from serving import server
 
-from indexer.builder import BuildOptions, build_index
+from indexer.build.builder import BuildOptions, build_index
 from models.data.records import Record
 
 CANARIES = [

@@ -7,7 +7,8 @@ import math
 import numpy as np
 from fakes import ColourEncoder, halves, solid
 
-from models.abstain import (
+from models.images.decode import decode_image
+from models.labels.abstain import (
     CLOSEST,
     DEFAULT_ABSTAIN,
     background_logits,
@@ -15,10 +16,9 @@ from models.abstain import (
     background_words,
     none_of_these,
 )
-from models.images import decode_image
-from models.prompts import TEMPLATE_SETS
+from models.labels.prompts import TEMPLATE_SETS
+from models.labels.zeroshot import class_logits, class_matrix
 from models.vectors import Vectors, unit_rows
-from models.zeroshot import class_logits, class_matrix
 
 DICE = np.random.default_rng(5)
 

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import DeadlineError
-from service import deadline
-from service.admission import Admission, AdmissionControl
-from service.lane_rules import AdmissionLimits
-from service.problems import ProblemError, of_domain
+from service.wire import deadline
+from service.wire.admission import Admission, AdmissionControl
+from service.wire.lane_rules import AdmissionLimits
+from service.wire.problems import ProblemError, of_domain
 
 
 class Slow:

@@ -93,12 +93,12 @@ def test_dependencies_point_one_way(path: Path) -> None:
 
 def test_faiss_is_imported_in_exactly_one_file() -> None:
     found = files_where(lambda tree: "faiss" in set(imports_of(tree)))
-    assert found == {"indexer/vector_index.py"}
+    assert found == {"indexer/search/vector_index.py"}
 
 
 def test_pictures_are_decoded_in_exactly_one_file() -> None:
     found = files_where(lambda tree: uses_attribute(tree, "Image", "open"))
-    assert found == {"models/images.py"}
+    assert found == {"models/images/decode.py"}
 
 
 def test_environment_is_read_in_exactly_one_file() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 import models.backends
 from models.backends import prefer_backend, resolve_backend
 from models.errors import ModelError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.registry import load_encoder
 from models.starter.encoder import StarterEncoder, load_starter
 from models.starter.onnx_tower import graph

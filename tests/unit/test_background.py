@@ -12,7 +12,7 @@ from fakes import COLOURS, ColourEncoder, solid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.background import (
+from indexer.judge.background import (
     MIN_NEIGHBOURS,
     Background,
     Neighbours,
@@ -21,9 +21,9 @@ from indexer.background import (
     mean_vector,
     measure,
 )
-from indexer.background_queries import background_queries, list_id
-from indexer.relevance import embed_background, still_good
-from models.images import decode_image
+from indexer.judge.background_queries import background_queries, list_id
+from indexer.judge.relevance import embed_background, still_good
+from models.images.decode import decode_image
 from models.vectors import Vectors, unit_rows
 
 DIM = 6
@@ -210,8 +210,8 @@ def test_formula_by_hand() -> None:
 
 
 def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
-    from indexer.entries import FileEntry, SegmentEntry
-    from indexer.manifest import Live, RelevanceEntry, TargetEntry
+    from indexer.format.entries import FileEntry, SegmentEntry
+    from indexer.format.manifest import Live, RelevanceEntry, TargetEntry
 
     def entry(images: int, texts: int) -> RelevanceEntry:
         def target(count: int) -> TargetEntry:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
-from service import deadline, metrics
-from service.batch_queue import BatchQueue, QueueLimits
-from service.call import Call
-from service.steps import Steps, finish, finish_async
+from service.engine.batch_queue import BatchQueue, QueueLimits
+from service.engine.call import Call
+from service.engine.steps import Steps, finish, finish_async
+from service.operations import metrics
+from service.wire import deadline
 
 WAIT = 20.0
 

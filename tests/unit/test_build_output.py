@@ -9,7 +9,7 @@ from fakes import ColourEncoder
 from indexes import NAMES, ListSource, record
 from PIL import Image
 
-from indexer.builder import BuildProgress, build_index
+from indexer.build.builder import BuildProgress, build_index
 from models.errors import StoreError
 from service.cli.build_output import _Logged, draw_throughput, duration, print_report, remaining
 

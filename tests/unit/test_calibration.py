@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from models.calibration import (
+from models.errors import InvalidLabelsError
+from models.evaluation.metrics import expected_calibration_error, reliability
+from models.labels.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     calibrate,
@@ -15,9 +17,7 @@ from models.calibration import (
     negative_log_likelihood,
     platt_smoothing,
 )
-from models.errors import InvalidLabelsError
-from models.evaluation.metrics import expected_calibration_error, reliability
-from models.zeroshot import chances
+from models.labels.zeroshot import chances
 
 DICE = np.random.default_rng(11)
 

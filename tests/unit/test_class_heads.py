@@ -13,7 +13,7 @@ from fakes import COLOURS, ColourEncoder, solid
 from models.errors import InvalidLabelsError, LabelSetError, SourceError
 from models.evaluation.collect import Collected
 from models.evaluation.zeroshot import evaluate_head, evaluate_zero_shot
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.tuning.adapter import fit_adapter
 from models.tuning.fitting import fit_head
 from models.tuning.head import Adapter, ClassHead, load_head, save_head

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
-from models.calibration import calibrate
 from models.data import open_source
 from models.encoder import PreparedText
 from models.errors import InputError, SourceError
 from models.evaluation.collect import collect
 from models.evaluation.metrics import expected_calibration_error
 from models.evaluation.zeroshot import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
+from models.labels.calibration import calibrate
 from models.vectors import Vectors
 
 NAMES = list(COLOURS)
@@ -143,7 +143,7 @@ def test_a_sigmoid_trained_pair_is_also_judged_by_its_sigmoid() -> None:
 
 
 def test_template_sets_by_name(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.prompts import TEMPLATE_SETS
+    from models.labels.prompts import TEMPLATE_SETS
 
     seen: list[Any] = []
     original = zero_shot_logits

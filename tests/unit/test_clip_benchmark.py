@@ -14,7 +14,7 @@ import torch
 
 from models.evaluation.metrics import mean_per_class_recall, retrieval_recall, top_k_accuracy
 from models.evaluation.zeroshot import ZeroShotLogits, zero_shot_metrics
-from models.zeroshot import class_matrix
+from models.labels.zeroshot import class_matrix
 
 
 def recall_at_k(scores: list[list[float]], positive: list[list[bool]], k: int) -> list[float]:

@@ -9,8 +9,8 @@ from time import monotonic
 import pytest
 
 from models.errors import DeadlineError
-from service import deadline
-from service.deadline import Deadline
+from service.wire import deadline
+from service.wire.deadline import Deadline
 
 
 def test_outside_a_request_nothing_expires() -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from models.errors import ModelError
 from models.explain import seen_area, to_unit_range
-from models.openclip_explain import method_of, relevance_map
-from models.overlay import MAX_SIDE, colour, overlay_png, shown_size, spread
+from models.images.overlay import MAX_SIDE, colour, overlay_png, shown_size, spread
+from models.openclip.explain import method_of, relevance_map
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 SIDE, PATCH, WIDTH = 32, 8, 16

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidLabelsError
-from models.fewshot import cache_logits
-from models.hierarchy import Hierarchy, looks_hierarchical
+from models.labels.fewshot import cache_logits
+from models.labels.hierarchy import Hierarchy, looks_hierarchical
+from models.labels.zeroshot import chances
 from models.vectors import unit_rows
-from models.zeroshot import chances
 
 DICE = np.random.default_rng(3)
 

@@ -11,10 +11,9 @@ from filtering import FIELDS, documents, holds, items
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.field_table import FieldTableWriter, columns_of, rows_where
-from indexer.fields import values_of
-from indexer.filter_sql import condition
-from indexer.filters import (
+from indexer.filtering.fields import values_of
+from indexer.filtering.filter_sql import condition
+from indexer.filtering.filters import (
     AllOf,
     AnyOf,
     Compare,
@@ -22,6 +21,7 @@ from indexer.filters import (
     check_filter,
     parse_filter,
 )
+from indexer.format.field_table import FieldTableWriter, columns_of, rows_where
 from models.errors import InvalidFilterError
 
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from indexer.fusion import DEPTH, Ranked, distinct, fuse
+from indexer.search.fusion import DEPTH, Ranked, distinct, fuse
 
 
 def ranking(rows: list[int], cosines: dict[int, float]) -> Ranked:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.idempotency import Answers
-from service.problems import Problem
+from service.wire.idempotency import Answers
+from service.wire.problems import Problem
 
 
 class Clock:

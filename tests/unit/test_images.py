@@ -19,7 +19,7 @@ from fakes import encode, solid
 from PIL import Image, ImageCms
 
 from models.errors import ImageError
-from models.images import FORMATS, ImageLimits, decode_image, encode_thumbnail
+from models.images.decode import FORMATS, ImageLimits, decode_image, encode_thumbnail
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 ORIENTATION = 0x0112

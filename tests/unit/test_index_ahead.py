@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from indexer.ahead import Ahead, Following
+from indexer.build.ahead import Ahead, Following
 
 
 @dataclass

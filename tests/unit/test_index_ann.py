@@ -10,12 +10,12 @@ import pytest
 from clustered import DIM, FIELDS, item, pictures, texts
 from crashing import FailingFs
 
-from indexer.ann_entry import ANN_FILE, AnnEntry, OperatingPoint, Structure
-from indexer.fs import Fs, Spool
-from indexer.proposing import AnnScan, check_canaries, make_canaries
-from indexer.segment_writer import NewRow, SegmentWriter
-from indexer.tuning import Questions, Tuner, exact_scores, recipes
-from indexer.vector_index import AnnIndex, BadStructureError, ExactIndex, build_ann
+from indexer.edit.tuning import Questions, Tuner, exact_scores, recipes
+from indexer.files.fs import Fs, Spool
+from indexer.format.ann_entry import ANN_FILE, AnnEntry, OperatingPoint, Structure
+from indexer.format.segment_writer import NewRow, SegmentWriter
+from indexer.search.proposing import AnnScan, check_canaries, make_canaries
+from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, build_ann
 from models.errors import NoSpaceError
 from models.vectors import Vectors
 

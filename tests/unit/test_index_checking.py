@@ -13,11 +13,11 @@ import psutil
 import pytest
 import xxhash
 
-from indexer import checking
-from indexer.checking import open_checked, verify_file
-from indexer.fs import Fs
-from indexer.hashing import BLOCK_BYTES, FileDigest, Sums
-from indexer.manifest import FileEntry
+from indexer.files.fs import Fs
+from indexer.files.hashing import BLOCK_BYTES, FileDigest, Sums
+from indexer.format import checking
+from indexer.format.checking import open_checked, verify_file
+from indexer.format.manifest import FileEntry
 from models.errors import IndexCorruptError, StoreError
 
 SIZE = 2 * BLOCK_BYTES + 1000

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from indexes import build, ids, opened, record
 
-from indexer.copying import copy_rows
-from indexer.entries import FileEntry, SegmentEntry
-from indexer.erasures import Erasures, hash_id, read_erasures
-from indexer.manifest import FORMAT, ErasedEntry, read_manifest
-from indexer.store import IndexWriter
-from indexer.tombstones import as_pairs, count_live, renumber
-from indexer.verify import verify_index
-from indexer.version import open_version
+from indexer.format.entries import FileEntry, SegmentEntry
+from indexer.format.erasures import Erasures, hash_id, read_erasures
+from indexer.format.manifest import FORMAT, ErasedEntry, read_manifest
+from indexer.format.tombstones import as_pairs, count_live, renumber
+from indexer.format.version import open_version
+from indexer.trust.verify import verify_index
+from indexer.write.copying import copy_rows
+from indexer.write.store import IndexWriter
 from models.errors import IndexCorruptError
 
 

@@ -1,4 +1,4 @@
-"""`indexer.fs`: durable writes, their errors, and opening only regular files."""
+"""`indexer.files.fs`: durable writes, their errors, and opening only regular files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.fs import Fs, open_regular
+from indexer.files.fs import Fs, open_regular
 from models.errors import NoSpaceError, StorageError, StoreError
 from service.cli.exits import exit_code
 

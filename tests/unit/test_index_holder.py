@@ -14,9 +14,9 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, record
 
-from indexer import holder as holder_module
-from indexer.holder import SnapshotHolder
-from indexer.snapshot import Snapshot
+from indexer.search import holder as holder_module
+from indexer.search.holder import SnapshotHolder
+from indexer.search.snapshot import Snapshot
 from models.errors import (
     EncoderMismatchError,
     IndexCorruptError,

@@ -13,8 +13,8 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, record
 
-from indexer.lock import WriterLock
-from indexer.store import IndexWriter
+from indexer.files.lock import WriterLock
+from indexer.write.store import IndexWriter
 from models.errors import EncoderMismatchError, IndexLockedError, StoreError
 from service.cli.exits import exit_code
 

@@ -1,4 +1,4 @@
-"""`indexer.manifest`: strict parsing, the chain CURRENT -> manifest, and refusals."""
+"""`indexer.format.manifest`: strict parsing, the chain CURRENT -> manifest, and refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, record
 
-from indexer.manifest import (
+from indexer.format.manifest import (
     BLOCK_BYTES,
     FileEntry,
     Head,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.ranking import candidates, rescore
-from indexer.vector_index import ExactIndex
+from indexer.search.ranking import candidates, rescore
+from indexer.search.vector_index import ExactIndex
 from models.vectors import unit_rows
 
 Half = npt.NDArray[np.float16]

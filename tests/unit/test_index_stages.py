@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from indexer.building import Pacing
-from indexer.stages import Stages
+from indexer.build.building import Pacing
+from indexer.build.stages import Stages
 
 
 class Clock:

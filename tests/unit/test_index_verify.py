@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from indexes import build, record
 
-from indexer.manifest import Head
-from indexer.npy import npy_header
-from indexer.snapshot import open_snapshot
-from indexer.verify import vector_problems, verify_index
+from indexer.format.manifest import Head
+from indexer.format.npy import npy_header
+from indexer.search.snapshot import open_snapshot
+from indexer.trust.verify import vector_problems, verify_index
 from models.errors import IndexCorruptError
 
 Edit = Callable[[Path, dict[str, Any]], None]

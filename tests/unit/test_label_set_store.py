@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.fs import Fs
+from indexer.files.fs import Fs
 from models.errors import InvalidLabelsError, LabelSetError, LabelSetNotFoundError
 from models.vectors import unit_rows
-from service.label_set_store import LabelSetStore, check_name
-from service.label_sets import Examples, LabelSet, check_label_set
+from service.engine.label_set_store import LabelSetStore, check_name
+from service.engine.label_sets import Examples, LabelSet, check_label_set
 
 OLD = check_label_set(["red", "blue"], temperature=2.0, abstain=True)
 NEW = check_label_set(["animal/cat", "animal/狗"], templates=["a {}"], abstain=0.25)

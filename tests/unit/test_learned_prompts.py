@@ -13,13 +13,13 @@ from models.encoder import Encoder
 from models.errors import InvalidLabelsError, TrainingError
 from models.evaluation.collect import Collected
 from models.evaluation.zeroshot import evaluate_head
+from models.labels.zeroshot import class_matrix
 from models.model_id import parse_model_id
 from models.registry import load_encoder
 from models.training.pair import TrainablePair, load_pair
 from models.tuning.fitting import fit_head
 from models.tuning.prompts import Context, learn_prompts
 from models.vectors import Vectors, unit_rows
-from models.zeroshot import class_matrix
 
 LABELS = ["apple", "red boat", "chair", "a very old door"]
 

@@ -19,8 +19,8 @@ from models.checkpoints import inspect_weights
 from models.encoder import Encoder
 from models.errors import InvalidTextError, ModelError
 from models.explain import Explainer
-from models.images import decode_image
-from models.openclip import OpenClipEncoder
+from models.images.decode import decode_image
+from models.openclip.pair import OpenClipEncoder
 from models.registry import load_encoder
 
 WEIGHTS = "open_clip_model.safetensors"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.errors import ModelError
-from models.openclip_text import TextPreparer
+from models.openclip.text import TextPreparer
 from models.registry import load_encoder
 
 pytest.importorskip("transformers", reason="the extra diptych[hf] is not installed")

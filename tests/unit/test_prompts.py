@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidLabelsError
-from models.prompts import (
+from models.labels.prompts import (
     DEFAULT_TEMPLATES,
     TEMPLATE_SETS,
     build_prompts,

@@ -26,7 +26,7 @@ from models.devices import (
 )
 from models.errors import ModelError
 from models.model_id import parse_model_id
-from models.openclip import OpenClipEncoder
+from models.openclip.pair import OpenClipEncoder
 from models.registry import known_models, load_encoder
 
 TINY = {

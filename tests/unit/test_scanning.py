@@ -1,4 +1,4 @@
-"""`indexer.scanning` against `in`."""
+"""`indexer.files.scanning` against `in`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer import scanning
-from indexer.scanning import Needles, windows
+from indexer.files import scanning
+from indexer.files.scanning import Needles, windows
 
 
 @given(

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bodies import decode_base64, parse_json
-from service.problems import ProblemError
+from service.bodies.bodies import decode_base64, parse_json
+from service.wire.problems import ProblemError
 
 MALFORMED = {
     "empty": b"",

@@ -22,9 +22,9 @@ from models.errors import (
     ModelError,
     NotFoundError,
 )
-from service.class_cache import ClassMatrixCache
-from service.engine import Engine
-from service.queries import (
+from service.engine.class_cache import ClassMatrixCache
+from service.engine.engine import Engine
+from service.engine.queries import (
     ComposedQuery,
     EmbeddingQuery,
     ImageQuery,
@@ -34,7 +34,7 @@ from service.queries import (
     TextQuery,
     Weighted,
 )
-from service.serial import SerialEncoder
+from service.engine.serial import SerialEncoder
 
 RED_D = np.eye(9)[0]
 

@@ -11,9 +11,9 @@ import pytest
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.frame import RequestFrame
-from service.limits import LOOPBACK_HOSTS, Limits, RequestLimits
-from service.problems import ProblemError
+from service.wire.frame import RequestFrame
+from service.wire.limits import LOOPBACK_HOSTS, Limits, RequestLimits
+from service.wire.problems import ProblemError
 
 
 async def reader(scope: Scope, receive: Receive, send: Send) -> None:

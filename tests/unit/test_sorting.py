@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from service import sorting
-from service.sorting import Sorter, folder_names, numbered, safe_name
-from service.undoing import read_undo_file, undo
+from service.sorting import sorting
+from service.sorting.sorting import Sorter, folder_names, numbered, safe_name
+from service.sorting.undoing import read_undo_file, undo
 
 PICTURES = {"a.jpg": b"picture one", "b.jpg": b"picture two", "deep/a.jpg": b"picture three"}
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import models.starter.towers as towers
 from models.encoder import Encoder
 from models.errors import ModelError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.registry import load_encoder
 from models.starter import DESCRIPTION_NAME
 from models.starter.concepts import class_names

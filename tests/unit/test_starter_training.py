@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.data import open_source
 from models.errors import SourceError, TrainingError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.losses import info_nce
 from models.registry import load_encoder
 from models.starter.heads import HeadsConfig, StarterHeads

@@ -19,8 +19,8 @@ from models.data import open_source
 from models.data.records import Record, Reject
 from models.encoder import PreparedText
 from models.errors import SourceError
-from models.images import decode_image
-from models.openclip_build import transform
+from models.images.decode import decode_image
+from models.openclip.build import transform
 from models.training.augment import Augmentation, Augmenter, names_a_side, random_box
 from models.training.loading import Batch, Preparer, load_batches
 from models.training.mixing import Mix, Stream, sample, usable

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.data import open_source
 from models.errors import NoSpaceError, TrainingError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.losses import InfoNCEObjective
 from models.model_id import parse_model_id
 from models.registry import load_encoder

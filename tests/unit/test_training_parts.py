@@ -18,11 +18,11 @@ from tiny import blocks, tiny_pair
 from torch import Tensor
 
 from models.errors import ModelError
-from models.images import decode_image
+from models.images.decode import decode_image
 from models.losses import InfoNCEObjective
 from models.model_id import parse_model_id
-from models.openclip_build import transform
-from models.openclip_source import find_fresh
+from models.openclip.build import transform
+from models.openclip.source import find_fresh
 from models.training import defaults
 from models.training.config import TrainConfig
 from models.training.distributed import World
@@ -284,7 +284,7 @@ def test_a_bare_architecture_is_found_and_a_misspelt_one_helped_with() -> None:
 
 
 def test_a_clip_pair_turned_into_a_sigmoid_one_says_so(folder: Path, tmp_path: Path) -> None:
-    from models.openclip import OpenClipEncoder
+    from models.openclip.pair import OpenClipEncoder
     from models.registry import load_encoder
     from models.training.saving import save_pair
 

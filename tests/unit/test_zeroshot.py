@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidLabelsError
-from models.images import decode_image
-from models.prompts import TEMPLATE_SETS
+from models.images.decode import decode_image
+from models.labels.prompts import TEMPLATE_SETS
+from models.labels.zeroshot import background, class_matrix, probabilities
 from models.vectors import Vectors, unit_rows
-from models.zeroshot import background, class_matrix, probabilities
 
 DICE = np.random.default_rng(7)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.data.holdout import HoldOut
 from models.data.records import Record, Reject, Source
 from models.errors import SourceError
-from models.prompts import build_prompts
+from models.labels.prompts import build_prompts
 from models.starter.concepts import TEMPLATES
 from models.starter.training.features import FeatureMaker
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.prompts import build_prompts
+from models.labels.prompts import build_prompts
 from models.starter.concepts import TEMPLATES, class_names
 from models.starter.towers import IMAGENET_CLASSES, load_classifier
 from models.starter.training.features import FeatureMaker

@@ -1,0 +1,1 @@
+"""Changes to what is indexed already: delete, roll back, purge, optimize."""

@@ -1,0 +1,1 @@
+"""Durable file operations: the abstract file system, locks, sums, space."""

@@ -1,0 +1,1 @@
+"""Declared fields and the language of filters over them."""

@@ -1,0 +1,1 @@
+"""What is on disk: versions, segments and their parts; sums checked before use."""

@@ -1,0 +1,263 @@
+"""One segment's `items.sqlite`: everything about an item but its vector.
+
+Rows are numbered like the rows of `vectors.npy`. The file is written once, outside any journal,
+and read for ever after as immutable. It knows nothing of vectors, versions or tombstones; that an
+item is still alive is the caller's knowledge.
+
+Filterable values are in two more tables, see `indexer.format.field_table`, and the words that a row
+is found by in another two, see `indexer.format.word_table`. A file of format 1 has no such words.
+
+`record` is the key of the source record a row came from; a picture and its captions share it, so
+that replacing a record finds all of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote_from_bytes
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.format.manifest import HINT, ITEMS_FILE, Modality
+from indexer.format.word_table import (
+    Postings,
+    all_postings,
+    has_words,
+    read_lengths,
+    read_postings,
+)
+from models.errors import IndexCorruptError, StorageError
+
+T = TypeVar("T")
+
+_SELECT_ITEMS: Final = (
+    "SELECT row, id, uri, text, language, image_id, label, attributes, content_hash FROM items"
+)
+_IN_BATCH: Final = 500
+_MAPPED: Final = 2**31 - 65_536
+"""Bytes of the file that are mapped; SQLite is commonly built with no more. Address space only."""
+_SCAN_BATCH: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One indexed picture or text.
+
+    Attributes:
+        id: unique among the live items of its modality.
+        modality: `image` or `text`.
+        uri: where the picture can be found again.
+        text: a text item's text; a picture's first caption, or None.
+        language: BCP 47 tag of `text`; `und` where unknown, None where there is no text.
+        image_id: the picture a text belongs to; None for pictures and for texts without one.
+        label: the class the source gave, or None.
+        attributes: the record's other fields.
+        content_hash: sha256 (hex) of the source record's content.
+    """
+
+    id: str
+    modality: Modality
+    uri: str
+    text: str | None
+    language: str | None
+    image_id: str | None
+    label: str | None
+    attributes: Mapping[str, Any]
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known of the picture behind a row, besides its embedding.
+
+    Attributes:
+        width, height: in pixels, upright.
+        size: of the encoded file, in bytes.
+        pixels: 16 bytes; equal where every decoded pixel is
+        (`models.images.pictures.pixel_digest`).
+    """
+
+    width: int
+    height: int
+    size: int
+    pixels: bytes
+
+
+class ItemsReader:
+    """A verified `items.sqlite`, opened immutable; safe to use from several threads.
+
+    Raises (every method):
+        IndexCorruptError: SQLite finds the file damaged or not what it should be.
+    """
+
+    def __init__(self, path: Path, modality: Modality, *, name: str = ITEMS_FILE) -> None:
+        self._name = name
+        self._path = path
+        self._modality: Modality = modality
+        self._lock = threading.Lock()
+        uri = f"file:{quote_from_bytes(bytes(path.absolute()))}?mode=ro&immutable=1"
+        # one connection behind a lock: a lookup takes microseconds, a connection a thread would
+        # cost file descriptors in proportion to segments times threads
+        self._db = self._do(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
+        self._do(lambda: self._db.execute("PRAGMA trusted_schema = OFF"))
+        # a page read without a system call: 15 to 35% off a lookup (tests/bench/metadata.py)
+        self._do(lambda: self._db.execute(f"PRAGMA mmap_size = {_MAPPED:d}"))
+        self.has_words = has_words(self._all)
+        self._has_pictures = bool(
+            self._all("SELECT 1 FROM sqlite_master WHERE name = 'pictures'")  # format 1 has not
+        )
+
+    def count(self) -> int:
+        """Number of items; their rows are 0 .. count - 1.
+
+        Raises:
+            IndexCorruptError: also when the rows are not numbered so.
+        """
+        # one by one: SQLite counts rows without reading them only where nothing else is asked
+        [(count,)] = self._all("SELECT count(*) FROM items")
+        [(low,)] = self._all("SELECT min(row) FROM items")
+        [(high,)] = self._all("SELECT max(row) FROM items")
+        if count and (low, high) != (0, count - 1):
+            raise IndexCorruptError(self._name, "its rows are not numbered 0 to N-1", hint=HINT)
+        return int(count)
+
+    def items(self, rows: Sequence[int]) -> dict[int, Item]:
+        """Items by row; an unknown row is an error."""
+        found = {int(values[0]): self._item(values) for values in self._by_row(_SELECT_ITEMS, rows)}
+        self._expect_all(rows, found)
+        return found
+
+    def ids(self, rows: Sequence[int]) -> dict[int, str]:
+        """Item ids by row."""
+        found = {row: str(item) for row, item in self._by_row("SELECT row, id FROM items", rows)}
+        self._expect_all(rows, found)
+        return found
+
+    def find(self, item_id: str) -> int | None:
+        """The row of an item id, live or not."""
+        try:
+            rows = self._all("SELECT row FROM items WHERE id = ?", (item_id,))
+        except UnicodeEncodeError:  # a lone surrogate: no stored id can hold one
+            return None
+        return int(rows[0][0]) if rows else None
+
+    def rows_of(self, record: str) -> list[int]:
+        """Rows that came from a source record."""
+        return [
+            int(row) for (row,) in self._all("SELECT row FROM items WHERE record = ?", (record,))
+        ]
+
+    def records(self) -> Iterator[tuple[int, str, str, bytes]]:
+        """(row, id, record, content hash) of every row, in row order."""
+        start = 0
+        query = (
+            "SELECT row, id, record, content_hash FROM items WHERE row >= ? ORDER BY row LIMIT ?"
+        )
+        while block := self._all(query, (start, _SCAN_BATCH)):
+            yield from block
+            start = block[-1][0] + 1
+
+    def image_ids(self) -> Iterator[tuple[int, str]]:
+        """(row, image id) of every row that names a picture."""
+        yield from self._all("SELECT row, image_id FROM items WHERE image_id IS NOT NULL")
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """JPEG bytes, or None where none was stored."""
+        rows = self._all("SELECT jpeg FROM thumbnails WHERE row = ?", (row,))
+        return bytes(rows[0][0]) if rows else None
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, Picture]:
+        """What is known of the pictures behind rows; rows of which nothing is are left out."""
+        if not self._has_pictures:
+            return {}
+        select = "SELECT row, width, height, bytes, pixels FROM pictures"
+        return {row: Picture(*known) for row, *known in self._by_row(select, rows)}
+
+    def query(self, select: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of one SELECT over this database; values only ever as parameters."""
+        return self._all(select, values)
+
+    def postings(self, terms: Sequence[str]) -> dict[str, Postings]:
+        """The rows that hold each of the terms; needs `has_words`."""
+        return self._decode(lambda: read_postings(self._all, terms))
+
+    def all_postings(self) -> Iterator[tuple[str, Postings]]:
+        """Every term and its rows, terms ascending; needs `has_words`."""
+        found = all_postings(self._all)
+        while True:
+            one = self._decode(lambda: next(found, None))
+            if one is None:
+                return
+            yield one
+
+    def word_lengths(self) -> npt.NDArray[np.uint16]:
+        """How many terms each row has, uint16 [N]; needs `has_words`."""
+        return self._decode(lambda: read_lengths(self._all))
+
+    def integrity(self) -> str | None:
+        """SQLite's own full check: None when sound, otherwise its first complaint."""
+        [(answer,), *_] = self._all("PRAGMA integrity_check(1)")
+        return None if answer == "ok" else str(answer)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _item(self, values: Sequence[Any]) -> Item:
+        _, item_id, uri, text, language, image_id, label, attributes, content_hash = values
+        return Item(
+            id=item_id,
+            modality=self._modality,
+            uri=uri,
+            text=text,
+            language=language,
+            image_id=image_id,
+            label=label,
+            attributes=json.loads(attributes),
+            content_hash=content_hash.hex(),
+        )
+
+    def _by_row(self, select: str, rows: Sequence[int]) -> Iterator[Any]:
+        for start in range(0, len(rows), _IN_BATCH):
+            part = [int(row) for row in rows[start : start + _IN_BATCH]]
+            yield from self._all(f"{select} WHERE row IN ({_marks(len(part))})", part)
+
+    def _expect_all(self, rows: Iterable[int], found: Mapping[int, object]) -> None:
+        for row in rows:
+            if row not in found:
+                raise IndexCorruptError(self._name, f"it has no row {row}", hint=HINT)
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self._do(lambda: self._db.execute(query, values).fetchall())
+
+    def _decode(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ValueError as error:
+            raise IndexCorruptError(self._name, f"its words: {error}", hint=HINT) from error
+
+    def _do(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except sqlite3.ProgrammingError:
+            raise  # use after close: a defect of ours, not damage
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN and self._path.exists():
+                raise StorageError(
+                    f"cannot open {self._path}: {error}",
+                    hint="too many files may be open (ulimit -n); `diptych index optimize` makes "
+                    "them fewer",
+                ) from error
+            raise IndexCorruptError(self._name, f"SQLite: {error}", hint=HINT) from error
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)

@@ -1,0 +1,131 @@
+"""Open one committed version of an index: manifest, segments and tombstones, all verified.
+
+Shared by readers (`indexer.search.snapshot`) and the writer (`indexer.write.store`). It holds no
+search structure and writes nothing. No lock is needed: what a manifest names is never changed or
+removed while the version can be opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.format.checking import THREADS, Verify, open_checked, verify_file
+from indexer.format.manifest import HINT, TOMBSTONES, Manifest, read_manifest
+from indexer.format.npy import check_npy, npy_header
+from indexer.format.segment import Segment, may_miss, segment_files
+from models.errors import IndexCorruptError
+
+_SEGMENTS_AT_ONCE: Final = 64
+"""So many segments' files are open while they are checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVersion:
+    """A verified version.
+
+    Attributes:
+        root: the index directory.
+        manifest: what it holds.
+        segments: in the manifest's order.
+        dead: per segment, bool [N]: rows deleted or superseded.
+    """
+
+    root: Path
+    manifest: Manifest
+    segments: list[Segment]
+    dead: list[npt.NDArray[np.bool_]]
+
+    def close(self) -> None:
+        for segment in self.segments:
+            segment.close()
+
+
+def open_version(
+    root: Path, manifest: Manifest | None = None, *, verify: Verify = "fast"
+) -> OpenVersion:
+    """Verify and open the current version, or the one `manifest` describes.
+
+    A damaged `ann.faiss` is no obstacle: its segment is opened without it and says so.
+
+    Raises:
+        IndexNotFoundError: no index there.
+        IndexCorruptError: any file the version cannot do without is missing or damaged.
+        StoreError: the operating system refused to read.
+    """
+    manifest = manifest or read_manifest(root)
+    pairs = read_tombstones(root, manifest, verify=verify)
+    opened: list[Segment] = []
+    try:
+        for start in range(0, len(manifest.segments), _SEGMENTS_AT_ONCE):
+            entries = manifest.segments[start : start + _SEGMENTS_AT_ONCE]
+            files = {name: file for entry in entries for name, file in segment_files(entry).items()}
+            with open_checked(
+                root, files, verify=verify, tolerate=may_miss(files), threads=THREADS
+            ) as checked:
+                for entry in entries:
+                    opened.append(Segment(root, entry, manifest.dim, checked))
+        dead = dead_rows([segment.entry.rows for segment in opened], pairs)
+        _check_counts(manifest, dead)
+    except BaseException:
+        for segment in opened:
+            segment.close()
+        raise
+    return OpenVersion(root, manifest, opened, dead)
+
+
+def read_tombstones(
+    root: Path, manifest: Manifest, *, verify: Verify = "full"
+) -> npt.NDArray[np.int64]:
+    """Tombstones of a version: int64 [T, 2] of (position of the segment, row), verified.
+
+    Raises:
+        IndexCorruptError: damaged, unsorted, repeated or out of range.
+    """
+    entry = manifest.tombstones
+    if entry is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    name = f"{TOMBSTONES}/{entry.file}"
+    with verify_file(root, name, entry, verify=verify) as file:
+        data = file.read()
+    offset = check_npy(name, data[:4096], len(data), "<i8", (entry.count, 2))
+    pairs = np.frombuffer(data, dtype="<i8", offset=offset).reshape(-1, 2)
+    rows = np.array([segment.rows for segment in manifest.segments], dtype=np.int64)
+    segment_T, row_T = pairs[:, 0], pairs[:, 1]
+    if (segment_T < 0).any() or (segment_T >= len(rows)).any():
+        raise IndexCorruptError(name, "it names a segment out of range", hint=HINT)
+    if (row_T < 0).any() or (row_T >= rows[segment_T]).any():
+        raise IndexCorruptError(name, "it names a row out of range", hint=HINT)
+    if not np.array_equal(pairs, np.unique(pairs, axis=0)):
+        raise IndexCorruptError(name, "it is not sorted, or repeats a row", hint=HINT)
+    return pairs
+
+
+def encode_tombstones(pairs: npt.NDArray[np.int64]) -> bytes:
+    """The file form of int64 [T, 2] pairs."""
+    return npy_header("<i8", (len(pairs), 2)) + pairs.astype("<i8").tobytes()
+
+
+def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDArray[np.bool_]]:
+    """Tombstone pairs as one bool [N] mask per segment."""
+    masks = [np.zeros(count, dtype=np.bool_) for count in rows]
+    for position, mask in enumerate(masks):
+        mask[pairs[pairs[:, 0] == position, 1]] = True
+    return masks
+
+
+def _check_counts(manifest: Manifest, dead: list[npt.NDArray[np.bool_]]) -> None:
+    live = {"image": 0, "text": 0}
+    for entry, mask in zip(manifest.segments, dead, strict=True):
+        live[entry.modality] += entry.rows - int(mask.sum())
+    if (live["image"], live["text"]) != (manifest.live.images, manifest.live.texts):
+        raise IndexCorruptError(
+            f"manifests/{manifest.version:08d}.json",
+            "its counts do not match its segments and tombstones",
+            hint=HINT,
+        )

@@ -1,0 +1,297 @@
+"""What a hit has to beat in this index: the background that turns a cosine into a relevance.
+
+A cosine means nothing by itself: its level depends on the model, on the kind of query and on the
+collection. So a version of an index keeps what queries without an answer look like here, and a hit
+is judged against that. For a query q of kind text or mixed, a hit of cosine s, the mean m of the
+target's live vectors and the mean b of the embedded background queries:
+
+    excess   = (s - q.m - mean) / std      how far the hit stands out of this collection
+    nonsense = (q.b - mean) / std          how much the query itself resembles the background
+    t        = min(excess - nonsense, 4 * (excess - low))
+
+with means, deviations and `low` (the lower quartile of excess) taken over the background queries
+themselves. The second of the two keeps a fine query that nothing in the collection answers from
+passing on its wording alone. For a query that is a picture t = s, and what counts is how close the
+collection's own pictures are to their nearest neighbours. In both cases
+
+    relevance = 1 / (1 + exp((gate - t) / width))
+
+One half is the gate: 95 of 100 background queries stay below it, and 80 of 100 that are a picture
+of the collection with background words added (a gate of 95 there would turn away 4 of 10 fitting
+ones); of the collection's own pictures one in ten does. Within a query relevance never falls when
+the score rises.
+
+Small collections are judged with what there is: from two rows on by words, from eight pictures on
+by pictures, None below. Queries without an answer are told from real ones nearly as well in ten
+photographs as in a thousand, because half of the evidence is the query's own.
+
+Measured before it was chosen (tests/bench/relevance.py): the plain z-score, (s - q.m) divided by
+sqrt(q.C.q), is much weaker than even the raw cosine, because nonsense has a small spread too; so
+only means are kept. The idea of judging a hit by a bank of other queries is that of Bogolin et
+al. 2022 (arXiv:2112.12777). Knows numpy arrays, nothing of files, manifests or encoders.
+
+Shapes: N rows, D embedding, Q queries, S sampled pictures, K hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.format.segment import HalfVectors
+from models.vectors import Vectors, unit_rows
+
+QueryKind = Literal["text", "image", "mixed"]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Part: TypeAlias = tuple[HalfVectors, npt.NDArray[np.bool_]]
+"""The rows of one segment, float16 [N, D], and which of them live, bool [N]."""
+
+MIN_ROWS: Final = 2
+"""Of one row nothing can stand out."""
+MIN_NEIGHBOURS: Final = 8
+"""Below this many pictures their nearest neighbours say little."""
+_SAMPLE: Final = 512
+_ROWS_AT_ONCE: Final = 8192
+_TEXT_GATE: Final = 0.95
+_MIXED_GATE: Final = 0.80
+_NEIGHBOUR_GATE: Final = 0.10
+_STEEPNESS: Final = 4.0
+_LOGIT_95: Final = float(np.log(19.0))
+# deviations of cosines below this are rounding, and would make everything stand out
+_LEAST_STD: Final = 1e-3
+_LEAST_WIDTH: Final = 0.1
+_LEAST_NEIGHBOUR_WIDTH: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How queries of words, alone or beside a picture, are judged; see the module."""
+
+    excess_mean: float
+    excess_std: float
+    nonsense_mean: float
+    nonsense_std: float
+    low: float
+    gate: float
+    width: float
+
+    def statistic(self, excess_K: Floats, nonsense: float | Floats) -> Floats:
+        """t from s - q.m and q.b."""
+        excess_K = (excess_K - self.excess_mean) / self.excess_std
+        nonsense = (nonsense - self.nonsense_mean) / self.nonsense_std
+        return np.minimum(excess_K - nonsense, _STEEPNESS * (excess_K - self.low))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """How queries that are pictures are judged: t is the cosine itself."""
+
+    gate: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetBackground:
+    """The background of one modality's `rows` live rows; a kind that cannot be judged is None."""
+
+    rows: int
+    text: Standing | None = None
+    mixed: Standing | None = None
+    image: Neighbours | None = None
+
+
+@dataclass(frozen=True)  # no slots: it keeps a cached property
+class Background:
+    """Everything relevance needs of a version.
+
+    Attributes:
+        queries_QD: float32 [Q, D], the embedded background queries.
+        mean_D: per target, the mean of its live vectors, float32 [D]; zeros where there are none.
+        targets: per target, how its hits are judged.
+    """
+
+    queries_QD: Vectors
+    mean_D: dict[Literal["images", "texts"], Vectors]
+    targets: dict[Literal["images", "texts"], TargetBackground]
+
+    @cached_property
+    def mean_query(self) -> Floats:
+        """The mean of the background queries, b in the module, float64 [D]."""
+        mean_D: Floats = self.queries_QD.mean(axis=0, dtype=np.float64)
+        return mean_D
+
+    def relevance(
+        self,
+        query_D: Vectors,
+        scores_K: Sequence[float],
+        *,
+        kind: QueryKind,
+        target: Literal["images", "texts"],
+    ) -> list[float] | None:
+        """Relevance of each score, in (0, 1); None where this index cannot judge such a query."""
+        scale = getattr(self.targets[target], kind)
+        if scale is None:
+            return None
+        scores = np.asarray(scores_K, dtype=np.float64)
+        if isinstance(scale, Standing):
+            wide_D = np.asarray(query_D, dtype=np.float64)
+            nonsense = float(wide_D @ self.mean_query)
+            statistic_K = scale.statistic(scores - wide_D @ self.mean_D[target], nonsense)
+        else:
+            statistic_K = scores
+        found: list[float] = _logistic((statistic_K - scale.gate) / scale.width).tolist()
+        return found
+
+
+def measure(queries_QD: Vectors, images: Sequence[Part], texts: Sequence[Part]) -> Background:
+    """The background of the live rows, from every one of them.
+
+    Reads all vectors once: about 2 N D (2 Q + S) floating-point operations.
+    """
+    sample_SD = _sample(images, queries_QD.shape[1])
+    probes = _Probes(queries_QD.astype(np.float32), sample_SD)
+    mean_D: dict[Literal["images", "texts"], Vectors] = {}
+    targets: dict[Literal["images", "texts"], TargetBackground] = {}
+    for target, parts in (("images", images), ("texts", texts)):
+        mean, rows = mean_vector(parts, queries_QD.shape[1])
+        mean_D[target] = mean  # type: ignore[index]
+        targets[target] = _target(  # type: ignore[index]
+            probes, parts, mean, rows, own=target == "images"
+        )
+    return Background(probes.text_QD, mean_D, targets)
+
+
+def mean_vector(parts: Sequence[Part], dim: int) -> tuple[Vectors, int]:
+    """`sum(live rows) / rows` -> (float32 [D], rows), summed in float64; zeros for no rows."""
+    total_D, rows = np.zeros(dim, dtype=np.float64), 0
+    for block_ND in _blocks(parts):
+        total_D += block_ND.sum(axis=0, dtype=np.float64)
+        rows += len(block_ND)
+    return (total_D / max(rows, 1)).astype(np.float32), rows
+
+
+class _Probes:
+    """The queries whose best hit is measured: words, sampled pictures, and both together."""
+
+    def __init__(self, text_QD: Vectors, sample_SD: Vectors) -> None:
+        self.text_QD = text_QD
+        self.image_SD = sample_SD
+        self.mixed_owner = np.arange(len(text_QD)) % max(len(sample_SD), 1)
+        mixed_QD = text_QD + sample_SD[self.mixed_owner] if len(sample_SD) else text_QD[:0]
+        # opposite vectors leave nothing to search for
+        kept = np.einsum("qd,qd->q", mixed_QD, mixed_QD) > 1e-6
+        self.mixed_QD = unit_rows(mixed_QD[kept]) if kept.any() else text_QD[:0]
+        self.mixed_owner = self.mixed_owner[: len(mixed_QD)][kept]
+
+    def best(self, parts: Sequence[Part], positions_S: npt.NDArray[np.int64]) -> list[Floats]:
+        """Highest cosine of each text, image and mixed probe.
+
+        `positions_S` are the live positions of the sampled pictures among the rows, which must not
+        find themselves; empty when the rows are of another modality.
+        """
+        groups = (self.text_QD, self.image_SD, self.mixed_QD)
+        probes_PD = np.concatenate(groups)
+        own_P = np.full(len(probes_PD), -1, dtype=np.int64)
+        if len(positions_S):
+            start = len(self.text_QD)
+            own_P[start : start + len(self.image_SD)] = positions_S
+            own_P[start + len(self.image_SD) :] = positions_S[self.mixed_owner]
+        best_P = np.full(len(probes_PD), -np.inf)
+        first = 0
+        for block_ND in _blocks(parts):
+            scores_PN = probes_PD @ block_ND.T
+            inside = (own_P >= first) & (own_P < first + len(block_ND))
+            scores_PN[inside, own_P[inside] - first] = -np.inf
+            np.maximum(best_P, scores_PN.max(axis=1), out=best_P)
+            first += len(block_ND)
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        return np.split(best_P, ends)
+
+
+def _target(
+    probes: _Probes, parts: Sequence[Part], mean_D: Vectors, rows: int, *, own: bool
+) -> TargetBackground:
+    if rows < MIN_ROWS:
+        return TargetBackground(rows)
+    positions_S = _positions(rows) if own else np.zeros(0, dtype=np.int64)
+    text_Q, image_S, mixed_Q = probes.best(parts, positions_S)
+    nonsense_Q = _nonsense_of_itself(probes.text_QD)
+    enough = len(probes.image_SD) >= MIN_NEIGHBOURS
+    mixed = None
+    if enough and len(probes.mixed_QD):
+        nonsense = probes.mixed_QD.astype(np.float64) @ probes.text_QD.mean(axis=0)
+        mixed = _standing(mixed_Q - probes.mixed_QD @ mean_D, nonsense, gate=_MIXED_GATE)
+    return TargetBackground(
+        rows,
+        text=_standing(text_Q - probes.text_QD @ mean_D, nonsense_Q, gate=_TEXT_GATE),
+        mixed=mixed,
+        image=_neighbours(image_S) if enough else None,
+    )
+
+
+def _nonsense_of_itself(text_QD: Vectors) -> Floats:
+    """q.b of each background query against the others."""
+    with_itself_Q: Floats = text_QD.astype(np.float64) @ text_QD.sum(axis=0, dtype=np.float64)
+    return (with_itself_Q - 1.0) / max(len(text_QD) - 1, 1)
+
+
+def _standing(excess_Q: Floats, nonsense_Q: Floats, *, gate: float) -> Standing:
+    mean, std = float(excess_Q.mean()), max(float(excess_Q.std()), _LEAST_STD)
+    ungated = Standing(
+        excess_mean=mean,
+        excess_std=std,
+        nonsense_mean=float(nonsense_Q.mean()),
+        nonsense_std=max(float(nonsense_Q.std()), _LEAST_STD),
+        low=float(np.quantile((excess_Q - mean) / std, 0.25)),
+        gate=0.0,
+        width=1.0,
+    )
+    middle, top = np.quantile(ungated.statistic(excess_Q, nonsense_Q), [0.5, gate])
+    width = max(float(top - middle) / _LOGIT_95, _LEAST_WIDTH)
+    # where the background has no spread at all, beating it takes more than equalling it
+    return replace(ungated, gate=float(middle) + width * _LOGIT_95, width=width)
+
+
+def _neighbours(best_S: Floats) -> Neighbours:
+    gate, middle = np.quantile(best_S, [_NEIGHBOUR_GATE, 0.5])
+    width = max(float(middle - gate) / _LOGIT_95, _LEAST_NEIGHBOUR_WIDTH)
+    # in a collection of duplicates every neighbour is at 1, and a copy must still pass the gate
+    return Neighbours(gate=float(middle) - width * _LOGIT_95, width=width)
+
+
+def _positions(rows: int) -> npt.NDArray[np.int64]:
+    """Evenly spaced positions of at most `_SAMPLE` rows."""
+    count = min(rows, _SAMPLE)
+    return np.arange(count, dtype=np.int64) * rows // max(count, 1)
+
+
+def _sample(parts: Sequence[Part], dim: int) -> Vectors:
+    rows = sum(int(live.sum()) for _, live in parts)
+    wanted = _positions(rows)
+    found, first = [np.zeros((0, dim), dtype=np.float32)], 0
+    for block_ND in _blocks(parts):
+        inside = wanted[(wanted >= first) & (wanted < first + len(block_ND))] - first
+        found.append(block_ND[inside])
+        first += len(block_ND)
+    return np.concatenate(found)
+
+
+def _blocks(parts: Sequence[Part]) -> Iterator[Vectors]:
+    """The live rows as float32, a block at a time, in order."""
+    for vectors_ND, live_N in parts:
+        for start in range(0, len(vectors_ND), _ROWS_AT_ONCE):
+            end = start + _ROWS_AT_ONCE
+            block_ND = vectors_ND[start:end][live_N[start:end]].astype(np.float32)
+            if len(block_ND):
+                yield block_ND
+
+
+def _logistic(x: Floats) -> Floats:
+    # clipped: exp(1000) overflows, and nobody reads the tenth nine
+    clipped: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0)))
+    return clipped

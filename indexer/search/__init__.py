@@ -1,0 +1,1 @@
+"""An opened version, and how it is searched."""

@@ -1,0 +1,142 @@
+"""What values the declared fields of a version have: for a filter's controls, and for people.
+
+Counted over living rows only, exactly, a block of values in memory at a time however many there
+are. It knows segments and their field tables, nothing of vectors or filters.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+import numpy as np
+
+from indexer.filtering.fields import BUILT_IN, Field, FieldType
+from indexer.filtering.filter_sql import Column
+from indexer.format.field_table import (
+    columns_of,
+    count_present,
+    extreme,
+    value_counts,
+    values_at,
+)
+from indexer.format.segment import Segment
+from indexer.format.version import OpenVersion
+
+TOP_VALUES: Final = 50
+_NUMBERS: Final = frozenset({"int", "float"})
+
+
+@dataclass(frozen=True, slots=True)
+class FacetValue:
+    """A value, and how many living pictures and texts have it."""
+
+    value: str | bool
+    images: int
+    texts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """A field's values.
+
+    Attributes:
+        images, texts: how many living items have a value at all.
+        distinct: how many different values there are; None for numbers.
+        values: the most frequent, by pictures, then texts, then value; None for numbers.
+        low, high: the range of a number; None for others, and where no item has a value.
+    """
+
+    name: str
+    type: FieldType
+    images: int
+    texts: int
+    distinct: int | None = None
+    values: tuple[FacetValue, ...] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+
+
+def facets(version: OpenVersion) -> tuple[Facet, ...]:
+    """Every declared field, and those built-in ones of which some living item has a value.
+
+    Raises:
+        IndexCorruptError: a segment's database cannot answer.
+    """
+    fields = version.manifest.declared
+    columns = columns_of(fields)
+    built_in = [_facet(one, columns[one.name], version) for one in BUILT_IN]
+    return (
+        *(_facet(one, columns[one.name], version) for one in fields),
+        *(facet for facet in built_in if facet.images or facet.texts),
+    )
+
+
+def _facet(field: Field, column: Column, version: OpenVersion) -> Facet:
+    segments = [_Living(*pair, column) for pair in zip(version.segments, version.dead, strict=True)]
+    present = {"image": 0, "text": 0}
+    for living in segments:
+        present[living.modality] += living.present()
+    images, texts = present["image"], present["text"]
+    if field.type in _NUMBERS:
+        lows = [low for living in segments if (low := living.extreme(largest=False)) is not None]
+        highs = [high for living in segments if (high := living.extreme(largest=True)) is not None]
+        low, high = min(lows, default=None), max(highs, default=None)
+        return Facet(field.name, field.type, images, texts, low=low, high=high)
+    distinct, values = _most_frequent(segments, truth=field.type == "bool")
+    return Facet(field.name, field.type, images, texts, distinct=distinct, values=values)
+
+
+class _Living:
+    """One segment's values of one field, its dead rows taken away."""
+
+    def __init__(self, segment: Segment, dead: Any, column: Column) -> None:
+        self.modality = segment.entry.modality
+        self._query = segment.items.query
+        self._column = column
+        self._dead = dead
+        buried = np.flatnonzero(dead).tolist()
+        pairs = list(values_at(self._query, column, buried)) if buried else []
+        self._gone = Counter(value for _, value in pairs)
+        self._gone_rows = len({row for row, _ in pairs})
+
+    def present(self) -> int:
+        return count_present(self._query, self._column) - self._gone_rows
+
+    def extreme(self, *, largest: bool) -> int | float | None:
+        return extreme(self._query, self._column, self._dead, largest=largest)
+
+    def counts(self) -> Iterator[tuple[Any, str, int]]:
+        """(value, modality, living rows), values ascending."""
+        for value, count in value_counts(self._query, self._column):
+            yield value, self.modality, count - self._gone[value]
+
+
+def _most_frequent(
+    segments: Sequence[_Living], *, truth: bool
+) -> tuple[int, tuple[FacetValue, ...]]:
+    # every stream ascends by value (SQLite orders text by code point, as Python does), so equal
+    # values of different segments meet without all values being held at once
+    merged = heapq.merge(*(living.counts() for living in segments), key=itemgetter(0))
+    distinct = 0
+
+    def totals() -> Iterator[FacetValue]:
+        nonlocal distinct
+        for value, group in groupby(merged, key=itemgetter(0)):
+            counts = Counter[str]()
+            for _, modality, count in group:
+                counts[modality] += count
+            if counts.total():
+                distinct += 1
+                shown = bool(value) if truth else value
+                yield FacetValue(shown, counts["image"], counts["text"])
+
+    best = heapq.nsmallest(
+        TOP_VALUES, totals(), key=lambda one: (-one.images, -one.texts, one.value)
+    )
+    return distinct, tuple(best)

@@ -1,0 +1,1 @@
+"""Export and import: copies, Parquet, clip-retrieval's folders."""

@@ -1,0 +1,1 @@
+"""The one writer of an index: its lock, its drafts, its commits."""

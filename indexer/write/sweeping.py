@@ -1,0 +1,128 @@
+"""Remove what no version needs: scratch, what a dead writer left, and versions too old to keep.
+
+Called with the writer's lock held. Only names that a writer makes are touched, and nothing that a
+kept manifest names. A version goes manifest first, durably, then its files: whatever a kept
+manifest names is there, wherever this is cut off. Readers that have a version open keep it, since
+an open file outlives its name.
+
+A purge is a promise about the versions before it, so those are never kept, even where the purge
+was killed before it removed them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from indexer.files.fs import Fs
+from indexer.format.manifest import (
+    ERASED,
+    MANIFESTS,
+    RELEVANCE,
+    SCRATCH,
+    SEGMENTS,
+    TOMBSTONES,
+    Manifest,
+    parse_manifest,
+)
+from models.errors import StoreError
+
+KEEP_VERSIONS: Final = 16
+"""How many versions a commit leaves, the new one included, for rollback and slow readers."""
+
+_MANIFEST_NAME: Final = re.compile(r"[0-9]{8}\.json")
+_NAMES: Final = {
+    SEGMENTS: re.compile(r"[0-9]{8}-(image|text)-[0-9a-f]{8}"),
+    TOMBSTONES: re.compile(r"[0-9]{8}\.npy"),
+    RELEVANCE: re.compile(r"[0-9]{8}\.npy"),
+    ERASED: re.compile(r"[0-9]{8}\.npy"),
+}
+
+
+def manifest_numbers(root: Path) -> list[int]:
+    """The versions that have a manifest, ascending."""
+    names = [path.name for path in (root / MANIFESTS).iterdir()]
+    return sorted(int(name[:8]) for name in names if _MANIFEST_NAME.fullmatch(name))
+
+
+def empty_scratch(fs: Fs, root: Path) -> None:
+    for path in sorted((root / SCRATCH).iterdir()):
+        fs.remove(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a version needs: its entries in the folders of `_NAMES`, as `folder/name`."""
+
+    entries: frozenset[str]
+    purge: bool
+
+
+class Sweeper:
+    """Remembers what each kept version needs, so that a long run reads every manifest once."""
+
+    def __init__(self, fs: Fs, root: Path) -> None:
+        self._fs = fs
+        self._root = root
+        self._known: dict[int, _Known] = {}
+
+    def sweep(self, current: Manifest | None) -> None:
+        """What a writer does first. `current` is None where nothing was ever committed.
+
+        Raises:
+            StoreError: something could not be removed.
+        """
+        empty_scratch(self._fs, self._root)
+        newest = -1 if current is None else current.version
+        for number in manifest_numbers(self._root):
+            if number > newest:  # of a commit that was cut off before `CURRENT`
+                self._remove_manifest(number)
+        self._clear(current, keep=None)
+
+    def collect(self, current: Manifest, keep: int) -> None:
+        """Leave the newest `keep` versions, `current` among them.
+
+        Raises:
+            StoreError: something could not be removed; the next call tries again.
+        """
+        self._clear(current, keep)
+
+    def _clear(self, current: Manifest | None, keep: int | None) -> None:
+        numbers = manifest_numbers(self._root)
+        kept = numbers if keep is None else numbers[-keep:]
+        needed: set[str] = set()
+        for number in reversed(kept):
+            known = self._known.get(number) or self._read(number, current)
+            if known is None:
+                return  # an older version cannot be read: remove nothing that it may need
+            self._known[number] = known
+            needed |= known.entries
+            if known.purge:
+                kept = [one for one in kept if one >= number]
+                break
+        old = [number for number in numbers if number not in set(kept)]
+        for number in old:
+            self._remove_manifest(number)
+        if old:
+            self._fs.sync_dir(self._root / MANIFESTS)
+        for folder, form in _NAMES.items():
+            for path in sorted((self._root / folder).iterdir()):
+                if f"{folder}/{path.name}" not in needed and form.fullmatch(path.name):
+                    self._fs.remove(path)
+
+    def _remove_manifest(self, number: int) -> None:
+        self._fs.remove(self._root / MANIFESTS / f"{number:08d}.json")
+        self._known.pop(number, None)
+
+    def _read(self, number: int, current: Manifest | None) -> _Known | None:
+        manifest = current if current is not None and current.version == number else None
+        if manifest is None:
+            path = self._root / MANIFESTS / f"{number:08d}.json"
+            try:
+                manifest = parse_manifest(path.name, path.read_bytes())
+            except (StoreError, OSError):
+                return None
+        entries = frozenset("/".join(name.split("/")[:2]) for name in manifest.files())
+        return _Known(entries, purge=manifest.operation == "purge")

@@ -1,0 +1,1 @@
+"""The one decoder of pictures, in this process or in isolated ones."""

@@ -1,0 +1,198 @@
+"""The one decoder: bytes of unknown origin -> an upright RGB picture in sRGB.
+
+Training, indexing and queries all decode here, because pixels that differ between the two sides
+of a comparison are the fault nobody notices. It does not know the model's own resizing and
+normalisation (the encoder's `prepare_image`), nor files, names or declared types: the bytes alone
+decide what they are.
+
+Order matters. Everything before `_load` reads headers only, so a small file that promises a
+gigantic canvas costs nothing. Damage is an error: a picture half grey is worse than none.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import ImageError
+from models.images.magic import ends_early, foreign_format, too_many_pieces
+from models.images.pixels import lies_on_its_side, over_white, to_srgb, upright
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is accepted; Pillow's other readers are never asked (one of them runs Ghostscript)."""
+
+_MIB = 1024 * 1024
+_IN_PILLOW = re.compile(r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What one picture may cost. Fifty megapixels are 150 MB once decoded."""
+
+    max_bytes: int = 20 * _MIB
+    max_pixels: int = 50_000_000
+    max_side: int = 16_384
+
+
+def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits()) -> Image.Image:
+    """Decode one picture, strictly and within `limits`.
+
+    The first frame of an animation counts. 16-bit and float samples are scaled to 8 bits, not
+    clipped; an ICC profile is converted to sRGB, and ignored when broken; the EXIF orientation is
+    applied; transparency is laid over white. The result carries no metadata.
+
+    Args:
+        data: the encoded file, JPEG, PNG, WebP, GIF, BMP or TIFF.
+
+    Returns:
+        A PIL image of mode RGB, at least 1 x 1. Safe to call from any number of threads.
+
+    Raises:
+        ImageError: `image-empty`, `image-too-large`, `image-format-not-allowed`,
+            `image-too-many-pixels`, `image-bad-dimensions` or `image-undecodable`.
+    """
+    return decode_reduced(data, limits=limits)[0]
+
+
+def decode_reduced(
+    data: bytes, *, limits: ImageLimits = ImageLimits(), least: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode_image`, but a JPEG may be decoded at a half, a quarter or an eighth of its size.
+
+    Args:
+        least: what its shorter side keeps at least, in pixels; None reduces nothing.
+
+    Returns:
+        The picture, and the (width, height) it has in full, upright.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    check_bytes(data, limits)
+    if foreign := foreign_format(data):
+        raise ImageError(
+            f"{foreign} is not accepted; use {', '.join(FORMATS)}",
+            code="image-format-not-allowed",
+        )
+    if too_many_pieces(data):
+        raise ImageError("the file is cut into absurdly many pieces")
+    _hush_pillow()
+    with _open(data) as image:
+        _check_size(*image.size, limits)
+        if ends_early(data):
+            raise ImageError("the picture is damaged: the file ends early")
+        width, height = image.size
+        reduced = least is not None and _reduce(image, least)
+        _load(image)
+        picture = _finish(image)
+        if not reduced:
+            return picture, picture.size
+        return picture, (height, width) if lies_on_its_side(image) else (width, height)
+
+
+def check_bytes(data: bytes, limits: ImageLimits) -> None:
+    """Refuse by the number of bytes alone. Raises ImageError."""
+    if not data:
+        raise ImageError("the picture is empty (0 bytes)", code="image-empty")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            f"the picture has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed",
+            code="image-too-large",
+        )
+
+
+def encode_thumbnail(image: Image.Image, *, side: int = 320) -> bytes:
+    """A JPEG preview whose longer side is at most `side`; never enlarged, never with metadata."""
+    small = image if image.mode == "RGB" else image.convert("RGB")
+    share = side / max(image.size)
+    if share < 1:
+        size = max(1, round(image.width * share)), max(1, round(image.height * share))
+        # whole factors first, by averaging: half the time of bicubic all the way
+        small = small.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
+    elif small is image:
+        small = image.copy()  # the caller keeps its picture
+    small.info = {}  # Pillow's writer would carry an ICC profile or comment over
+    buffer = BytesIO()
+    small.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header. Fuzzed files make Pillow raise nearly anything, hence `Exception`."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            "the picture promises too many pixels", code="image-too-many-pixels"
+        ) from error
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a buffer's address
+        raise ImageError("not a picture, or its header is damaged") from error
+    except Exception as error:
+        raise ImageError(f"the header is damaged: {_reason(error)}") from error
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{width} x {height} is not a size", code="image-bad-dimensions")
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"{width} x {height} is {width * height / 1e6:,.0f} megapixels; "
+            f"at most {limits.max_pixels / 1e6:,.0f} are allowed",
+            code="image-too-many-pixels",
+        )
+    if max(width, height) > limits.max_side:
+        raise ImageError(
+            f"{width} x {height}: a side may have at most {limits.max_side:,} pixels",
+            code="image-bad-dimensions",
+        )
+
+
+def _reduce(image: Image.Image, least: int) -> bool:
+    """Have libjpeg decode fewer coefficients, if that leaves enough -> whether it will."""
+    factor, size = min(image.size) // least, image.size
+    if image.format == "JPEG" and factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    return image.size != size
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the first frame's pixels, all of them."""
+    try:
+        image.load()
+    except Exception as error:
+        raise ImageError(f"the picture is damaged: {_reason(error)}") from error
+
+
+def _finish(image: Image.Image) -> Image.Image:
+    """Colour, orientation and transparency of a loaded picture."""
+    try:
+        rgb, alpha = to_srgb(image)
+        # after load(): PNG may keep its EXIF behind the pixels
+        rgb, alpha = upright(image, rgb, alpha)
+        result = over_white(rgb, alpha)
+    except Exception as error:
+        raise ImageError(f"the pixels cannot be converted: {_reason(error)}") from error
+    result.info = {}
+    return result
+
+
+def _reason(error: Exception) -> str:
+    """One short line of Pillow's; its messages about in-memory files hold no paths."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _hush_pillow() -> None:
+    """Silence Pillow's remarks about a file's defects; errors still come as errors.
+
+    A process-wide filter, but only for warnings raised inside PIL about data. The obvious
+    `catch_warnings` swaps global state and is not safe with several decoding threads. Checked
+    per call because test runners, and `catch_warnings` elsewhere, reset the list.
+    """
+    for category in (UserWarning, Image.DecompressionBombWarning):
+        if ("ignore", None, category, _IN_PILLOW, 0) not in warnings.filters:
+            warnings.filterwarnings("ignore", category=category, module=_IN_PILLOW.pattern)

@@ -1,0 +1,1 @@
+"""Zero-shot classification: prompts, class matrices, probabilities and their calibration."""

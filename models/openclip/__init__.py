@@ -1,0 +1,1 @@
+"""Every open_clip architecture as an `Encoder`."""

@@ -1,0 +1,1 @@
+"""What arrives: bodies, uploads, pictures by address, turned into queries."""

@@ -1,0 +1,1 @@
+"""The use cases and their batches. Knows neither HTTP nor the command line."""

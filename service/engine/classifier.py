@@ -1,0 +1,352 @@
+"""Zero-shot classification: pictures against labels named by the caller. Needs no index.
+
+The class matrix of a label set costs labels x templates text embeddings, so it is kept: in memory
+by content for any labels, and on disk for stored label sets. The numbers come from
+`models.labels.zeroshot`, `models.labels.fewshot`, `models.labels.abstain` and
+`models.labels.hierarchy`; this joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from models.encoder import Encoder, PreparedImage
+from models.errors import (
+    DiptychError,
+    ImageError,
+    InputError,
+    InvalidLabelsError,
+    LabelSetError,
+    LabelSetNotFoundError,
+)
+from models.labels.abstain import (
+    DEFAULT_ABSTAIN,
+    background_logits,
+    background_matrix,
+    none_of_these,
+)
+from models.labels.fewshot import cache_logits
+from models.labels.hierarchy import MAX_DEPTH
+from models.labels.zeroshot import background, chances, class_logits, class_matrix
+from models.vectors import Vectors, unit_rows
+from service.engine.class_cache import ClassMatrixCache
+from service.engine.label_set_store import LabelSetStore, check_name
+from service.engine.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
+from service.engine.predictions import Chances, parents, predictions
+from service.engine.queries import ClassifyAnswer, ImageResult
+from service.operations.stopwatch import Prepare, Stopwatch
+
+
+class Classifier:
+    """Classify encoded pictures; `prepare` turns bytes into the encoder's input.
+
+    Attributes:
+        store: where named label sets are kept, or None.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        prepare: Prepare,
+        store: LabelSetStore | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._prepare = prepare
+        self.store = store
+        self._cache = ClassMatrixCache()
+
+    def classify(
+        self,
+        images: Sequence[bytes],
+        label_set: LabelSet,
+        *,
+        top_k: int | None = None,
+        level: int | None = None,
+        abstain: float | bool | None = None,
+        name: str | None = None,
+    ) -> ClassifyAnswer:
+        """Score every picture against every label.
+
+        A picture that cannot be decoded carries its error in its own result; the others answer.
+
+        Args:
+            top_k: keep only the most likely labels, and the most likely parents.
+            level: of labels that are paths, answer at this depth instead of the leaves.
+            abstain: instead of the label set's own; False never abstains.
+            name: the stored label set this is, if any; its class matrix is then kept on disk.
+
+        Raises:
+            InputError: a level without paths, or `abstain` out of range.
+            LabelSetError: examples or temperature were made with another encoder pair.
+        """
+        self.check(label_set, level)
+        threshold = self._threshold(label_set, abstain)
+        watch = Stopwatch()
+        prepared: list[PreparedImage] = []
+        errors: dict[int, DiptychError] = {}
+        for index, data in enumerate(images):
+            try:
+                prepared.append(self._prepare(data, watch))
+            except DiptychError as error:
+                errors[index] = error
+            watch.lap("prepare")
+        self.class_directions(label_set, keep=name is not None)
+        watch.lap("classes")
+        image_BD = self._encoder.embed_images(prepared)
+        watch.lap("embed")
+        rows = iter(self.results(image_BD, label_set, top_k=top_k, level=level, abstain=abstain))
+        results = tuple(
+            ImageResult(error=errors[index]) if index in errors else next(rows)
+            for index in range(len(images))
+        )
+        watch.lap("judge")
+        return ClassifyAnswer(
+            results=results,
+            multi_label=label_set.multi_label,
+            model=self._encoder.fingerprint.model,
+            label_set=name,
+            temperature=label_set.temperature or 1.0,
+            abstain=threshold,
+            timings=watch.stop(),
+        )
+
+    def results(
+        self,
+        image_BD: Vectors,
+        label_set: LabelSet,
+        *,
+        top_k: int | None = None,
+        level: int | None = None,
+        abstain: float | bool | None = None,
+    ) -> list[ImageResult]:
+        """As `classify`, of pictures already embedded -> one result per row."""
+        self.check(label_set, level)
+        threshold = self._threshold(label_set, abstain)
+        class_CD = self.class_directions(label_set)
+        word_WD = None if threshold is None else self._background(label_set)
+        chance_BC, background_B = self._judge(image_BD, class_CD, label_set, word_WD)
+        found = []
+        for row in range(len(image_BD)):
+            nothing = None if background_B is None else float(background_B[row])
+            found.append(
+                ImageResult(
+                    predictions=predictions(chance_BC[row], label_set, level, top_k),
+                    parents=parents(chance_BC[row], label_set, top_k),
+                    background=nothing,
+                    abstained=threshold is not None
+                    and nothing is not None
+                    and nothing >= threshold,
+                )
+            )
+        return found
+
+    def check(self, label_set: LabelSet, level: int | None = None) -> None:
+        """Refuse what cannot be answered, before anything is decoded.
+
+        Raises:
+            InputError: a level without paths.
+            LabelSetError: examples or temperature were made with another encoder pair.
+        """
+        if level is not None and (label_set.tree is None or not 1 <= level <= MAX_DEPTH):
+            raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
+        if label_set.head is not None:
+            label_set.head.check_encoder(self._encoder.fingerprint.digest)
+        learnt = label_set.examples.targets or label_set.temperature is not None
+        if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
+            raise LabelSetError(
+                "the examples or the temperature of the label set were made with another model",
+                code="label-set-mismatch",
+                hint="store the label set again with the model in use",
+            )
+
+    def logits(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        """Zero-shot logits and what the examples add, before any temperature -> [B, C].
+
+        With a trained head, the head's own instead.
+        """
+        if label_set.head is not None:
+            return label_set.head.logits(image_BD)
+        return class_logits(
+            image_BD, self.class_directions(label_set), logit_scale=self._encoder.logit_scale
+        ) + self._added(image_BD, label_set)
+
+    def _judge(
+        self,
+        image_BD: Vectors,
+        class_CD: Vectors,
+        label_set: LabelSet,
+        word_WD: Vectors | None = None,
+    ) -> tuple[Chances, Chances | None]:
+        """Probabilities [B, C], and with `word_WD` those of none of these [B]."""
+        scale = self._encoder.logit_scale
+        temperature = label_set.temperature or 1.0
+        if label_set.head is not None:
+            return chances(label_set.head.logits(image_BD), temperature=temperature), None
+        added_BC = self._added(image_BD, label_set)
+        logits_BC = class_logits(image_BD, class_CD, logit_scale=scale) + added_BC
+        neutral_B = None
+        if label_set.multi_label and self._encoder.logit_bias is None:
+            # a softmax-trained pair judges labels one by one only against something neutral
+            neutral_D = self._kept(
+                "neutral", label_set, lambda: background(self._encoder, label_set.prompts)
+            )
+            neutral_B = class_logits(image_BD, neutral_D[None], logit_scale=scale)[:, 0]
+        chance_BC = chances(
+            logits_BC,
+            logit_bias=self._encoder.logit_bias,
+            multi_label=label_set.multi_label,
+            background_B=neutral_B,
+            temperature=temperature,
+        )
+        if word_WD is None:
+            return chance_BC, None
+        word_B = background_logits(image_BD, word_WD, class_CD, logit_scale=scale)
+        # examples lift every label a little; what they lift on average must not hide the background
+        word_B = word_B + added_BC.mean(axis=1)
+        return chance_BC, none_of_these(logits_BC, word_B, temperature=temperature)
+
+    def class_directions(self, label_set: LabelSet, *, keep: bool = False) -> Vectors:
+        """The class matrix [C, D]; with `keep` from and to the store's disk as well."""
+        if label_set.head is not None:
+            return unit_rows(label_set.head.weight_CD)
+        names, prompts = label_set.prompt_names, label_set.prompts
+        key = self._key(label_set)
+
+        def make() -> Vectors:
+            store = self.store if keep else None
+            kept_CD = None if store is None else store.matrix(key, len(names), self._encoder.dim)
+            if kept_CD is not None:
+                return kept_CD
+            class_CD = class_matrix(self._encoder, names, prompts)
+            if store is not None:
+                store.keep_matrix(key, class_CD)
+            return class_CD
+
+        return self._cache.get_or_make(key, make)
+
+    def with_examples(
+        self, label_set: LabelSet, examples: Mapping[str, Sequence[bytes]]
+    ) -> LabelSet:
+        """The label set with few-shot pictures embedded into it.
+
+        Raises:
+            InvalidLabelsError: an unknown label, too many pictures, or one that cannot be read.
+        """
+        position = {label: at for at, label in enumerate(label_set.labels)}
+        if sum(map(len, examples.values())) > MAX_EXAMPLES:
+            raise InvalidLabelsError(f"at most {MAX_EXAMPLES} example pictures are possible")
+        prepared: list[PreparedImage] = []
+        targets: list[int] = []
+        for label, pictures in examples.items():
+            at = position.get(label.strip())
+            if at is None:
+                raise InvalidLabelsError("an example's label is not among the labels")
+            for number, data in enumerate(pictures):
+                try:
+                    prepared.append(self._prepare(data))
+                except ImageError as error:
+                    raise InvalidLabelsError(
+                        f"example {number + 1} of label {at + 1} is no usable picture",
+                        hint=error.code,
+                    ) from error
+                targets.append(at)
+        if not targets:
+            return label_set
+        return self.with_vectors(label_set, self._encoder.embed_images(prepared), targets)
+
+    def with_vectors(
+        self, label_set: LabelSet, example_ND: Vectors, targets: Sequence[int]
+    ) -> LabelSet:
+        """The label set with few-shot pictures that are embedded already."""
+        return self.own(replace(label_set, examples=Examples(example_ND, tuple(targets))))
+
+    def own(self, label_set: LabelSet) -> LabelSet:
+        """Mark a label set as made with this encoder pair, now."""
+        return replace(
+            label_set,
+            model=self._encoder.fingerprint.model,
+            encoder=self._encoder.fingerprint.digest,
+            updated=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+
+    def stored(self, name: str) -> LabelSet:
+        """A stored label set.
+
+        Raises:
+            LabelSetNotFoundError: also where the service keeps none.
+            InvalidLabelsError, LabelSetError: see `LabelSetStore.get`.
+        """
+        if self.store is None:
+            raise LabelSetNotFoundError("no label set has this name")
+        return self.store.get(name)
+
+    def keep(self, name: str, label_set: LabelSet) -> tuple[LabelSet, bool]:
+        """Embed a label set and store it durably -> (as stored, whether the name is new).
+
+        Raises:
+            InvalidLabelsError: the name, or labels whose prompts cancel out.
+            LabelSetError: see `LabelSetStore.put`.
+        """
+        store = self.check_storable(name)
+        owned = self.own(label_set)
+        # first: labels that cannot be embedded are never stored
+        class_CD = self.class_directions(owned)
+        created = store.put(name, owned)
+        store.keep_matrix(self._key(owned), class_CD)
+        return owned, created
+
+    def forget(self, name: str) -> None:
+        """Delete a stored label set. Raises as `LabelSetStore.delete`."""
+        self.check_storable(name).delete(name)
+
+    def check_storable(self, name: str) -> LabelSetStore:
+        """The store, before anything is embedded for it.
+
+        Raises:
+            InvalidLabelsError: no possible name.
+            LabelSetError: the service keeps no label sets.
+        """
+        check_name(name)
+        if self.store is None:
+            raise LabelSetError(
+                "the label sets of this service cannot be changed", code="label-sets-read-only"
+            )
+        return self.store
+
+    def _key(self, label_set: LabelSet) -> str:
+        return matrix_key(
+            label_set.prompt_names, label_set.prompts, self._encoder.fingerprint.digest
+        )
+
+    def _added(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        examples = label_set.examples
+        if not examples.targets:
+            return np.zeros((len(image_BD), len(label_set.labels)))
+        alpha, beta = label_set.mix
+        return cache_logits(
+            image_BD,
+            examples.vectors_ND,
+            examples.targets,
+            len(label_set.labels),
+            alpha=alpha,
+            beta=beta,
+        )
+
+    def _background(self, label_set: LabelSet) -> Vectors:
+        return self._kept(
+            "background", label_set, lambda: background_matrix(self._encoder, label_set.prompts)
+        )
+
+    def _kept(self, what: str, label_set: LabelSet, make: Callable[[], Vectors]) -> Vectors:
+        digest = self._encoder.fingerprint.digest
+        # a list of one name of NUL cannot be a caller's labels
+        return self._cache.get_or_make(matrix_key(["\0" + what], label_set.prompts, digest), make)
+
+    @staticmethod
+    def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:
+        asked = label_set.abstain if abstain is None else check_abstain(abstain)
+        return DEFAULT_ABSTAIN if asked is True else (None if asked is None else float(asked))

@@ -1,0 +1,241 @@
+"""What the use cases take and give: queries, answers, and the checks every surface shares.
+
+Plain frozen dataclasses. Knows nothing of HTTP, JSON or the command line; both surfaces build these
+and read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from models.errors import DiptychError, InputError, InvalidTextError, InvalidVectorError
+from models.vectors import Vectors, unit_rows
+
+if TYPE_CHECKING:
+    from indexer.search.snapshot import Hit
+
+Target: TypeAlias = Literal["images", "texts"]
+
+MAX_K = 1000
+MAX_OFFSET = 10_000
+MAX_TEXT_CHARS = 10_000
+MAX_PARTS = 16
+MAX_WEIGHT = 100.0
+
+# float32 squares overflow above this; an embedding this large was never meant as one
+_LARGEST_ENTRY = 1e19
+
+
+@dataclass(frozen=True, slots=True)
+class TextQuery:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageQuery:
+    """An encoded picture, as uploaded."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ItemQuery:
+    """More like an indexed item; the item itself is left out of its own hits."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingQuery:
+    values: Sequence[float]
+
+
+Part: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A part of a composed query; a negative weight asks for less of it."""
+
+    part: Part
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedQuery:
+    """Several parts at once: the weighted sum of their unit vectors, normalised once."""
+
+    parts: tuple[Weighted, ...]
+
+
+SearchQuery: TypeAlias = Part | ComposedQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an index is searched.
+
+    Attributes:
+        exact: compare with every item, whatever was optimized.
+        effort: this search's efSearch or nprobe; None for what `optimize` recorded.
+        hybrid: weight of the words of the query's texts, those with a positive weight; 0 for none.
+            A query without a text is searched by its vector alone.
+        deduplicate: cosine from which a hit is left out as a near-duplicate of a better one.
+    """
+
+    exact: bool = False
+    effort: int | None = None
+    hybrid: float = 0.0
+    deduplicate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """Hits best first.
+
+    Attributes:
+        relevance_K: per hit how far it stands above the index's background, 0 to 1; None where
+            the index cannot tell (`service.engine.judging`).
+        no_good_match: the best hit of the whole query does not stand above it; None likewise.
+        vectors_KD: the hits' embeddings in hit order, when asked for.
+        truncated: the query text was longer than the model's context and was cut.
+        timings: milliseconds per stage (`prepare`, `embed`, `search`, `total`).
+    """
+
+    hits: tuple[Hit, ...]
+    k: int
+    offset: int
+    target: Target
+    truncated: bool
+    index_version: int
+    model: str
+    relevance_K: tuple[float, ...] | None = None
+    no_good_match: bool | None = None
+    vectors_KD: Vectors | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A label, or a node of a tree of labels with its path."""
+
+    label: str
+    probability: float
+    path: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One picture's classes, most likely first, or the error that refused it.
+
+    Attributes:
+        parents: the inner nodes of a tree of labels, most likely first; None without a tree.
+        background: how probable none of these is, where that was asked for.
+        abstained: `background` reached the threshold; the predictions stay.
+    """
+
+    predictions: tuple[Prediction, ...] = ()
+    error: DiptychError | None = None
+    parents: tuple[Prediction, ...] | None = None
+    background: float | None = None
+    abstained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyAnswer:
+    """One result per picture, in the order given; timings as in `SearchAnswer`.
+
+    Attributes:
+        label_set: the stored label set's name, if one was used.
+        abstain: the threshold on `background`, or None where it was not judged.
+    """
+
+    results: tuple[ImageResult, ...]
+    multi_label: bool
+    model: str
+    label_set: str | None = None
+    temperature: float = 1.0
+    abstain: float | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+def storable(text: str) -> bool:
+    """Whether the text is valid Unicode without NUL: no lone surrogates to choke on later."""
+    if "\0" in text:
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_text(text: str) -> str:
+    """The text, if it can be searched for.
+
+    Raises:
+        InvalidTextError: empty or blank, over `MAX_TEXT_CHARS`, NUL, or not valid Unicode.
+    """
+    if not text.strip():
+        raise InvalidTextError("the text is empty")
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidTextError(
+            f"the text has {len(text)} characters; the limit is {MAX_TEXT_CHARS}"
+        )
+    if not storable(text):
+        raise InvalidTextError("the text holds NUL or a lone surrogate, which is not valid Unicode")
+    return text
+
+
+def check_embedding(values: Sequence[float], dim: int) -> Vectors:
+    """A caller's embedding as one unit row, float32 [1, D].
+
+    Raises:
+        InvalidVectorError: not `dim` finite numbers, zero, or an entry above 1e19.
+    """
+    if len(values) != dim:
+        raise InvalidVectorError(f"the embedding has {len(values)} dimensions, the index has {dim}")
+    try:
+        wide_D = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidVectorError("the embedding must be a list of numbers") from None
+    if (np.abs(wide_D) > _LARGEST_ENTRY).any() and np.isfinite(wide_D).all():
+        raise InvalidVectorError(f"an entry of the embedding is larger than {_LARGEST_ENTRY:g}")
+    return unit_rows(wide_D[None])
+
+
+def words_of(parts: Sequence[Weighted]) -> str | None:
+    """The texts that a query asks for, as one; None where it has none.
+
+    What it asks less of is not among them: search by words knows no less.
+    """
+    texts = [one.part.text for one in parts if isinstance(one.part, TextQuery) and one.weight > 0]
+    return " ".join(texts) or None
+
+
+def check_page(k: int, offset: int) -> None:
+    """Refuse a page outside `1..MAX_K` hits or an offset outside `0..MAX_OFFSET`."""
+    if not 1 <= k <= MAX_K:
+        raise InputError(f"k must be between 1 and {MAX_K}")
+    if not 0 <= offset <= MAX_OFFSET:
+        raise InputError(f"offset must be between 0 and {MAX_OFFSET}")
+
+
+def check_parts(query: SearchQuery) -> tuple[Weighted, ...]:
+    """The parts of a query, one for a query that is not composed.
+
+    Raises:
+        InputError: not 1 to `MAX_PARTS` parts, or a weight that is zero, not finite or larger than
+            `MAX_WEIGHT` either way.
+    """
+    parts = query.parts if isinstance(query, ComposedQuery) else (Weighted(query),)
+    if not 1 <= len(parts) <= MAX_PARTS:
+        raise InputError(f"a query has 1 to {MAX_PARTS} parts, not {len(parts)}")
+    for part in parts:
+        if not 0.0 < abs(part.weight) <= MAX_WEIGHT:  # false for NaN too
+            raise InputError(f"a weight lies between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, not zero")
+    return parts

@@ -1,0 +1,1 @@
+"""What HTTP says: requests and answers as pydantic models, and the OpenAPI document."""

@@ -1,0 +1,1 @@
+"""Sockets and the layers around the routes: limits, keys, admission, errors."""

@@ -99,7 +99,8 @@ class SentenceNetwork(nn.Module):
         mean_BS = pooled_BP @ w["cnn_W"] + root_B[:, None] * w["cnn_b"]
         y1_B = (mean_BS @ w["p1"] + (mean_BS @ w["d0"]).relu() @ w["d1"]).relu()
         z_BS = (y1_B @ w["p3"] + (y1_B @ w["d2"]).relu() @ w["d3"]).tanh()
-        return z_BS * z_BS.square().sum(dim=1, keepdim=True).clamp(min=self.eps).rsqrt()
+        unit_BS: Tensor = z_BS * z_BS.square().sum(dim=1, keepdim=True).clamp(min=self.eps).rsqrt()
+        return unit_BS
 
     def sentence_of(self, pooled_BP1: Tensor) -> Tensor:
         """The same of both in one matrix, the root in its last column [B, P + 1]."""

@@ -129,7 +129,8 @@ def _average(gradients: Sequence[Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    sizes = [gradient.numel() for gradient in gradients]
+    parts = torch.split(flat, sizes)
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 

@@ -83,6 +83,4 @@ def _summary_writer(directory: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(  # type: ignore[no-untyped-call]
-        str(directory / "tensorboard"), purge_step=step + 1 if step else None
-    )
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)

@@ -62,7 +62,7 @@ class Stepper:
         self._world = world
         self._frozen = frozen_towers(pair.module)
         self._parameters = [parameter for _, parameter in trainable(pair.module)]
-        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=config.precision == "fp16" and world.device.type == "cuda"
         )
         mean, std = (
@@ -133,7 +133,7 @@ class Stepper:
                 loss_scale=self.scaler.scale if self.scaler.is_enabled() else None,
             )
         value = loss(*encode(chunks[0]))
-        self.scaler.scale(value).backward()
+        self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
     def _chunks(self, batch: Batch) -> list[Chunk]:
@@ -141,11 +141,11 @@ class Stepper:
         image_B3HW = batch.image_B3HW.to(device, non_blocking=True)
         text_BL = batch.text_BL.to(device, non_blocking=True)
         size = self._config.micro_batch or len(image_B3HW)
-        images, texts = image_B3HW.split(size), text_BL.split(size)
+        images, texts = torch.split(image_B3HW, size), torch.split(text_BL, size)
         if batch.hard_HL is None:
             return [(image, text, None) for image, text in zip(images, texts, strict=True)]
         each = len(batch.hard_HL) // len(text_BL)
-        hard = batch.hard_HL.to(device, non_blocking=True).split(size * each)
+        hard = torch.split(batch.hard_HL.to(device, non_blocking=True), size * each)
         return list(zip(images, texts, hard, strict=True))
 
     def _towers(self) -> tuple[Callable[[Tensor], Tensor], ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from service.cli.output import interactive, note
 
 if TYPE_CHECKING:
     from models.data import Reject
+    from models.starter.training.loop import Step as HeadsStep
     from models.training.config import TrainConfig
     from models.training.finishing import Result
     from models.training.pair import TrainablePair
@@ -91,13 +92,13 @@ def _cell(metrics: dict[str, float], prefix: str) -> str:
 
 
 @contextmanager
-def step_bar(*, shown: bool = True) -> Iterator[Callable[[Step], None]]:
+def step_bar(*, shown: bool = True) -> Iterator[Callable[[Step | HeadsStep], None]]:
     """A bar over the steps; loss, scale and pairs a second beside it, and the time left."""
     from tqdm import tqdm
 
     with tqdm(disable=not (shown and interactive()), desc="training", unit="step") as bar:
 
-        def show(step: Step | Any) -> None:
+        def show(step: Step | HeadsStep) -> None:
             bar.total = step.steps
             bar.set_postfix(
                 loss=f"{step.loss:.3f}",

@@ -118,7 +118,7 @@ class FeatureMaker:
         pooled_MP = self.pools(texts)
         rows = [torch.zeros(0, TEXT_FEATURES)]
         with torch.no_grad():
-            for part_BP in pooled_MP.split(TEXT_BATCH):
+            for part_BP in torch.split(pooled_MP, TEXT_BATCH):
                 rows.append(self.network.sentence_of(part_BP.float()))
         return torch.cat(rows)
 

@@ -36,7 +36,7 @@ def merge(members: Sequence[StarterHeads], image_NF: Tensor, text_MS: Tensor) ->
     text_KMD = [member.text(text_MS) for member in members]
     direction_DE = _principal(_end_to_end(image_KND), _end_to_end(text_KMD))
     # what each member's rows are multiplied by, on their way into the merged space
-    blocks = direction_DE.split(TEXT_FEATURES, dim=1)
+    blocks = torch.split(direction_DE, TEXT_FEATURES, dim=1)
     image_maps = [b / x.norm(dim=1).mean() for b, x in zip(blocks, image_KND, strict=True)]
     text_maps = [b / x.norm(dim=1).mean() for b, x in zip(blocks, text_KMD, strict=True)]
     config = members[0].config
@@ -100,7 +100,8 @@ def _principal(image_NE: Tensor, text_ME: Tensor) -> Tensor:
     moment_EE = image_NE.T @ image_NE / len(image_NE) + text_ME.T @ text_ME / len(text_ME)
     # double: the sign and order of close directions must not hang on the last bits
     _, vector_EE = torch.linalg.eigh(moment_EE.double())
-    return vector_EE[:, -TEXT_FEATURES:].T.float().contiguous()
+    kept_DE: Tensor = vector_EE[:, -TEXT_FEATURES:].T.float().contiguous()
+    return kept_DE
 
 
 def _sum(matrices: Iterable[Tensor]) -> Tensor:

@@ -36,6 +36,18 @@ HOMES = {
     "uvicorn": "service",
     "click": "service",
 }
+FLOORS = {
+    "indexer": (
+        ("files", "filtering"),
+        ("format",),
+        ("judge",),
+        ("search", "write"),
+        ("build",),
+        ("edit", "trust", "transfer"),
+    ),
+    "service": (("operations",), ("wire",), ("engine",), ("shapes", "bodies"), ("routes",)),
+}
+"""Sub-packages from the bottom up: a file imports from floors below its own, or from beside it."""
 PICKLE_READERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "webdataset"}
 
 
@@ -89,6 +101,22 @@ def test_dependencies_point_one_way(path: Path) -> None:
         if top in HOMES:
             assert HOMES[top] == package, f"{name} belongs to {HOMES[top]}/"
         assert top not in PICKLE_READERS, f"{name} can run code hidden in data"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_floors_of_a_package_stand_on_those_below(package: str) -> None:
+    floor_of = {name: at for at, names in enumerate(FLOORS[package]) for name in names}
+    seen = 0
+    for path in sources():
+        inside = path.relative_to(ROOT).parts
+        if inside[0] != package or inside[1] not in floor_of:
+            continue
+        for name in imports_of(parse(path)):
+            parts = name.split(".")
+            if parts[0] == package and len(parts) > 1 and parts[1] in floor_of:
+                seen += 1
+                assert floor_of[parts[1]] <= floor_of[inside[1]], f"{path} stands under {name}"
+    assert seen > 50, "the floors are not where this test looks for them"
 
 
 def test_faiss_is_imported_in_exactly_one_file() -> None:

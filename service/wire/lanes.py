@@ -25,6 +25,9 @@ from service.wire.deadline import Deadline
 WAITING_SHARE = 0.5
 # a fast machine corrects it within a few requests; a slow one is not flooded meanwhile
 _FIRST_GUESS_S = 0.02
+# as so many answers: the first answer of a batch comes after the time of all of it, and taken for
+# the price of one it would refuse the next callers of a service that has just started
+_FIRST_WORTH = 8.0
 # what is remembered of the past: a change of speed is believed after about so many busy seconds
 _MEMORY_S = 2.0
 _MAX_RETRY_S = 60
@@ -58,7 +61,7 @@ class Lane:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mark = 0.0
         # both decay alike; their quotient is the average
-        self._busy_s, self._done = _FIRST_GUESS_S, 1.0
+        self._busy_s, self._done = _FIRST_GUESS_S * _FIRST_WORTH, _FIRST_WORTH
         self._in_flight = metrics.IN_FLIGHT.labels(rule.name)
         self._queued_cost = metrics.QUEUED_COST.labels(rule.name)
         self._cost_seconds = metrics.COST_SECONDS.labels(rule.name)

@@ -108,9 +108,7 @@ def test_parts_are_kept_turned_and_removed(visit: Visit) -> None:
     page.keyboard.press("Enter")
     first_is(page, "coffee")
     with page.expect_request("**/v1/search") as asked:
-        settled(
-            page, page.get_by_role("button", name="a cup of coffee. Counts for").click
-        )
+        settled(page, page.get_by_role("button", name="a cup of coffee. Counts for").click)
     assert json.loads(asked.value.post_data)["query"] == [
         {"text": "a drink"},
         {"text": "a cup of coffee", "weight": -0.5},
@@ -120,9 +118,7 @@ def test_parts_are_kept_turned_and_removed(visit: Visit) -> None:
     settled(page, page.get_by_role("button", name="Remove a drink").click)
     page.fill("#query", "")
     page.keyboard.press("Backspace")
-    assert page.input_value("#query") == "a cup of coffee", (
-        "the last words come back for editing"
-    )
+    assert page.input_value("#query") == "a cup of coffee", "the last words come back for editing"
 
 
 def test_filters_come_from_the_declared_fields(visit: Visit) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from models.checkpoints import WeightsFile
-from models.devices import DTYPES
 from models.errors import ModelError
 from models.images.geometry import Geometry
 from models.openclip.source import PairSource
 from models.openclip.text import refuse_remote_code, require_transformers
+from models.openclip.weights import fill, without_weights
 
 _MAX_LAYERS = 1_000
 _MAX_SIZE = 10_000_000
@@ -31,9 +31,9 @@ _POSITIONS = ("positional_embedding", "visual.positional_embedding", "text.posit
 def build_pair(
     source: PairSource, weights: WeightsFile, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Build and load -> (module on the CPU in fp32, its configuration, its preprocessing).
+    """Build and load -> (module on the CPU, its configuration, its preprocessing).
 
-    `dtype` is what the module will run in (see `in_precision`).
+    `dtype` is what the module multiplies in (see `in_precision`); its logit scale stays fp32.
 
     Raises:
         ModelError: the configuration is unusable, or the weights do not belong to it.
@@ -41,6 +41,7 @@ def build_pair(
     _check_config(source.model_cfg)
     config = _localised(source)
     pair, preprocess, expected = _build(config, source, weights, dtype)
+    in_precision(pair, config, dtype)
     _load_weights(pair, source, weights, expected)
     return pair, config, preprocess
 
@@ -106,7 +107,7 @@ def _localised(source: PairSource) -> dict[str, Any]:
 def _build(
     config: dict[str, Any], source: PairSource, weights: WeightsFile, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Instantiate -> (pair with random weights, preprocessing, expected shapes)."""
+    """Instantiate -> (pair without weights, preprocessing, expected shapes)."""
     try:
         with torch.device("meta"):  # shapes without memory: a config may promise petabytes
             expected = {
@@ -119,7 +120,8 @@ def _build(
                 f"{weights.path} holds {weights.values:,} numbers, the configuration describes "
                 f"{size:,}: they do not belong together"
             )
-        pair = _instantiate(config, dtype)
+        with without_weights():
+            pair = _instantiate(config, dtype)
         preprocess = _preprocessing(pair, source.preprocess_cfg)
     except ModelError:
         raise
@@ -153,8 +155,6 @@ def _load_weights(
     expected: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Load strictly: every tensor there, none left over, all of the right shape and finite."""
-    from open_clip import load_checkpoint
-
     for key in _POSITIONS:
         # open_clip would silently interpolate these and thereby hide a configuration of another
         # resolution; only its own tags may rely on it
@@ -164,7 +164,9 @@ def _load_weights(
                 raise ModelError(f"{weights.path}: {key} is {found}, the model needs {wanted}")
     before = weights.path.stat()
     try:
-        load_checkpoint(pair, str(weights.path), strict=True)
+        fill(pair, weights.path)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{weights.path} does not fit its configuration: {_brief(error)}"
@@ -172,32 +174,33 @@ def _load_weights(
     after = weights.path.stat()
     if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
         raise ModelError(f"{weights.path} changed while it was read")
-    for key, tensor in pair.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"{weights.path}: {key} holds NaN or infinity")
 
 
-def in_precision(pair: Any, config: Mapping[str, Any], device: torch.device, precision: str) -> Any:
-    """Move to the device; in bf16 or fp16 convert what is multiplied and keep norms in fp32.
+def in_precision(pair: Any, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Convert, in place, what is multiplied to `dtype` and keep norms and the logit scale in fp32.
 
-    As open_clip's factory does it, except for Hugging Face towers, which it leaves half converted.
+    As open_clip's factory does it, except for Hugging Face towers, which it leaves half converted,
+    and for the scale: exp() of a bf16 one would be off by up to 2 %.
     """
     from open_clip import convert_weights_to_lp
 
-    dtype = DTYPES[precision]
-    if precision == "fp32":
-        return pair.to(device)
+    if dtype == torch.float32:
+        pair.float()
+        return
     whole = bool(config["vision_cfg"].get("timm_model_name")) or bool(
         config["text_cfg"].get("hf_model_name")
     )
     if not whole:
         convert_weights_to_lp(pair, dtype=dtype)
-        return pair.to(device)
-    pair = pair.to(device, dtype)
+        return
+    pair.to(dtype)
     for module in pair.modules():
         if type(module).__name__ == "LayerNormFp32":
             module.float()
-    return pair
+    for name in ("logit_scale", "logit_bias"):
+        number = getattr(pair, name, None)
+        if number is not None:
+            number.data = number.data.float()
 
 
 def _preprocessing(pair: Any, stated: Mapping[str, Any]) -> dict[str, Any]:

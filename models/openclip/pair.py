@@ -28,7 +28,6 @@ from models.openclip.build import (
     build_pair,
     canonical,
     geometry,
-    in_precision,
     transform,
 )
 from models.openclip.explain import method_of, relevance_map
@@ -65,7 +64,6 @@ class OpenClipEncoder:
     ) -> None:
         weights = inspect_weights(source.weights)
         pair, config, preprocess = build_pair(source, weights, DTYPES[precision])
-        # before rounding: exp() of a bf16 logit scale would be off by up to 2 %
         self.logit_scale = float(pair.logit_scale.detach().exp())
         bias = getattr(pair, "logit_bias", None)
         self.logit_bias: float | None = None if bias is None else float(bias.detach())
@@ -74,7 +72,7 @@ class OpenClipEncoder:
         self.device = device
         self.dim = int(config["embed_dim"])
         self._input = DTYPES[precision]
-        pair = in_precision(pair, config, device, precision).eval().requires_grad_(False)
+        pair = pair.to(device).eval().requires_grad_(False)
         self._pair: Any = unturned(pair)
         self._encode_text = text_tower(self._pair)
         self._text = TextPreparer(config["text_cfg"], source.folder)

@@ -29,7 +29,6 @@ import openvino
 import torch
 from torch import nn
 
-from models.devices import DTYPES
 from models.openclip.build import in_precision
 from models.starter.encoder import load_starter
 
@@ -96,10 +95,8 @@ def torch_engines(tower: Tower, *, compiled: bool) -> Iterator[tuple[str, Run]]:
 def _vit_in(dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     config = open_clip.get_model_config("ViT-B-32")
-    precision = next(name for name, value in DTYPES.items() if value == dtype)
-    pair = in_precision(
-        open_clip.CLIP(**config, cast_dtype=dtype), config, torch.device("cpu"), precision
-    )
+    pair = open_clip.CLIP(**config, cast_dtype=dtype)
+    in_precision(pair, config, dtype)
     return pair.eval().requires_grad_(False).visual
 
 

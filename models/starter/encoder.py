@@ -1,4 +1,4 @@
-"""The starter pair as an `Encoder`: frozen towers, then the trained heads.
+"""The starter pair as an `Encoder`: the towers, then the trained heads.
 
 Knows nothing of how the heads were trained. The towers' weights come from their own packages, the
 heads' from this one, so it needs no network.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.backends import resolve_backend
 from models.devices import one_thread, resolve_device, set_threads, settle_threads
@@ -29,7 +30,7 @@ from models.starter.towers import (
     TextTower,
     as_tensor,
 )
-from models.starter.tuned_text import TEXT_WEIGHTS_NAME, load_text_weights
+from models.starter.tuned import IMAGE_WEIGHTS_NAME, TEXT_WEIGHTS_NAME, load_weights
 from models.vectors import Vectors, unit_rows
 
 if TYPE_CHECKING:
@@ -85,9 +86,12 @@ def _load(
     set_threads(threads)
     target = resolve_device(device)
     heads, digest = load_heads(directory)
-    tower = _image_tower(target, precision, backend)
+    dtype = starter_dtype(precision, target)
+    name_of = resolve_backend(backend, device=target.type, precision=precision, supported=True)
+    tower = load_image_tower(directory, device=target, dtype=dtype, backend=name_of)
     texts = load_text_tower(directory)
-    weights = "+".join(filter(None, [TOWERS_SHA256, digest, texts.weights_sha256]))
+    tuned = [texts.weights_sha256, tower.weights_sha256]
+    weights = "+".join(filter(None, [TOWERS_SHA256, digest, *tuned]))
     return StarterEncoder(name, tower, texts, heads, weights_sha256=weights)
 
 
@@ -97,20 +101,36 @@ def load_text_tower(directory: Path) -> TextTower:
     Raises:
         ModelError: its tuned weights are missing, or are others.
     """
-    sha256 = read_parts(directory).get(TEXT_WEIGHTS_NAME)
-    if sha256 is None:
-        return TextTower()
-    return TextTower(load_text_weights(directory, sha256), sha256)
+    return TextTower(*_tuned(directory, TEXT_WEIGHTS_NAME))
 
 
-def _image_tower(device: torch.device, precision: str, backend: str | None) -> ImageTower:
-    dtype = starter_dtype(precision, device)
-    name = resolve_backend(backend, device=device.type, precision=precision, supported=True)
-    if name == "torch":
-        return ImageTower(device=device, dtype=dtype)
+def load_image_tower(
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "torch",
+) -> ImageTower:
+    """The image tower that the heads in a directory were trained on.
+
+    Args:
+        backend: `torch`, or `onnx`, which runs on the CPU in fp32 whatever the rest says.
+
+    Raises:
+        ModelError: its tuned weights are missing, or are others.
+    """
+    weights, sha256 = _tuned(directory, IMAGE_WEIGHTS_NAME)
+    if backend == "torch":
+        return ImageTower(device=device, dtype=dtype, weights=weights, sha256=sha256)
     from models.starter.onnx_tower import OnnxImageTower
 
-    return OnnxImageTower()
+    return OnnxImageTower(weights=weights, sha256=sha256)
+
+
+def _tuned(directory: Path, name: str) -> tuple[dict[str, Tensor] | None, str]:
+    """(weights, their sha256); nothing where the pair uses the package's own."""
+    sha256 = read_parts(directory).get(name)
+    return (None, "") if sha256 is None else (load_weights(directory, name, sha256), sha256)
 
 
 class StarterEncoder:

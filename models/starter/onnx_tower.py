@@ -9,6 +9,7 @@ Shapes: B batch, F channels of the last feature map, H and W pixels or cells.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ class OnnxImageTower(ImageTower):
 
     backend = "onnx"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, weights: Mapping[str, Tensor] | None = None, sha256: str = "") -> None:
+        super().__init__(weights=weights, sha256=sha256)
         self._network = _OnnxNetwork(self._network, torch.get_num_threads())
 
 

@@ -1,22 +1,24 @@
-"""The starter's two frozen towers, from the packages that carry their weights.
+"""The starter's two towers, from the packages that carry their weights.
 
 Image: EfficientNet-Lite2 (Tan & Le 2019; the Lite variants drop squeeze-and-excitation and swish),
 ImageNet-trained, 6.1 M parameters, 1,280 features. Text: Google's Universal Sentence Encoder,
 multilingual version 3 (Yang et al. 2020), 16 languages, 512 features, in numpy.
 
-Knows nothing of heads, training or embedding spaces. Both files are named by their sha256 and
+A pair may bring tuned weights for the last layers of either (see `models.starter.tuned`). Knows
+nothing of heads, training or embedding spaces. The packages' files are named by their sha256 and
 checked before a byte of them is interpreted.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +29,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models.encoder import PreparedImage, PreparedText
 from models.errors import ModelError
 from models.images.geometry import Geometry
-from models.starter.text_network import SentenceNetwork
-from models.starter.tuned_text import install
+from models.starter.text_network import SentenceNetwork, network_arrays
+from models.starter.tuned import IMAGE_WEIGHTS_NAME, TEXT_WEIGHTS_NAME, install
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 IMAGE_SIDE = 260
 IMAGE_FEATURES = 1280
@@ -58,16 +62,31 @@ TOKENIZER = f"use-multilingual-v3 unigram, {MAX_TOKENS} tokens"
 
 
 class ImageTower:
-    """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread."""
+    """Pictures -> 1,280 features. One thread at a time; `prepare` from any thread.
+
+    Args:
+        weights: tuned ones for some of the layers, by their names in the folded network.
+        sha256: of the file they came from.
+    """
 
     backend = "torch"
 
     def __init__(
-        self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, Tensor] | None = None,
+        sha256: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
-        network = _fold_norms(_image_network()).to(self.device, dtype)
+        self.weights_sha256 = sha256
+        """Of the tuned weights; empty for the package's own."""
+        network = _fold_norms(_image_network())
+        if weights is not None:
+            install(weights, network.state_dict(), IMAGE_WEIGHTS_NAME)
+        network = network.to(self.device, dtype)
         # channels_last: half the time of the default layout on CPU convolutions
         self._network = network.to(memory_format=torch.channels_last)
 
@@ -89,27 +108,44 @@ class ImageTower:
     @torch.inference_mode()
     def feature_maps(self, images: Sequence[PreparedImage]) -> Tensor:
         """float32 [B, 1280, 9, 9]: what the tower says of every place; the mean is its features."""
+        map_BFHW: Tensor = self._network.forward_features(self._pixels(images))  # type: ignore[operator]
+        return map_BFHW.float()
+
+    def trainable(self) -> nn.Module:
+        """A copy of timm's network in fp32, norms folded, without gradients yet."""
+        return copy.deepcopy(self._network).float()
+
+    @torch.inference_mode()
+    def run(self, images: Sequence[PreparedImage], layers: Callable[[nn.Module, Tensor], T]) -> T:
+        """What some of the layers make of pictures: calls `layers` with timm's network and pixels.
+
+        The pixels are [B, 3, 260, 260] in the tower's arithmetic.
+        """
+        return layers(self._network, self._pixels(images))
+
+    def _pixels(self, images: Sequence[PreparedImage]) -> Tensor:
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
         # the permuted view of BHWC memory is exactly channels_last
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        map_BFHW: Tensor = self._network.forward_features(pixels_BCHW.to(self.dtype))  # type: ignore[operator]
-        return map_BFHW.float()
+        return pixels_BCHW.to(self.dtype)
 
 
 class TextTower:
     """Texts -> 512 features. One thread at a time; `prepare` from any thread.
 
     Args:
-        weights: tuned ones for the network above the embedding table, by name.
+        weights: tuned ones for some of the network above the embedding table, by name.
         sha256: of the file they came from.
     """
 
-    def __init__(self, weights: dict[str, Tensor] | None = None, sha256: str = "") -> None:
+    def __init__(self, weights: Mapping[str, Tensor] | None = None, sha256: str = "") -> None:
         self._tokenizer, self._backend = _text_parts()
         self.weights_sha256 = sha256
         """Of the tuned weights; empty for the package's own."""
         if weights is not None:
-            install(weights, self._backend)
+            arrays = network_arrays(self._backend)
+            own = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            install(weights, own, TEXT_WEIGHTS_NAME)
         # the tokenizer fills a dictionary as it goes; cheap to keep strictly one at a time
         self._lock = threading.Lock()
 

@@ -144,7 +144,9 @@ def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
         step.step,
         batch.keys,
         what="gradient" if math.isfinite(step.loss) else "loss",
-        kept=f"in {run.checkpoints.folder} and loads with --model local-dir:",
+        kept=f"in {run.checkpoints.folder}"
+        # updates of low rank are merged at the end only: until then it is no pair by itself
+        + ("" if run.config.tune == "lora" else " and loads with --model local-dir:"),
     )
 
 

@@ -8,6 +8,7 @@
   5  another writer holds the index
   6  no space left; the previous version of the index is intact
   7  the system refused to read or write: I/O error, read-only, no file locks; as intact as with 6
+  8  training diverged: a loss or gradient was not finite; the last good state is kept
 130  interrupted (Ctrl-C); 143 terminated
 """
 
@@ -30,6 +31,7 @@ CORRUPT = 4
 LOCKED = 5
 NO_SPACE = 6
 STORAGE = 7
+DIVERGED = 8
 INTERRUPTED = 130
 
 _CODES: tuple[tuple[type[DiptychError], int], ...] = (
@@ -43,6 +45,8 @@ _CODES: tuple[tuple[type[DiptychError], int], ...] = (
 
 def exit_code(error: DiptychError) -> int:
     """The documented exit code of a domain error; anything not listed is a usage error."""
+    if error.code == "loss-not-finite":
+        return DIVERGED
     return next((code for kind, code in _CODES if isinstance(error, kind)), USAGE)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from models.data import Source
     from models.encoder import Encoder
     from models.quality.filtering import FilterReport
+    from service.cli.train_options import TrainOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +42,7 @@ class FloorType(click.ParamType):  # type: ignore[type-arg]  # not generic in ol
 
 
 def filter_options(function: F) -> F:
-    """`--filter-below`, `--filter-model`, `--score-cache`: arguments `filter_below`, ..."""
+    """`--filter-below`, `--filter-model`, ...: arguments `filter_below`, `filter_model`, ..."""
     options = [
         click.option(
             "--filter-below",
@@ -52,6 +53,12 @@ def filter_options(function: F) -> F:
         click.option(
             "--filter-model",
             help="The pair that scores captions. [default: the one that is trained, as it starts]",
+        ),
+        click.option(
+            "--filter-folds",
+            is_flag=True,
+            help="Judge each half of the data by a pair trained on the other half, which finds far "
+            "more than judging by one that has seen it all. For the starter.",
         ),
         click.option(
             "--score-cache",
@@ -86,3 +93,38 @@ def filtered(
     memory = ScoreMemory(encoder.fingerprint, cache)
     with tqdm(total=total, unit="picture", desc="scores", disable=not interactive()) as bar:
         return filter_sources(sources, encoder, floor, memory, on_picture=bar.update)
+
+
+def filtered_in_halves(
+    parts: Sequence[Sequence[Source]],
+    encoders: Sequence[Encoder],
+    floor: float | Literal["auto"],
+) -> tuple[list[Source], dict[str, Any], list[str]]:
+    """Each part without what its own judge finds below the floor -> (sources, for JSON, lines).
+
+    Raises:
+        InputError, SourceError: see `models.quality.filtering.filter_sources`.
+    """
+    kept: list[Source] = []
+    reports, lines = [], []
+    for number, (part, encoder) in enumerate(zip(parts, encoders, strict=True), 1):
+        sources, report = filtered(part, encoder, floor, cache=None)
+        kept += sources
+        reports.append(report.to_dict())
+        lines += [f"half {number}: {line}" for line in report.lines()]
+    return kept, {"folds": reports}, lines
+
+
+def refuse_folds(options: TrainOptions) -> None:
+    """Where `--filter-folds` has nothing to do or cannot be done."""
+    if options.filter_below is None:
+        raise click.UsageError("--filter-folds needs --filter-below S, or auto")
+    if options.filter_model is not None:
+        raise click.UsageError("--filter-folds trains its own judges; leave out --filter-model")
+    if options.model != "starter" or options.tune != "full":
+        raise click.UsageError(
+            "--filter-folds trains two judges, which takes minutes for the starter's heads alone; "
+            "for other pairs filter with --filter-model"
+        )
+    if options.score_cache is not None:
+        raise click.UsageError("--score-cache remembers a lasting pair's scores, not these judges'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from service.cli.filtering import refuse_folds
 from service.cli.grouped import GroupedCommand
 from service.cli.train_options import TrainOptions, train_options
 
@@ -28,6 +29,8 @@ def train(options: TrainOptions) -> int:
     not locked. Before and after are measured on --val. Killed and run again with the same
     command, a run continues where it was. docs/training.md says what the defaults are and why.
     """
+    if options.filter_folds:
+        refuse_folds(options)
     if options.tune in ("linear", "adapter", "prompts"):
         from service.cli.train_head import train_head
 

@@ -291,6 +291,7 @@ class TrainOptions:
     reading: Reading
     filter_below: float | Literal["auto"] | None
     filter_model: str | None
+    filter_folds: bool
     score_cache: Path | None
     out: Path
     init: str

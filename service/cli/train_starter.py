@@ -18,6 +18,8 @@ from service.cli.train_output import before_after, step_bar
 
 if TYPE_CHECKING:
     from models.data import Source
+    from models.starter.heads import StarterHeads
+    from models.starter.towers import ImageTower, TextTower
     from models.starter.training.config import TrainConfig
     from models.starter.training.pairs import DataReport
     from models.starter.training.run import HeadsRun
@@ -26,18 +28,15 @@ if TYPE_CHECKING:
 def train_starter(options: TrainOptions) -> int:
     """Train and report; returns the exit code."""
     from models.devices import resolve_device, set_threads
-    from models.starter.encoder import STARTER_DIRECTORY, load_text_tower
-    from models.starter.heads import load_heads
+    from models.starter.encoder import STARTER_DIRECTORY, load_image_tower, load_text_tower
     from models.starter.precision import starter_dtype
     from models.starter.towers import ImageTower, TextTower
     from models.starter.training.features import FeatureMaker
     from models.starter.training.pairs import gather
     from models.starter.training.rehearsal import Rehearsal
     from models.starter.training.run import run_heads, split
-    from models.starter.training.start import fresh_heads
 
     _refuse_others(options)
-    captioned, extra, filtered = _captioned(options)
     classes = [
         dataclasses.replace(options.reading, text_fields=(field,)).open([spec])[0]
         for spec, field in options.class_data
@@ -47,11 +46,17 @@ def train_starter(options: TrainOptions) -> int:
     where = resolve_device(options.device)
     start = None if options.fresh else STARTER_DIRECTORY
     text_tower = TextTower() if start is None else load_text_tower(start)
+    dtype = starter_dtype(options.precision, where)
+    if start is None:
+        image_tower = ImageTower(device=where, dtype=dtype)
+    else:
+        image_tower = load_image_tower(start, device=where, dtype=dtype)
+    captioned, extra, filtered = _captioned(options, image_tower, text_tower)
     described: dict[str, Any] = {} if filtered is None else {"filter": filtered}
     described["data"] = looked_over(options, text_tower.prepare, [*captioned, *extra], measured)
     with _feature_bar() as on_features:
         maker = FeatureMaker(
-            ImageTower(device=where, dtype=starter_dtype(options.precision, where)),
+            image_tower,
             text_tower,
             cache=options.cache,
             on_progress=on_features,
@@ -71,10 +76,7 @@ def train_starter(options: TrainOptions) -> int:
             pairs, validation = halves
         rehearsal = Rehearsal(pairs.image_NF, maker) if options.concept_share else None
         config = _config(options, len(pairs), measured=validation is not None)
-        if config.init == "fresh":
-            heads = fresh_heads(config, maker.text_tower)
-        else:
-            heads = load_heads(STARTER_DIRECTORY)[0].requires_grad_(True)
+        heads = _starting_heads(config, maker.text_tower)
     for line in report_lines(report):
         note(line)
     if validation is not None and not measured:
@@ -106,8 +108,18 @@ def train_starter(options: TrainOptions) -> int:
     return PARTIAL if rejects else OK
 
 
+def _starting_heads(config: TrainConfig, text_tower: TextTower) -> StarterHeads:
+    from models.starter.encoder import STARTER_DIRECTORY
+    from models.starter.heads import load_heads
+    from models.starter.training.start import fresh_heads
+
+    if config.init == "fresh":
+        return fresh_heads(config, text_tower)
+    return load_heads(STARTER_DIRECTORY)[0].requires_grad_(True)
+
+
 def _captioned(
-    options: TrainOptions,
+    options: TrainOptions, image_tower: ImageTower, text_tower: TextTower
 ) -> tuple[list[Source], list[Source], dict[str, Any] | None]:
     """(main sources, extra ones, what a filter did to them)"""
     from models.registry import load_encoder
@@ -116,6 +128,8 @@ def _captioned(
     main, extra = (options.reading.open(specs) for specs in (options.data, options.extra_data))
     if options.filter_below is None:
         return main, extra, None
+    if options.filter_folds:
+        return _judged_in_halves(options, main, extra, image_tower, text_tower)
     encoder = load_encoder(options.filter_model or "starter", device=options.device)
     sources, report = filtered(
         [*main, *extra], encoder, options.filter_below, cache=options.score_cache
@@ -123,6 +137,37 @@ def _captioned(
     for line in report.lines():
         note(line)
     return sources[: len(main)], sources[len(main) :], report.to_dict()
+
+
+def _judged_in_halves(
+    options: TrainOptions,
+    main: list[Source],
+    extra: list[Source],
+    image_tower: ImageTower,
+    text_tower: TextTower,
+) -> tuple[list[Source], list[Source], dict[str, Any]]:
+    from models.starter.training.features import FeatureMaker
+    from models.starter.training.judging import halves, judges
+    from service.cli.filtering import filtered_in_halves
+
+    assert options.filter_below is not None
+    main_parts, extra_parts = halves(main), halves(extra)
+    parts = [[*one, *other] for one, other in zip(main_parts, extra_parts, strict=True)]
+    pictures = sum(source.count() or 0 for source in [*main, *extra]) // 2
+    config = _config(options, pictures, measured=False)
+    with _feature_bar() as on_features:
+        maker = FeatureMaker(image_tower, text_tower, cache=options.cache, on_progress=on_features)
+        note("training two judges, each on one half")
+        encoders = judges(
+            parts, maker, image_tower, lambda: _starting_heads(config, text_tower), config
+        )
+    kept, described, lines = filtered_in_halves(parts, encoders, options.filter_below)
+    for line in lines:
+        note(line)
+    per_part = len(main) + len(extra)
+    mains = [kept[at] for at in range(len(kept)) if at % per_part < len(main)]
+    others = [kept[at] for at in range(len(kept)) if at % per_part >= len(main)]
+    return mains, others, described
 
 
 def _config(options: TrainOptions, pictures: int, *, measured: bool) -> TrainConfig:

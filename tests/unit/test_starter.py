@@ -28,7 +28,7 @@ from models.starter.encoder import (
 )
 from models.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
 from models.starter.towers import MAX_TOKENS, ImageTower, TextTower, load_classifier
-from models.starter.tuned_text import TEXT_WEIGHTS_NAME, copy_text_weights
+from models.starter.tuned import IMAGE_WEIGHTS_NAME, TEXT_WEIGHTS_NAME, copy_weights
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -164,7 +164,7 @@ def test_the_fingerprint_binds_towers_and_heads(starter: StarterEncoder, tmp_pat
     assert starter.fingerprint.digest == load_starter().fingerprint.digest
     heads, _ = load_heads(STARTER_DIRECTORY)
     parts = read_parts(STARTER_DIRECTORY)
-    copy_text_weights(STARTER_DIRECTORY, tmp_path, parts)
+    copy_weights(STARTER_DIRECTORY, tmp_path, parts)
     save_heads(heads, tmp_path, parts=parts)
     same = load_starter_from(tmp_path)
     assert same.fingerprint.model == f"local-dir:{tmp_path}"
@@ -185,7 +185,7 @@ def test_other_weights_than_the_pinned_ones_are_not_read(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, TEXT_WEIGHTS_NAME):
+    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, TEXT_WEIGHTS_NAME, IMAGE_WEIGHTS_NAME):
         (tmp_path / name).write_bytes((STARTER_DIRECTORY / name).read_bytes())
     return tmp_path
 

@@ -26,11 +26,7 @@ from models.starter.towers import TextTower
 from models.starter.training.config import TrainConfig
 from models.starter.training.loop import TrainResult
 from models.starter.training.save import save_run
-from models.starter.tuned_text import (
-    TEXT_WEIGHTS_NAME,
-    load_text_weights,
-    save_text_weights,
-)
+from models.starter.tuned import TEXT_WEIGHTS_NAME, load_weights, save_weights
 
 TEXTS = [
     "A cat.",
@@ -138,7 +134,7 @@ def pair(tmp_path: Path, tower: TextTower) -> Path:
     network = tower.trainable()
     with torch.no_grad():
         network.weights["p3"].mul_(1.2)
-    sha256 = save_text_weights(dict(network.weights), tmp_path)
+    sha256 = save_weights(dict(network.weights), tmp_path, TEXT_WEIGHTS_NAME)
     save_heads(load_heads(STARTER_DIRECTORY)[0], tmp_path, parts={TEXT_WEIGHTS_NAME: sha256})
     return tmp_path
 
@@ -153,7 +149,7 @@ def test_a_pair_with_tuned_weights_loads_them(pair: Path) -> None:
 
 def test_half_precision_on_disk_keeps_the_features(pair: Path, tower: TextTower) -> None:
     parts = read_parts(pair)
-    weights = load_text_weights(pair, parts[TEXT_WEIGHTS_NAME])
+    weights = load_weights(pair, TEXT_WEIGHTS_NAME, parts[TEXT_WEIGHTS_NAME])
     network = tower.trainable()
     with torch.no_grad():
         network.weights["p3"].mul_(1.2)
@@ -166,7 +162,7 @@ def test_half_precision_on_disk_keeps_the_features(pair: Path, tower: TextTower)
 def test_without_the_file_or_with_another_the_pair_is_refused(pair: Path) -> None:
     path = pair / TEXT_WEIGHTS_NAME
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
-    with pytest.raises(ModelError, match="not the text network") as caught:
+    with pytest.raises(ModelError, match="not the text tower") as caught:
         load_text_tower(pair)
     assert caught.value.code == "model-wrong-weights"
     path.unlink()
@@ -175,9 +171,11 @@ def test_without_the_file_or_with_another_the_pair_is_refused(pair: Path) -> Non
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    sha256 = save_text_weights({"d3": torch.tensor([1e6])}, tmp_path)  # fp16 ends at 65,504
+    sha256 = save_weights(
+        {"d3": torch.tensor([1e6])}, tmp_path, TEXT_WEIGHTS_NAME
+    )  # fp16 ends at 65,504
     with pytest.raises(ModelError, match="NaN or infinity"):
-        load_text_weights(tmp_path, sha256)
+        load_weights(tmp_path, TEXT_WEIGHTS_NAME, sha256)
 
 
 def test_a_pair_without_parts_says_so_as_before(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ class FeatureMaker:
         Returns:
             float32 [n, F] of the n usable pictures, and for each hash whether it is usable.
         """
-        name = _digest([TOWERS_SHA256, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
+        tower = [TOWERS_SHA256, *filter(None, [self._image_tower.weights_sha256])]
+        name = _digest([*tower, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
         cached = self._load(f"images-{name}.npz", "features", "usable", "rejects")
         if cached is not None:
             rejects += [Reject(**entry) for entry in json.loads(str(cached["rejects"]))]
@@ -85,7 +86,7 @@ class FeatureMaker:
         usable: list[bool] = []
         refused: list[Reject] = []
         batch: list[PreparedImage] = []
-        wanted = _only(source, sha256s)
+        wanted = only(source, sha256s)
         for ready in prepare_rows(wanted, self._image_tower.prepare, source=source.name):
             if isinstance(ready, Reject):
                 refused.append(ready)
@@ -168,7 +169,7 @@ class FeatureMaker:
         scratch.replace(self._cache / name)
 
 
-def _only(source: Source, sha256s: Sequence[str]) -> Iterator[Row]:
+def only(source: Source, sha256s: Sequence[str]) -> Iterator[Row]:
     """The records whose picture is the next wanted one; rejects were counted in the first pass."""
     wanted = iter(sha256s)
     following = next(wanted, None)

@@ -1,7 +1,7 @@
 """A training run's directory: heads, the config that made them, metrics and a curve.
 
     diptych_starter.json, heads.safetensors   the pair; load with --model local-dir:DIR
-    text.safetensors                          where the text tower is not the package's own
+    text.safetensors, image.safetensors       where a tower is not the package's own
     train_config.json, curve.png, and metrics.jsonl, which is written as it goes
 
 Every file is written beside its place and renamed, the description last.
@@ -19,7 +19,7 @@ from models.files import replace_file
 from models.starter.heads import read_parts, save_heads
 from models.starter.training.config import TrainConfig
 from models.starter.training.loop import TrainResult
-from models.starter.tuned_text import copy_text_weights
+from models.starter.tuned import copy_weights
 
 
 def save_run(
@@ -48,7 +48,7 @@ def save_run(
         replace_file(directory / "curve.png", curve)
     parts = read_parts(started_from) if started_from is not None else {}
     if started_from is not None:
-        copy_text_weights(started_from, directory, parts)
+        copy_weights(started_from, directory, parts)
     save_heads(result.heads, directory, parts=parts)
     return curve is not None
 

@@ -86,6 +86,11 @@ def tune(
     train(joint, pairs, config, rehearsal=rehearsal, on_step=on_step, slow=slow, slow_rate=RATE)
 
 
+def tuned_layers(network: SentenceNetwork) -> dict[str, Tensor]:
+    """What of the network is not the package's own any more, by name."""
+    return {name: network.weights[name] for name in LAST_LAYERS}
+
+
 @torch.no_grad()
 def soup(target: SentenceNetwork, networks: Sequence[SentenceNetwork]) -> None:
     """Set the weights of `target` to the mean of those of `networks`, rounded as a file has them.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,7 +34,6 @@ from models.starter.training.features import FeatureMaker
 from models.starter.training.image_stage import (
     HeadsOverTail,
     RowlessRehearsal,
-    between,
     mean_of,
     tune_image,
 )
@@ -90,9 +90,6 @@ IMAGE = Stage("image", 14, 3e-4)
 IMAGE_MEMBERS = 2
 CROPS, OTHER_CROPS = 2, 1
 """Of every photograph of Flickr8k and of the textbooks; pictures of single things keep whole."""
-SHARE = 0.75
-"""Of what was tuned in what ships; the rest is what it started from (WiSE-FT, Wortsman et al.
-2022), which costs nothing on Flickr8k and brings back most of what was lost elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ def starter(
         numbers = range(IMAGE_MEMBERS) if member is None else [member]
         _tune_image(shop, image_tower, numbers, cache or out / "views")
     if only is None:
-        _finish(shop, image_tower)
+        _finish(shop, image_tower.dtype)
 
 
 def _train_heads(shop: Workshop, stage: Stage, members: Iterable[int]) -> None:
@@ -264,24 +261,22 @@ def _tune_image(shop: Workshop, tower: ImageTower, members: Iterable[int], views
         save_heads(joint.heads(), folder, parts={IMAGE_WEIGHTS_NAME: sha256})
 
 
-def _finish(shop: Workshop, tower: ImageTower) -> None:
-    """The mean of the tuned pairs, which began as one and stayed near it, and some of the start."""
+def _finish(shop: Workshop, dtype: Any) -> None:
+    """The mean of the tuned pairs, which began as one and stayed near it."""
     folders = [shop.folder(IMAGE, member) for member in range(IMAGE_MEMBERS)]
     heads = load_heads(shop.merged)[0]
-    means = mean_of([load_heads(folder)[0].state_dict() for folder in folders])
-    heads.load_state_dict(between(heads.state_dict(), means, SHARE))
-    tails = mean_of(
+    heads.load_state_dict(mean_of([load_heads(folder)[0].state_dict() for folder in folders]))
+    tuned = mean_of(
         [
             load_weights(folder, IMAGE_WEIGHTS_NAME, read_parts(folder)[IMAGE_WEIGHTS_NAME])
             for folder in folders
         ]
     )
-    tuned = between(ImageTail(tower.trainable()).tuned(), tails, SHARE)
     parts = read_parts(shop.merged)
     copy_weights(shop.merged, shop.out, parts)
     parts[IMAGE_WEIGHTS_NAME] = save_weights(tuned, shop.out, IMAGE_WEIGHTS_NAME)
     save_heads(heads, shop.out, parts=parts)
-    finished = load_image_tower(shop.out, dtype=tower.dtype)
+    finished = load_image_tower(shop.out, dtype=dtype)
     maker = FeatureMaker(finished, load_text_tower(shop.out))
     validation, _ = gather([shop.data["validation"]], maker)
     _tell_recall("finished", measure(load_heads(shop.out)[0], validation))

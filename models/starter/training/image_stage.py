@@ -121,10 +121,3 @@ def tune_image(
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each tensor; runs from one start lie in one valley (Wortsman et al. 2022)."""
     return {name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]}
-
-
-def between(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
-) -> dict[str, Tensor]:
-    """The weights a share of the way from `start` to `end`."""
-    return {name: start[name].detach().lerp(end[name], share) for name in end}

@@ -51,7 +51,8 @@ class ImageTail(nn.Module):
         x = map_BCHW
         for layer in self._layers():
             x = layer(x)
-        return self._network.bn2(x).float().mean(dim=(2, 3))
+        features_BF: Tensor = self._network.bn2(x).float().mean(dim=(2, 3))
+        return features_BF
 
     def tuned(self) -> dict[str, nn.Parameter]:
         """What is trained, by the names it has in the network."""
@@ -67,4 +68,4 @@ class ImageTail(nn.Module):
 @torch.inference_mode()
 def in_pieces(tail: ImageTail, map_BCHW: Tensor, size: int = 64) -> Tensor:
     """The same without gradients, a few at a time: the maps inside are six times larger."""
-    return torch.cat([tail(piece) for piece in map_BCHW.split(size)])
+    return torch.cat([tail(piece) for piece in torch.split(map_BCHW, size)])

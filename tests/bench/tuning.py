@@ -192,7 +192,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    encoder: Any = load_encoder(options.model, device="cpu", precision="fp32", threads=1)
+    # torch, because its layers are what is tuned
+    encoder: Any = load_encoder(
+        options.model, device="cpu", precision="fp32", threads=1, backend="torch"
+    )
     starter = options.model == "starter"
     tail: Any = StarterTail(encoder) if starter else OpenClipTail(options.model)
     tail.eval()

@@ -60,7 +60,7 @@ class HeadsOverTail(StarterHeads):
             map_RCHW = self._bank.draw(row_B[real_R], self._generator)
             # half precision is noise here, and with matrix units a fifth of the time
             with torch.autocast("cpu", torch.bfloat16):
-                new_RF = torch.cat([self.tail(piece) for piece in map_RCHW.split(_PIECE)])
+                new_RF = torch.cat([self.tail(piece) for piece in torch.split(map_RCHW, _PIECE)])
             self.penalty = self._forgotten(old_BF[real_R], new_RF)
         else:
             new_RF = in_pieces(self.tail, self._bank.whole(row_B[real_R]))

@@ -124,7 +124,7 @@ class ViewMaker(FeatureMaker):
         rejects += whole.rejects
         row_N = self.bank.add([view.maps for view in views])
         features = [torch.zeros(0, IMAGE_FEATURES)]
-        for row_B in row_N.split(IMAGE_BATCH):
+        for row_B in torch.split(row_N, IMAGE_BATCH):
             features.append(in_pieces(self._tail, self.bank.whole(row_B)))
         return torch.cat([torch.cat(features), row_N[:, None].float()], dim=1), whole.usable
 

@@ -130,6 +130,10 @@ class StarterHeads(nn.Module):
     def dim(self) -> int:
         return TEXT_FEATURES
 
+    @property
+    def device(self) -> torch.device:
+        return self.image.weight_CF.device
+
     def embed_images(self, features_BF: Tensor) -> Tensor:
         """Unit rows [B, D]."""
         return functional.normalize(self.image(features_BF), dim=1)

@@ -15,10 +15,10 @@ import copy
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,6 @@ from models.vectors import Vectors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-T = TypeVar("T")
 
 IMAGE_SIDE = 260
 IMAGE_FEATURES = 1280
@@ -115,19 +113,15 @@ class ImageTower:
         """A copy of timm's network in fp32, norms folded, without gradients yet."""
         return copy.deepcopy(self._network).float()
 
-    @torch.inference_mode()
-    def run(self, images: Sequence[PreparedImage], layers: Callable[[nn.Module, Tensor], T]) -> T:
-        """What some of the layers make of pictures: calls `layers` with timm's network and pixels.
-
-        The pixels are [B, 3, 260, 260] in the tower's arithmetic.
-        """
-        return layers(self._network, self._pixels(images))
-
     def _pixels(self, images: Sequence[PreparedImage]) -> Tensor:
         pixels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
         # the permuted view of BHWC memory is exactly channels_last
-        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).sub(127.5).div(127.5)
-        return pixels_BCHW.to(self.dtype)
+        return normalised(pixels_BHWC.permute(0, 3, 1, 2).float()).to(self.dtype)
+
+
+def normalised(pixels_BCHW: Tensor) -> Tensor:
+    """float32 in [0, 255] -> what the image tower reads, in [-1, 1]."""
+    return pixels_BCHW.sub(127.5).div(127.5)
 
 
 class TextTower:

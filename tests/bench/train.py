@@ -1,13 +1,15 @@
 """Training throughput next to open_clip's own loop: same model, pictures and machine.
 
     python tests/bench/train.py [--batch 32] [--steps 4] [--rounds 5] [--threads N] [--device cuda]
+                                [--out FILE]
 
 Both decode the same JPEG files, crop them at random, tokenise, and take AdamW steps on the same
 small ViT in fp32. open_clip's side is `open_clip_train.train.train_one_epoch` from its wheel, fed
 by its CSV dataset's five lines (the class itself wants pandas) through a DataLoader with as many
 worker processes as this side has threads. Rounds are interleaved, and their order turns. A third
 contender is this side with the text tower run over the whole context, as open_clip does: what is
-left of the difference without that saving. The last line is JSON, kept in results/train.json.
+left of the difference without that saving. The last line is JSON, kept in results/ (train.json is
+of a CPU, train-cuda.json of a GPU).
 """
 
 from __future__ import annotations
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable(logging.INFO)  # open_clip logs every step
@@ -254,10 +257,11 @@ def main() -> None:
         "threads": options.threads,
         "device": options.device,
         "cpu": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if options.device.startswith("cuda") else None,
         "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
     }
-    RESULT.write_text(json.dumps(summary, indent=2) + "\n")
+    options.out.write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary))
 
 

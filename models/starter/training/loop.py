@@ -1,7 +1,7 @@
 """The training loop: AdamW, warm-up and cosine decay, symmetric InfoNCE over frozen features.
 
-Runs on the CPU, where a run takes minutes and gives the same bits every time. Knows no files and
-no console; progress goes to a callback. Legend: B pairs, D embedding, F and S features.
+Runs where the heads are; on the CPU a run gives the same bits every time. Knows no files and no
+console; progress goes to a callback. Legend: B pairs, D embedding, F and S features.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def train(
         TrainingError: `loss-not-finite`; the state of the last epoch is kept.
     """
     torch.manual_seed(config.seed)  # dropout draws from the global generator
+    device = heads.device
     generator = torch.Generator().manual_seed(config.seed)
     batches = _Batches(pairs, config, rehearsal, generator)
     per_epoch = batches.per_epoch
@@ -131,13 +132,14 @@ def train(
         heads.train()
         for image_BF, caption_KBS, group_B, picture_B in batches:
             started = time.perf_counter()
+            group_B = group_B.to(device)
             for parameters in optimiser.param_groups:
                 parameters["lr"] = parameters["share"] * learning_rate(step, steps, config)
-            image_BD, scale = heads.embed_images(image_BF), heads.scale()
+            image_BD, scale = heads.embed_images(image_BF.to(device)), heads.scale()
             each = [
                 loss(
                     image_BD,
-                    heads.embed_texts(caption_BS),
+                    heads.embed_texts(caption_BS.to(device)),
                     scale,
                     group_B=group_B,
                     label_smoothing=config.label_smoothing,
@@ -260,13 +262,13 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 def measure(heads: StarterHeads, pairs: Pairs) -> Recall:
     """Recall@1/5/10 both ways, for each language of the captions."""
     heads.eval()
-    image_ND = heads.embed_images(pairs.image_NF).numpy()
+    image_ND = heads.embed_images(pairs.image_NF.to(heads.device)).cpu().numpy()
     result = {}
     for language in sorted(pairs.languages):
         caption_MS, owners = pairs.of_language(language)
         kept = sorted(set(owners))
         position = {owner: at for at, owner in enumerate(kept)}
-        text_MD = heads.embed_texts(caption_MS).numpy()
+        text_MD = heads.embed_texts(caption_MS.to(heads.device)).cpu().numpy()
         result[language] = retrieval_recall(
             image_ND[kept], text_MD, [position[owner] for owner in owners]
         )

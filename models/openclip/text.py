@@ -67,6 +67,13 @@ class TextPreparer:
             separators=(",", ":"),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: all but the lock, of which each has its own."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def __call__(self, text: str) -> PreparedText:
         """Tokenise one text -> int64 [L], padded to the context.
 

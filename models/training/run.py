@@ -239,7 +239,13 @@ def _batches(
     own = mix.size // world.size
     mine = slice(world.rank * own, (world.rank + 1) * own)
     plans = (batch[mine] for batch in mix.batches(first))
-    return load_batches(plans, preparer, workers=workers, on_reject=watching.on_reject)
+    return load_batches(
+        plans,
+        preparer,
+        workers=workers,
+        processes=world.device.type != "cpu",
+        on_reject=watching.on_reject,
+    )
 
 
 def _validation(

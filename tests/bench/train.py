@@ -190,7 +190,9 @@ def ours(
         [Feed("main", [open_source(shard)], options.batch * options.steps)], config, world
     )
     preparer = Preparer(Augmenter(pair.preprocess_cfg, Augmentation()), pair.tokenizer)
-    batches: Iterator[Batch] = load_batches(mix.batches(0), preparer, workers=options.threads)
+    batches: Iterator[Batch] = load_batches(
+        mix.batches(0), preparer, workers=options.threads, processes=options.device != "cpu"
+    )
 
     def call() -> int:
         for _ in range(options.steps):

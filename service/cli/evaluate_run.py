@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 
 from service.cli.evaluate_output import Document, document, table
 from service.cli.exits import OK, PARTIAL
+from service.cli.inspecting import fields_with_text
 from service.cli.output import emit_json, interactive, note
 from service.cli.sources import Reading
 
@@ -67,6 +68,8 @@ def run(wanted: Run, models: Sequence[str], **loading: Any) -> int:
             trained = _collect(training, encoder, f"{name} train", rejects)
         for spec, parts in zip(wanted.data, sources, strict=True):
             collected = _collect(parts, encoder, f"{name} {spec}", rejects)
+            if wanted.task == "retrieval" and not collected.captions:
+                _refuse_without_captions(wanted.reading, spec)
             for language, metrics, calibration in _measure(
                 wanted, encoder, collected, trained, head
             ):
@@ -95,6 +98,22 @@ def run(wanted: Run, models: Sequence[str], **loading: Any) -> int:
     if rejects:
         note(f"{len(rejects)} records were rejected")
     return PARTIAL if rejects else OK
+
+
+def _refuse_without_captions(reading: Reading, spec: str) -> None:
+    from models.errors import SourceError
+
+    def reopen(fields: Sequence[str]) -> list[Source]:
+        return replace(reading, text_fields=tuple(fields)).open([spec])
+
+    fields = fields_with_text(reopen)
+    raise SourceError(
+        f"{spec} holds no captions to retrieve with",
+        code="no-captions",
+        hint=f"fields that hold text: {', '.join(fields)} (--text-field {fields[0]})"
+        if fields
+        else "put cat.txt beside cat.jpg, or name the field they are in (--text-field)",
+    )
 
 
 def _held_out(sources: list[Source], one_in: int | None) -> list[Source]:

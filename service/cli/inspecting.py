@@ -58,11 +58,18 @@ def refuse_unusable(
     report: DataReport, reopen: Callable[[Sequence[str]], Sequence[Source]]
 ) -> None:
     """Raises SourceError: see `models.training.data_checks.check`; names the fields there are."""
-    from models.training.data_checks import PROBE_FIELDS, check, named_fields
+    from models.training.data_checks import check
+
+    unusable = not report.pictures or max(report.distinct_captions.values(), default=0) == 1
+    check(report, fields=fields_with_text(reopen) if unusable else [])
+
+
+def fields_with_text(reopen: Callable[[Sequence[str]], Sequence[Source]]) -> list[str]:
+    """What captions could have been called; `reopen` opens the sources with other text fields."""
+    from models.training.data_checks import PROBE_FIELDS, named_fields
 
     fields: list[str] = []
-    if not report.pictures or max(report.distinct_captions.values(), default=0) == 1:
-        for source in reopen(PROBE_FIELDS):
-            # standard input was read to its end and cannot be looked into again
-            fields += named_fields(source) if source.kind != "stdin" else []
-    check(report, fields=dict.fromkeys(fields))
+    for source in reopen(PROBE_FIELDS):
+        # standard input was read to its end and cannot be looked into again
+        fields += named_fields(source) if source.kind != "stdin" else []
+    return list(dict.fromkeys(fields))

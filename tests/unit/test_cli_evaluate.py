@@ -203,3 +203,12 @@ def test_what_cannot_be_measured_is_one_line(shelf: Path, tmp_path: Path) -> Non
         "--task", "retrieval", "--data", str(shelf), "--out", str(tmp_path / "no" / "x.json")
     )
     assert isinstance(unwritable.exception, InputError)
+
+
+def test_a_set_whose_captions_are_elsewhere_is_told_where(shelf: Path) -> None:
+    options = ("--model", "A/plain", "--task", "retrieval", "--data", str(shelf))
+    result = run(*options, "--text-field", "title")
+    assert isinstance(result.exception, SourceError)
+    assert result.exception.code == "no-captions"
+    assert "captions.en" in (result.exception.hint or "")
+    assert run(*options, "--text-field", "captions.en").exception is None

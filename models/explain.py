@@ -11,8 +11,8 @@ one that answers most, within one picture. Three methods, chosen by what the ima
 - `legrad`: in a transformer, the positive gradient of the cosine with respect to the last block's
   attention, summed over queries and heads (Bousselham et al. 2024, arXiv:2404.03214).
 
-This file holds the protocol and the torch-free parts; `models.openclip.explain` and the starter
-implement it. It knows nothing of pictures' files, rendering or HTTP.
+This file holds the protocol and the torch-free parts; `models.encoders.open_clip.heat_maps` and the
+starter implement it. It knows nothing of pictures' files, rendering or HTTP.
 """
 
 from __future__ import annotations

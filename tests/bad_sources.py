@@ -17,8 +17,8 @@ from typing import Any
 
 from fakes import solid
 
-from models.data import Reject, open_source
 from models.errors import SourceError
+from models.sources import Reject, open_source
 
 RED = solid("red", size=(8, 8))
 BLUE = solid("blue", size=(8, 8))

@@ -58,10 +58,10 @@ def write_photographs(folder: Path, *, swatches: int = SWATCHES) -> Path:
 
 def build_indexes(root: Path) -> list[str]:
     """Two indexes by the starter: the photographs, and a dozen swatches without a caption."""
-    from indexer.build.builder import BuildOptions, build_index
-    from indexer.filtering.fields import parse_fields
-    from models.data import open_source
-    from models.registry import load_encoder
+    from indexer.filters.declared import parse_fields
+    from indexer.ingest.build import BuildOptions, build_index
+    from models.encoders.registry import load_encoder
+    from models.sources import open_source
 
     encoder = load_encoder("starter", device="cpu", threads=2)
     photographs = write_photographs(root / "photographs")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.filtering.fields import parse_fields, values_of
+from indexer.filters.declared import parse_fields, values_of
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows
 

@@ -41,9 +41,9 @@ def load_encoder(model: str = "colours", **options: object) -> WatchedEncoder:
 
 
 # before anything imports the real one, and torch with it
-registry = types.ModuleType("models.registry")
+registry = types.ModuleType("models.encoders.registry")
 registry.load_encoder = load_encoder  # type: ignore[attr-defined]
-sys.modules["models.registry"] = registry
+sys.modules["models.encoders.registry"] = registry
 
 if __name__ == "__main__":
     main()

@@ -22,13 +22,13 @@ from typing import Any
 from fakes import ColourEncoder
 from indexes import NAMES, ListSource, record
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items, rollback
-from indexer.edit.optimize import optimize
-from indexer.edit.purging import purge
 from indexer.files.fs import Fs
-from indexer.write.store import IndexWriter
-from models.data.records import Record
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.optimize import optimize
+from indexer.maintain.purge import purge
+from indexer.store.writer import IndexWriter
+from models.sources.records import Record
 
 PRIMITIVES = ("_create", "_write", "_fsync", "_close", "_rename", "_mkdir", "_remove")
 Step = list[Any]

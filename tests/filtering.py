@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from indexer.filtering.fields import parse_fields
+from indexer.filters.declared import parse_fields
 
 FIELDS = parse_fields(["year:int,price:float,brand,sale:bool,tags:str[]", "deep=a.b:int"])
 TYPES = {field.name: field.type for field in FIELDS} | {"label": "str", "language": "str"}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fakes import COLOURS, ColourEncoder, solid
 
-from indexer.build.builder import BuildOptions, BuildReport, build_index
+from indexer.ingest.build import BuildOptions, BuildReport, build_index
 from indexer.search.snapshot import Snapshot, open_snapshot
-from models.data.records import Record, Reject, Row
+from models.sources.records import Record, Reject, Row
 
 NAMES = list(COLOURS)
 PICTURES = {name: solid(name, size=(8, 8)) for name in NAMES}

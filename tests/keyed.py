@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from service.app import ServiceSettings
-from service.wire.auth import Guard
-from service.wire.keys import KeyFile, LiveKeys, mint
-from service.wire.throttle import Throttle
+from service.http.app import ServiceSettings
+from service.http.middleware.auth import Guard
+from service.http.middleware.keys import KeyFile, LiveKeys, mint
+from service.http.middleware.throttle import Throttle
 
 
 def bearer(key: str) -> dict[str, str]:

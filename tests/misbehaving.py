@@ -1,6 +1,6 @@
 """A decoding worker that does as its picture says: crashes, hangs, swells, or tells of itself.
 
-Runs in the worker's process in place of `models.images.decode_worker`; everything else is the real
+Runs in the worker's process in place of `models.images.worker`; everything else is the real
 one.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import models.images.decode_worker
+import models.images.worker
 from models.errors import ImageError
 from models.images.decode import decode_image
 
@@ -75,5 +75,5 @@ def decode(data: bytes, **options: object):  # type: ignore[no-untyped-def]
 
 
 def main(descriptor: int, memory_bytes: int) -> None:
-    models.images.decode_worker.decode_image = decode  # type: ignore[assignment]
-    models.images.decode_worker.main(descriptor, memory_bytes)
+    models.images.worker.decode_image = decode  # type: ignore[assignment]
+    models.images.worker.main(descriptor, memory_bytes)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bad_images import exif, frames, picture, saved
 from mutated_sources import mutate
 
-from models.data.records import Plan, Record
+from models.sources.records import Plan, Record
 
 
 def seeds() -> list[bytes]:

@@ -22,8 +22,8 @@ from bad_manifests import coco, karpathy
 from bad_shards import archive
 from bad_sources import BLUE, RED
 
-from models.data import Reject, open_source
 from models.errors import SourceError
+from models.sources import Reject, open_source
 
 MAX_ROWS = 10_000
 

@@ -22,11 +22,11 @@ from models.vectors import Vectors, unit_rows
 TESTS = Path(__file__).resolve().parent
 COMMAND = """
 import sys
-import models.registry
+import models.encoders.registry
 from pacing import PacedEncoder, WideEncoder
 
 took = float(sys.argv.pop(1))
-models.registry.load_encoder = lambda model="starter", **_: (
+models.encoders.registry.load_encoder = lambda model="starter", **_: (
     WideEncoder() if model == WideEncoder.model else PacedEncoder(took, name=model)
 )
 from service.cli.main import main

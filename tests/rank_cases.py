@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from models.losses import InfoNCEObjective, SigmoidObjective
 from models.training import distributed
 from models.training.distributed import (
     AcrossRanks,
@@ -26,6 +25,7 @@ from models.training.distributed import (
     wait_for_all,
 )
 from models.training.gradcache import cached_backward
+from models.training.losses import InfoNCEObjective, SigmoidObjective
 
 B, MICRO = 12, 2
 IMAGE = torch.randn(B, 10, generator=torch.Generator().manual_seed(1))

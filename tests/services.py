@@ -10,12 +10,12 @@ from fakes import ColourEncoder, halves, solid
 from indexes import ListSource
 from starlette.testclient import TestClient
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.filtering.fields import parse_fields
+from indexer.filters.declared import parse_fields
+from indexer.ingest.build import BuildOptions, build_index
 from indexer.search.snapshot import open_snapshot
-from models.data.records import Record
-from service.app import ServiceSettings, create_app
+from models.sources.records import Record
 from service.engine.engine import Engine
+from service.http.app import ServiceSettings, create_app
 
 APPLE = "fruit/red apple.png"
 LEAF = "plants/leaf #1?.png"

@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parent
 # the real command line; only the function that would load weights is replaced
 COMMAND = """
 import sys
-import models.registry
+import models.encoders.registry
 from fakes import ColourEncoder
 
 def load(model="starter", **options):
@@ -23,7 +23,7 @@ def load(model="starter", **options):
         raise ModelError("no such model: missing")
     return ColourEncoder(name=model)
 
-models.registry.load_encoder = load
+models.encoders.registry.load_encoder = load
 from service.cli.main import main
 main()
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.server import Server, ServerSettings
+from service.http.server import Server, ServerSettings
 
 
 class InProcess(Server):

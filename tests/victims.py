@@ -14,7 +14,7 @@ from pathlib import Path
 from crashing import generation
 from indexes import NAMES, ids, opened
 
-from indexer.trust.verify import verify_index
+from indexer.maintain.verify import verify_index
 
 SIZE = 24
 TESTS = Path(__file__).resolve().parent

@@ -9,13 +9,13 @@ from pathlib import Path
 from fakes import ColourEncoder
 from starlette.testclient import TestClient
 
-from indexer.build.building import BuildOptions
-from indexer.edit.editor import Editor
+from indexer.ingest.options import BuildOptions
+from indexer.maintain.editor import Editor
 from indexer.search.holder import SnapshotHolder
-from service.app import ServiceSettings, create_app
 from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine
-from service.engine.writing import ItemWriter
+from service.engine.item_writer import ItemWriter
+from service.http.app import ServiceSettings, create_app
 
 
 @contextmanager

@@ -6,6 +6,11 @@ nothing of segments, manifests or what the bytes mean.
 
 A failed fsync is final: the kernel may have dropped the dirty pages and report success next time
 (the lesson PostgreSQL learnt in 2018), so the `Fs` refuses every later operation.
+
+Is there room for what is about to be written? Asked before hours of work, not instead of care.
+
+An estimate errs and others write too, so a full disk may come all the same; what is here spares the
+clear cases.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from indexer.files.hashing import FileDigest as FileDigest
 from indexer.files.hashing import Sums
@@ -240,3 +245,27 @@ def open_regular(path: Path) -> int:
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(code, "not a regular file", str(path))
     return fd
+
+
+_MARGIN: Final = 1.2
+
+
+def require_space(directory: Path, estimate: int) -> None:
+    """Refuse where less is free than a fifth more than the estimate, in bytes.
+
+    Args:
+        directory: on the file system in question; it need not exist yet, its parent must.
+
+    Raises:
+        NoSpaceError: naming both figures.
+    """
+    there = next((path for path in (directory, *directory.parents) if path.exists()), None)
+    if there is None:
+        return
+    free = shutil.disk_usage(there).free
+    needed = int(_MARGIN * estimate)
+    if free < needed:
+        raise NoSpaceError(
+            f"no space left: about {needed:,} bytes are needed in {there}, {free:,} are free",
+            hint="nothing was changed; free some space and run the same command again",
+        )

@@ -5,7 +5,7 @@
 
 Every row of the segment has one in `fields`, apart from `items` so that a scan reads nothing else.
 The names that users chose appear nowhere in SQL. This writes and reads the two tables through a
-connection it is given; `indexer.filtering.filter_sql` makes the conditions, `indexer.search.facets`
+connection it is given; `indexer.filters.sql` makes the conditions, `indexer.search.facets`
 the counts.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from indexer.filtering.fields import BUILT_IN, Field, Value
-from indexer.filtering.filter_sql import Column, Condition
+from indexer.filters.declared import BUILT_IN, Field, Value
+from indexer.filters.sql import Column, Condition
 
 Query: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
 """Runs one SELECT; `indexer.format.items.ItemsReader` provides it."""

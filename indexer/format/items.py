@@ -26,13 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.manifest import HINT, ITEMS_FILE, Modality
-from indexer.format.word_table import (
-    Postings,
-    all_postings,
-    has_words,
-    read_lengths,
-    read_postings,
-)
+from indexer.format.word_table import Postings, all_postings, has_words, read_lengths, read_postings
 from models.errors import IndexCorruptError, StorageError
 
 T = TypeVar("T")

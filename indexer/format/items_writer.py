@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from indexer.filtering.fields import Field, Value
+from indexer.filters.declared import Field, Value
 from indexer.format.field_table import FieldTableWriter
 from indexer.format.items import Item, ItemsReader, Picture
 from indexer.format.word_table import WordTableWriter

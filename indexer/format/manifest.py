@@ -25,10 +25,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from indexer.files.fs import open_regular, storage_error
-from indexer.filtering.fields import Field as FilterField
-from indexer.filtering.fields import FieldType, check_fields
-from indexer.format.ann_entry import ANN_FILE
+from indexer.filters.declared import Field as FilterField
+from indexer.filters.declared import FieldType, check_fields
 from indexer.format.entries import (
+    ANN_FILE,
     BLOCK_BYTES,
     ITEMS_FILE,
     VECTORS_FILE,

@@ -5,7 +5,7 @@
     writer.attach_ann(chunks, entry)      optional
     writer.finish()                       every file durable; the directory may be renamed
 
-Putting the directory in place is the writer's business (`indexer.write.store`), reading it that of
+Putting the directory in place is the writer's business (`indexer.store.writer`), reading it that of
 `indexer.format.segment`. This knows nothing of versions, tombstones or search.
 """
 
@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from indexer.files.fs import Fs, Spool
 from indexer.files.hashing import FileDigest
-from indexer.filtering.fields import Field, Value
-from indexer.format.ann_entry import ANN_FILE, AnnEntry
+from indexer.filters.declared import Field, Value
 from indexer.format.entries import (
+    ANN_FILE,
     ITEMS_FILE,
     VECTORS_FILE,
+    AnnEntry,
     FileEntry,
     Modality,
     SegmentEntry,

@@ -1,6 +1,6 @@
 """Open one committed version of an index: manifest, segments and tombstones, all verified.
 
-Shared by readers (`indexer.search.snapshot`) and the writer (`indexer.write.store`). It holds no
+Shared by readers (`indexer.search.snapshot`) and the writer (`indexer.store.writer`). It holds no
 search structure and writes nothing. No lock is needed: what a manifest names is never changed or
 removed while the version can be opened.
 """

@@ -1,7 +1,7 @@
 """The inverted index inside a segment's `items.sqlite`: which rows hold a term, and how often.
 
     words(term, rows, postings)              one row per term, sorted
-    words_about(tokenizer, rows, lengths)    one row: `indexer.format.words.TOKENIZER`, and how many
+    words_about(tokenizer, rows, lengths)    one row: `indexer.format.terms.TOKENIZER`, and how many
                                              terms each row has, <u2 [N], capped
 
 `postings` is a head of two bytes and two arrays: the gaps between the ascending row numbers (the
@@ -11,7 +11,8 @@ that BM25 can be computed here with the statistics of the whole index; FTS5's ow
 only those of its table, and visits rows one by one: at 300,000 captions it took 320 ms for "a man
 in a red shirt" against 9 ms, and 58 bytes a caption against 30.
 
-This writes and reads the tables through a connection it is given; ranking is `indexer.search.bm25`.
+This writes and reads the tables through a connection it is given; ranking is
+`indexer.search.words`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.words import TOKENIZER, terms
+from indexer.format.terms import TOKENIZER, terms
 
 Query: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
 """Runs one SELECT; `indexer.format.items.ItemsReader` provides it."""

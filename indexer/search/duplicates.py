@@ -1,9 +1,9 @@
 """Groups of near-duplicate pictures, by embedding.
 
-Preferred are larger pictures (in pixels, then bytes), then those stored first; `models.stars` says
-who joins whom. A segment with an ANN structure is asked for neighbours
-(`indexer.search.stars_ann`), where every pair is not asked for: each pair named is as close as it
-says, and some are missed.
+Preferred are larger pictures (in pixels, then bytes), then those stored first;
+`models.near_duplicates` says who joins whom. A segment with an ANN structure is asked for
+neighbours (`indexer.search.stars_ann`), where every pair is not asked for: each pair named is as
+close as it says, and some are missed.
 
 A duplicate is `same-pixels` where the decoded pictures are equal, `same-vector` where nothing is
 known of the pixels (an index of format 1) and the embeddings are equal, otherwise `near`.
@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from indexer.format.items import Item, Picture
 from indexer.format.version import OpenVersion
-from indexer.search.proposing import AnnScan
-from indexer.search.searching import structure_of
+from indexer.search.ann_scan import AnnScan
+from indexer.search.searcher import structure_of
 from indexer.search.stars_ann import stars_by_neighbours
 from indexer.search.vector_index import ExactIndex
 from models.errors import InputError
-from models.stars import OnProgress, stars
+from models.near_duplicates import OnProgress, stars
 
 FEWEST_ROWS: Final = 25_000
 """Below, comparing every pair is as fast as asking a structure: at 100,000 x 512 on one thread it

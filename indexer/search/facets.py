@@ -16,15 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from indexer.filtering.fields import BUILT_IN, Field, FieldType
-from indexer.filtering.filter_sql import Column
-from indexer.format.field_table import (
-    columns_of,
-    count_present,
-    extreme,
-    value_counts,
-    values_at,
-)
+from indexer.filters.declared import BUILT_IN, Field, FieldType
+from indexer.filters.sql import Column
+from indexer.format.field_table import columns_of, count_present, extreme, value_counts, values_at
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion
 

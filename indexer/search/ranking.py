@@ -41,7 +41,7 @@ class Scanner(Protocol):
 
 
 class Proposer(Protocol):
-    """What `indexer.search.proposing.AnnScan` offers: rows that are likely to be among the best."""
+    """What `indexer.search.ann_scan.AnnScan` offers: rows that are likely to be among the best."""
 
     exact: Literal[False]
     live: int

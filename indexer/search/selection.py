@@ -16,12 +16,12 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from indexer.filtering.fields import Field
-from indexer.filtering.filter_sql import condition
-from indexer.filtering.filters import Filter
+from indexer.filters.declared import Field
+from indexer.filters.language import Filter
+from indexer.filters.sql import condition
 from indexer.format.field_table import columns_of, rows_where
 from indexer.format.segment import HalfVectors, Segment
-from indexer.search.proposing import AnnScan
+from indexer.search.ann_scan import AnnScan
 from indexer.search.ranking import Scanner, rescore
 from indexer.search.vector_index import ExactIndex
 from models.vectors import Vectors

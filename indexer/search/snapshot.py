@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from indexer.filtering.fields import BUILT_IN
-from indexer.filtering.filters import Filter, check_filter
+from indexer.filters.declared import BUILT_IN
+from indexer.filters.language import Filter, check_filter
 from indexer.format.checking import Verify
 from indexer.format.items import Item
 from indexer.format.manifest import (
@@ -28,10 +28,10 @@ from indexer.format.manifest import (
 )
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion, open_version
-from indexer.judge.background import Background, QueryKind
-from indexer.judge.relevance import read_background
+from indexer.search.background import Background, QueryKind
 from indexer.search.facets import Facet, facets
-from indexer.search.searching import Hit, Searcher, Target
+from indexer.search.relevance import read_background
+from indexer.search.searcher import Hit, Searcher, Target
 from models.encoder import Fingerprint
 from models.errors import IndexCorruptError, NotFoundError
 from models.vectors import Vectors, unit_rows
@@ -66,7 +66,7 @@ class IndexInfo:
     """Search structures that are damaged; their segments are searched exactly, which is slower."""
 
     structures: list[dict[str, Any]] = field(default_factory=list)
-    """ANN structures: the target, rows, and what `indexer.format.ann_entry.AnnEntry` says."""
+    """ANN structures: the target, rows, and what `indexer.format.entries.AnnEntry` says."""
 
     wordless: int = 0
     """Segments of format 1, which lack what hybrid search needs."""
@@ -159,7 +159,7 @@ class Snapshot:
     ) -> list[float] | None:
         """How far hits of these scores stand above this index's background, each in (0, 1).
 
-        One half is the gate below which nothing fits well; see `indexer.judge.background`.
+        One half is the gate below which nothing fits well; see `indexer.search.background`.
 
         Args:
             query_D: the query, a unit vector [D].

@@ -1,4 +1,4 @@
-"""As `models.stars`, asking search structures for neighbours instead of comparing every pair.
+"""As `models.near_duplicates`, but neighbours come from search structures, not from every pair.
 
 A block of rows that nobody claimed yet asks for its 16 nearest; a row whose last neighbour still
 reaches the threshold asks again for four times as many, and beyond 1024 looks at every row. What
@@ -9,7 +9,7 @@ it, it joins.
 
 Segments without a structure are compared in full. Memory: some 40 bytes a row.
 
-Shapes as in `models.stars`; N rows of a segment, L rows of a block that ask.
+Shapes as in `models.near_duplicates`; N rows of a segment, L rows of a block that ask.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.segment import HalfVectors
-from indexer.search.proposing import AnnScan
+from indexer.search.ann_scan import AnnScan
 from indexer.search.ranking import STEP
 from indexer.search.vector_index import ExactIndex
-from models.stars import Numbers, OnProgress, Star, first_owners, vectors_of, within
+from models.near_duplicates import Numbers, OnProgress, Star, first_owners, vectors_of, within
 from models.vectors import Vectors
 
 _BLOCK: Final = 512
@@ -45,7 +45,7 @@ def stars_by_neighbours(
     threshold: float,
     on_progress: OnProgress,
 ) -> Iterator[Star]:
-    """As `models.stars.stars`; `scans` search the rows of their segment, by its position."""
+    """As `near_duplicates.stars`; `scans` search the rows of their segment, by its position."""
     sky = _Sky(vectors, places_R2, scans, np.float32(threshold))
     total = len(places_R2)
     while len(block := sky.next_block()):

@@ -27,7 +27,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.ann_entry import Structure
+from indexer.format.entries import Structure
 from indexer.format.segment import HalfVectors
 from models.vectors import Vectors
 

@@ -21,16 +21,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from indexer.filtering.fields import Field, values_of
+from indexer.filters.declared import Field, values_of
 from indexer.format.items import Item
 from indexer.format.npy import npy_header
 from indexer.format.segment_writer import NewRow
 from indexer.format.version import OpenVersion
+from indexer.store.copies import load_rows
 from indexer.transfer.parquet_files import arrow, open_parquet, plain
-from indexer.transfer.transfer import BLOCK, Rows, TransferReport, captions, live_rows
-from indexer.write.copying import load_rows
-from models.data.records import UNDETERMINED
+from indexer.transfer.rows import BLOCK, Rows, TransferReport, captions, live_rows
 from models.errors import SourceError
+from models.sources.records import UNDETERMINED
 
 ROWS_A_FILE: Final = 65_536
 _OURS: Final = "diptych_"

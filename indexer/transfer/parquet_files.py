@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from indexer.filtering.fields import Field, parse_fields, values_of
+from indexer.filters.declared import Field, parse_fields, values_of
 from indexer.format.items import Item, Picture
 from indexer.format.manifest import Manifest, Modality
 from indexer.format.segment_writer import NewRow
-from indexer.transfer.transfer import BLOCK, Rows, TransferReport
-from models.data.records import UNDETERMINED
+from indexer.transfer.rows import BLOCK, Rows, TransferReport
 from models.encoder import Fingerprint
 from models.errors import InputError, ModelError, SourceError
+from models.sources.records import UNDETERMINED
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,8 +1,8 @@
 """A linear probe: how well classes can be told apart in a pair's picture embeddings.
 
-Multinomial logistic regression on frozen, unit-length embeddings (`models.tuning.linear`), fitted
-on one labelled set and measured on another, as in Radford et al. 2021 (CLIP), section 3.2 and
-appendix A.3; the names of the metrics are CLIP_benchmark's.
+Multinomial logistic regression on frozen, unit-length embeddings (`models.training.heads.linear`),
+fitted on one labelled set and measured on another, as in Radford et al. 2021 (CLIP), section 3.2
+and appendix A.3; the names of the metrics are CLIP_benchmark's.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections import Counter
 import numpy as np
 
 from models.errors import InvalidLabelsError, SourceError
-from models.evaluation.collect import Collected
-from models.evaluation.metrics import class_hits
-from models.evaluation.zeroshot import FEWEST_FOR_TOP_5
-from models.tuning.linear import fit_linear
+from models.evaluation.accuracy import FEWEST_FOR_TOP_5
+from models.metrics import class_hits
+from models.sources.embedded import Collected
+from models.training.heads.linear import fit_linear
 
 
 def evaluate_linear_probe(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from models.encoder import Encoder
 from models.errors import SourceError
-from models.evaluation.collect import Collected, embed_texts
-from models.evaluation.metrics import retrieval_recall
+from models.metrics import retrieval_recall
+from models.sources.embedded import Collected, embed_texts
 
 KS = (1, 5, 10)
 

@@ -2,7 +2,7 @@
 
 The pixels that the model takes, a digest that tells pictures apart, a thumbnail, the size: made
 together where the picture is decoded, which may be a process of its own
-(`models.images.decode_pool`). Plain bytes go in and come out, so it can travel; it knows no model
+(`models.images.pool`). Plain bytes go in and come out, so it can travel; it knows no model
 beyond its geometry.
 """
 

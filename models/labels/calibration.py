@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InvalidLabelsError
-from models.evaluation.metrics import expected_calibration_error, top_k_accuracy
 from models.labels.zeroshot import chances
+from models.metrics import expected_calibration_error, top_k_accuracy
 
 Logits = npt.NDArray[np.float64]
 

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from models.checkpoints import WEIGHTS_NAME
+from models.atomic import replace_file
+from models.encoders.base.weights_file import WEIGHTS_NAME
 from models.errors import TrainingError
-from models.files import replace_file
 from models.training.config import TrainConfig
 from models.training.pair import TrainablePair
 from models.training.progress import Progress

@@ -25,10 +25,10 @@ class TrainConfig:
         precision: `fp32`, or autocast in `bf16` or `fp16`; weights and loss stay in fp32.
         grad_checkpointing: recompute activations instead of keeping them.
         objective: InfoNCE (`clip`) or pairwise sigmoids (`siglip`).
-        label_smoothing: see `models.losses.info_nce`.
+        label_smoothing: see `models.training.losses.info_nce`.
         hard_negatives: disturbed captions per pair as further negatives (Yuksekgonul et al. 2023).
         tune: `full`, or `lora`: low-rank updates of the unlocked towers' weights learn in their
-            place (see `models.tuning.lora`).
+            place (see `models.training.lora`).
         lora_rank: of each update.
         lock_image, lock_text: towers that do not learn (Zhai et al. 2022, LiT).
         unlock_blocks: last blocks of locked towers that learn all the same; with no tower named,

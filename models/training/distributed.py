@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from models.devices import resolve_device
 from models.environment import torchrun_place
-from models.losses import Objective
+from models.training.losses import Objective
 
 _BUCKET = 6_000_000
 """Numbers that travel together when gradients are averaged: about what DDP sends at once."""

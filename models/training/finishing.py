@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from models.files import replace_file
+from models.atomic import replace_file
 from models.training.config import TrainConfig
 from models.training.measuring import Recall, score
 from models.training.progress import Progress

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from models.files import replace_file
+from models.atomic import replace_file
 from models.training.measuring import Recall
 
 METRICS_NAME: Final = "metrics.jsonl"

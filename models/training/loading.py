@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.data.records import Reject
 from models.encoder import PreparedText
 from models.errors import ImageError, SourceError
 from models.images.decode import decode_image
+from models.sources.records import Reject
 from models.training.augment import Augmenter, Pixels
 from models.training.disturbed import disturbed
 from models.training.mixing import Sample

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.data.decoding import Ready, prepare_rows
-from models.data.records import Reject, Source
 from models.encoder import PreparedImage, PreparedText
-from models.evaluation.metrics import retrieval_recall
-from models.openclip.build import transform
+from models.encoders.open_clip.assembly import transform
+from models.metrics import retrieval_recall
+from models.sources.prepared import Ready, prepare_rows
+from models.sources.records import Reject, Source
 from models.training.pair import TrainablePair
 
 Recall: TypeAlias = dict[str, dict[str, float]]

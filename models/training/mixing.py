@@ -12,8 +12,8 @@ from itertools import islice
 from random import Random
 from typing import Literal, TypeAlias
 
-from models.data.records import Record
 from models.labels.prompts import DEFAULT_TEMPLATES, build_prompts
+from models.sources.records import Record
 from models.training.sampling import Drawn, Shuffled, group_of
 
 Kind: TypeAlias = Literal["main", "extra", "class"]

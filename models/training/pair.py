@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import inspect_weights
+from models.encoders.base.model_id import ModelId
+from models.encoders.base.weights_file import inspect_weights
+from models.encoders.open_clip.assembly import build_fresh, build_pair
+from models.encoders.open_clip.lookup import find_fresh, find_source
+from models.encoders.open_clip.prefix import TextTower, text_tower
+from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import ModelError
-from models.model_id import ModelId
-from models.openclip.build import build_fresh, build_pair
-from models.openclip.prefix import TextTower, text_tower
-from models.openclip.source import find_fresh, find_source
-from models.openclip.text import TextPreparer
 
 FRESH_SIGMOID_SCALE = 10.0
 FRESH_SIGMOID_BIAS = -10.0
@@ -127,7 +127,7 @@ def load_pair(model: ModelId) -> TrainablePair:
 
 
 def fresh_pair(name: str, *, seed: int) -> TrainablePair:
-    """A pair with random weights; `name` as `models.openclip.source.find_fresh` takes it.
+    """A pair with random weights; `name` as `models.encoders.open_clip.lookup.find_fresh` takes it.
 
     Raises:
         ModelError: an unknown architecture, or one that cannot be built.

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from models.data.records import Reject, Source
+from models.atomic import replace_file
 from models.errors import SourceError, TrainingError
-from models.files import replace_file
-from models.losses import InfoNCEObjective, Objective, SigmoidObjective
+from models.sources.records import Reject, Source
 from models.training.augment import Augmentation, Augmenter
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
@@ -32,6 +31,8 @@ from models.training.journal import Journal, read_journal
 from models.training.layers import lock
 from models.training.loading import Batch, Preparer, load_batches
 from models.training.loop import Cadence, Run, train
+from models.training.lora import attach_lora, merge_lora
+from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
 from models.training.measuring import Validation
 from models.training.mixing import Kind, Mix, Stream, usable
 from models.training.optimiser import make_optimiser
@@ -42,7 +43,6 @@ from models.training.saving import save_pair
 from models.training.step import Stepper
 from models.training.stopping import room_in
 from models.training.weights import Weights, copy_of
-from models.tuning.lora import attach_lora, merge_lora
 
 CURVES_NAME: Final = "curves.png"
 

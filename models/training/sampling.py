@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from models.data.parts import parts_of
-from models.data.records import Record, Source
 from models.errors import SourceError
+from models.sources.records import Record, Source, parts_of
 
 OPEN_PARTS: Final = 4
 """Files read at a time: more mix better, and each is an open file."""

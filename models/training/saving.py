@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from models.checkpoints import WEIGHTS_NAME
-from models.files import replace_file
-from models.openclip.source import CONFIG_NAME
+from models.atomic import replace_file
+from models.encoders.base.weights_file import WEIGHTS_NAME
+from models.encoders.open_clip.lookup import CONFIG_NAME
 from models.training.pair import TrainablePair
 
 _TOKENIZER_FILES: Final = (

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.devices import DTYPES
-from models.losses import Objective
 from models.training.config import TrainConfig
 from models.training.distributed import AcrossRanks, World, average_gradients
 from models.training.gradcache import cached_backward
 from models.training.layers import frozen_towers, trainable
 from models.training.loading import Batch
+from models.training.losses import Objective
 from models.training.optimiser import set_rate
 from models.training.pair import TrainablePair
 

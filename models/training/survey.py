@@ -11,9 +11,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Final
 
-from models.data.holdout import is_held_out
-from models.data.parts import parts_of
-from models.data.records import Plan, Record, Row, Source
+from models.sources.holdout import is_held_out
+from models.sources.records import Plan, Record, Row, Source, parts_of
 from models.training.mixing import usable
 
 LADDER: Final = (10, 100, 1_000, 10_000)

@@ -1,1 +1,4 @@
-"""One file per command; `main` is the entry point. A command imports what it runs when it runs."""
+"""The command line: `main` is the entry point, a folder a command group.
+
+A command imports what it runs when it runs, so that `--help` stays fast.
+"""

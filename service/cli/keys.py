@@ -14,7 +14,7 @@ from service.cli.output import emit_json, json_option, note
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from service.wire.keys import StoredKey
+    from service.http.middleware.keys import StoredKey
 
 _UNITS = {"h": 1, "d": 24, "w": 24 * 7}
 
@@ -77,7 +77,7 @@ def new(
     file: Path, name: str, scopes: tuple[str, ...], valid_for: timedelta | None, as_json: bool
 ) -> int:
     """Make a key and print it, once: the file keeps only its digest."""
-    from service.wire.keys import SCOPES, KeyFile, mint
+    from service.http.middleware.keys import SCOPES, KeyFile, mint
 
     wanted = [scope for scope in SCOPES if scope in scopes]
     key, stored = mint(name, wanted, valid_for=valid_for)
@@ -97,7 +97,7 @@ def list_keys(file: Path, as_json: bool) -> int:
     """List the keys by id; what they are cannot be told."""
     from datetime import UTC, datetime
 
-    from service.wire.keys import KeyFile
+    from service.http.middleware.keys import KeyFile
 
     stored = KeyFile(file).read()
     if as_json:
@@ -118,7 +118,7 @@ def list_keys(file: Path, as_json: bool) -> int:
 @json_option
 def revoke(file: Path, identity: str, as_json: bool) -> int:
     """Revoke the key of an ID. A running service refuses it within a second."""
-    from service.wire.keys import KeyFile
+    from service.http.middleware.keys import KeyFile
 
     gone = KeyFile(file).revoke(identity)
     if as_json:

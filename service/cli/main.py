@@ -19,15 +19,15 @@ from service.cli.exits import INTERRUPTED, exit_code, one_line
 
 # name -> (module:attribute, the line shown by --help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "index": ("service.cli.index:index", "Build, describe and verify an index of pictures."),
+    "index": ("service.cli.index.group:index", "Build, describe and verify an index of pictures."),
     "search": ("service.cli.search:search", "Search an index by text or by picture."),
-    "classify": ("service.cli.classify:classify", "Sort pictures into labels you name."),
-    "serve": ("service.cli.serve:serve", "Serve an index over HTTP, with a web page."),
+    "classify": ("service.cli.classify.command:classify", "Sort pictures into labels you name."),
+    "serve": ("service.cli.serve.command:serve", "Serve an index over HTTP, with a web page."),
     "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
-    "data": ("service.cli.data:data", "Look a data set over before training on it."),
-    "train": ("service.cli.train:train", "Train an encoder pair on captioned pictures."),
+    "data": ("service.cli.data.command:data", "Look a data set over before training on it."),
+    "train": ("service.cli.train.command:train", "Train an encoder pair on captioned pictures."),
     "evaluate": (
-        "service.cli.evaluate:evaluate",
+        "service.cli.evaluate.command:evaluate",
         "Measure retrieval, zero-shot or linear-probe accuracy.",
     ),
     "models": ("service.cli.models:models", "List and describe encoder pairs."),

@@ -28,7 +28,7 @@ def models(context: click.Context, needle: str, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from models.registry import known_models
+    from models.encoders.registry import known_models
 
     found = [model for model in known_models() if needle.lower() in model.id.lower()]
     if as_json:
@@ -59,7 +59,7 @@ def show(model: str, device: str, precision: str, as_json: bool) -> None:
     diptych models show ViT-B-32/laion2b_s34b_b79k --json
     diptych models show local-dir:my-pair
     """
-    from models.registry import load_encoder
+    from models.encoders.registry import load_encoder
 
     encoder = load_encoder(model, device=device, precision=precision)
     fingerprint = encoder.fingerprint

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from models.backends import BACKENDS, prefer_backend
+from models.encoders.base.backends import BACKENDS, prefer_backend
 
 F = TypeVar("F", bound=Callable[..., Any])
 

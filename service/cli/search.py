@@ -14,10 +14,10 @@ import click
 from models.errors import InvalidFilterError
 from service.cli.exits import OK
 from service.cli.output import emit_json, json_option, model_options, note
-from service.manners import DEDUPLICATE, HYBRID
+from service.engine.manners import DEDUPLICATE, HYBRID
 
 if TYPE_CHECKING:
-    from indexer.filtering.filters import Filter
+    from indexer.filters.language import Filter
     from indexer.search.snapshot import Item
     from service.engine.queries import SearchAnswer, SearchQuery, Target
 
@@ -163,7 +163,7 @@ def search(
         if wanted is not None:
             with _pointing_into_the_filter():
                 snapshot.check_filter(wanted)
-        from models.registry import load_encoder
+        from models.encoders.registry import load_encoder
         from service.engine.engine import Engine
         from service.engine.queries import Manner
 
@@ -219,7 +219,7 @@ def _query(
 
 
 def _filter(text: str) -> Filter:
-    from indexer.filtering.filters import parse_filter
+    from indexer.filters.language import parse_filter
 
     try:
         document = json.loads(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from models.data import Source
+    from models.sources import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ class Reading:
         Raises:
             SourceError: a source does not exist or is of no kind that is read here.
         """
-        from models.data import open_source
+        from models.sources import open_source
 
         return [
             open_source(
@@ -125,9 +125,9 @@ def reading_options(function: F) -> F:
 
 
 def _fetcher() -> Callable[[str], bytes]:
-    from models.data.fetch import Fetcher
-    from models.data.files import FileRefusedError
     from models.errors import UrlError
+    from models.sources.fetch import Fetcher
+    from models.sources.files import FileRefusedError
 
     fetcher = Fetcher()
 

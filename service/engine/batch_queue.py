@@ -7,8 +7,8 @@ What it promises every caller: an answer or an error, always. Calls whose caller
 time has passed are dropped before they take a place in a batch. When a batch fails its calls run
 again one by one, so a bad one fails alone, and no exception ends the thread.
 
-Knows nothing of encoders, indexes or HTTP. Who may queue at all is `service.wire.admission`'s
-affair.
+Knows nothing of encoders, indexes or HTTP. Who may queue at all is
+`service.http.middleware.admission`'s affair.
 """
 
 from __future__ import annotations

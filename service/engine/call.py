@@ -1,6 +1,6 @@
 """One caller's place in a `BatchQueue`: the answer to come, for a thread to wait for.
 
-Waiting ends with the answer, the error, or the caller's deadline (`service.wire.deadline`),
+Waiting ends with the answer, the error, or the caller's deadline (`service.engine.deadline`),
 whichever is first. Event loops wait through `service.engine.steps`. Knows nothing of batches.
 """
 
@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from models.errors import DeadlineError, DiptychError
-from service.wire import deadline
-from service.wire.deadline import Deadline
+from service.engine import deadline
+from service.engine.deadline import Deadline
 
 R = TypeVar("R")
 

@@ -38,7 +38,7 @@ from service.engine.label_set_store import LabelSetStore, check_name
 from service.engine.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
 from service.engine.predictions import Chances, parents, predictions
 from service.engine.queries import ClassifyAnswer, ImageResult
-from service.operations.stopwatch import Prepare, Stopwatch
+from service.operations.timing import Prepare, Stopwatch
 
 
 class Classifier:

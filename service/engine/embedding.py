@@ -12,7 +12,7 @@ from models.errors import DiptychError
 from models.vectors import Vectors
 from service.engine.queries import ImageQuery, TextQuery, check_text
 from service.engine.serial import SerialEncoder
-from service.operations.stopwatch import Prepare, Stopwatch
+from service.operations.timing import Prepare, Stopwatch
 
 
 class EmbeddingError(DiptychError):

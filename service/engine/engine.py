@@ -25,11 +25,13 @@ from indexer.search.holder import SnapshotHolder
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import IndexNotFoundError, InvalidTextError, NotFoundError
 from models.vectors import Vectors, weighted_sum
+from service.engine import deadline
 from service.engine.call import Call
 from service.engine.classifier import Classifier
 from service.engine.embedding import Embeddings
-from service.engine.explaining import Decode, Explanations, decode_here
-from service.engine.judging import judge, query_kind
+from service.engine.explanations import Decode, Explanations, decode_here
+from service.engine.item_writer import ItemWriter
+from service.engine.judgement import judge, query_kind
 from service.engine.label_set_store import LabelSetStore
 from service.engine.label_sets import check_label_set
 from service.engine.queries import (
@@ -53,15 +55,13 @@ from service.engine.queries import (
     storable,
     words_of,
 )
-from service.engine.searching import Ask, DirectSearch
+from service.engine.searches import Ask, DirectSearch
 from service.engine.serial import SerialEncoder
 from service.engine.steps import Steps, finish
-from service.engine.writing import ItemWriter
-from service.operations.stopwatch import Stopwatch
-from service.wire import deadline
+from service.operations.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from indexer.filtering.filters import Filter
+    from indexer.filters.language import Filter
     from indexer.search.facets import Facet
     from indexer.search.snapshot import Hit, IndexInfo, Item, Snapshot
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from models.errors import InputError, InvalidLabelsError
 from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
+from models.labels.class_head import ClassHead
 from models.labels.fewshot import DEFAULT_ALPHA, DEFAULT_BETA
 from models.labels.hierarchy import Hierarchy, looks_hierarchical
 from models.labels.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
-from models.tuning.head import ClassHead
 from models.vectors import Vectors
 
 # a thousand labels in the eighty templates of ImageNet; more is a mistake or an attack

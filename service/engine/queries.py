@@ -99,7 +99,7 @@ class SearchAnswer:
 
     Attributes:
         relevance_K: per hit how far it stands above the index's background, 0 to 1; None where
-            the index cannot tell (`service.engine.judging`).
+            the index cannot tell (`service.engine.judgement`).
         no_good_match: the best hit of the whole query does not stand above it; None likewise.
         vectors_KD: the hits' embeddings in hit order, when asked for.
         truncated: the query text was longer than the model's context and was cut.

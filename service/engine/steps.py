@@ -17,8 +17,8 @@ from collections.abc import Generator
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from service.engine import deadline
 from service.engine.call import Call, tell, too_late
-from service.wire import deadline
 
 R = TypeVar("R")
 

@@ -19,43 +19,43 @@ from typing import Any
 
 import click
 
-from models.data import open_source
-from models.data.records import Source
 from models.devices import resolve_device, set_threads
-from models.errors import DiptychError
-from models.starter import DESCRIPTION_NAME
-from models.starter.encoder import load_image_tower, load_text_tower
-from models.starter.heads import HeadsConfig, StarterHeads, load_heads, read_parts, save_heads
-from models.starter.precision import starter_dtype
-from models.starter.towers import ImageTower, TextTower
-from models.starter.training.config import TrainConfig
-from models.starter.training.features import FeatureMaker
-from models.starter.training.image_stage import (
-    HeadsOverTower,
-    RowlessRehearsal,
-    mean_of,
-    tune_image,
+from models.encoders.starter import DESCRIPTION_NAME
+from models.encoders.starter.heads import (
+    HeadsConfig,
+    StarterHeads,
+    load_heads,
+    read_parts,
+    save_heads,
 )
-from models.starter.training.loop import Recall, Step, measure, train
-from models.starter.training.merge import merge
-from models.starter.training.pairs import Kind, Pairs, gather
-from models.starter.training.pictures import PictureMaker
-from models.starter.training.rehearsal import Rehearsal
-from models.starter.training.sentences import InSentences
-from models.starter.training.start import fresh_heads
-from models.starter.training.text_stage import (
-    HeadsOverPools,
-    PoolMaker,
-    soup,
-    tune,
-    tuned_layers,
-)
-from models.starter.tuned import (
+from models.encoders.starter.pair import load_image_tower, load_text_tower
+from models.encoders.starter.precision import starter_dtype
+from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.tuned_weights import (
     IMAGE_WEIGHTS_NAME,
     TEXT_WEIGHTS_NAME,
     copy_weights,
     save_weights,
 )
+from models.errors import DiptychError
+from models.sources import open_source
+from models.sources.records import Source
+from models.training.starter.config import TrainConfig
+from models.training.starter.features import FeatureMaker
+from models.training.starter.image_stage import (
+    HeadsOverTower,
+    RowlessRehearsal,
+    mean_of,
+    tune_image,
+)
+from models.training.starter.loop import Recall, Step, measure, train
+from models.training.starter.merge import merge
+from models.training.starter.pairs import Kind, Pairs, gather
+from models.training.starter.pictures import PictureMaker
+from models.training.starter.rehearsal import Rehearsal
+from models.training.starter.sentences import InSentences
+from models.training.starter.start import fresh_heads
+from models.training.starter.text_stage import HeadsOverPools, PoolMaker, soup, tune, tuned_layers
 from models.training.weights import interpolated
 from service.cli.exits import exit_code, one_line
 

@@ -49,10 +49,10 @@ from backends_engines import (  # noqa: E402
 )
 from serve import cpu  # noqa: E402
 
-from models.data import open_source  # noqa: E402
-from models.data.records import Record  # noqa: E402
+from models.encoders.starter.pair import load_starter  # noqa: E402
 from models.images.decode import decode_image  # noqa: E402
-from models.starter.encoder import load_starter  # noqa: E402
+from models.sources import open_source  # noqa: E402
+from models.sources.records import Record  # noqa: E402
 from models.vectors import unit_rows  # noqa: E402
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "timm", "open_clip_torch")

@@ -29,8 +29,8 @@ import openvino
 import torch
 from torch import nn
 
-from models.openclip.build import in_precision
-from models.starter.encoder import load_starter
+from models.encoders.open_clip.assembly import in_precision
+from models.encoders.starter.pair import load_starter
 
 Array = npt.NDArray[np.float32]
 Run = Callable[[Array], Array]

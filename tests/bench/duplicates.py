@@ -24,12 +24,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.edit.optimize import OptimizeOptions, optimize
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
 from indexer.format.version import open_version
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.duplicates import find_duplicates
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows
 

@@ -27,16 +27,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import ColourEncoder, solid  # noqa: E402
 
-from indexer.edit.editing import delete_items, rollback  # noqa: E402
-from indexer.edit.editor import Editor  # noqa: E402
-from indexer.edit.purging import purge  # noqa: E402
 from indexer.format.items import Item  # noqa: E402
 from indexer.format.segment_writer import NewRow  # noqa: E402
-from indexer.judge.relevance import embed_background  # noqa: E402
-from indexer.write.history import history  # noqa: E402
-from indexer.write.store import IndexWriter  # noqa: E402
-from models.data.records import Record  # noqa: E402
+from indexer.maintain.edit import delete_items, rollback  # noqa: E402
+from indexer.maintain.editor import Editor  # noqa: E402
+from indexer.maintain.purge import purge  # noqa: E402
+from indexer.search.relevance import embed_background  # noqa: E402
+from indexer.store.history import history  # noqa: E402
+from indexer.store.writer import IndexWriter  # noqa: E402
 from models.encoder import PreparedImage, PreparedText  # noqa: E402
+from models.sources.records import Record  # noqa: E402
 from models.vectors import Vectors, unit_rows  # noqa: E402
 
 DIM = 512

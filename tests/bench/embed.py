@@ -39,12 +39,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from PIL import Image  # noqa: E402
 
-from indexer.build.builder import BuildOptions, BuildReport, build_index  # noqa: E402
-from models.data import open_source  # noqa: E402
-from models.data.records import Plan, Record  # noqa: E402
+from indexer.ingest.build import BuildOptions, BuildReport, build_index  # noqa: E402
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText  # noqa: E402
 from models.images.decode import decode_image  # noqa: E402
 from models.images.geometry import Geometry, Pixels  # noqa: E402
+from models.sources import open_source  # noqa: E402
+from models.sources.records import Plan, Record  # noqa: E402
 from models.vectors import Vectors, unit_rows  # noqa: E402
 
 NAMES = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg")
@@ -172,7 +172,7 @@ def built(encoder: Encoder, folder: Path, **options: Any) -> tuple[float, BuildR
 
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
-    from models.registry import load_encoder
+    from models.encoders.registry import load_encoder
 
     encoder = load_encoder(options.model, threads=options.threads)
     size = tuple(int(side) for side in options.size.split("x"))
@@ -289,8 +289,8 @@ def startup(options: argparse.Namespace) -> dict[str, Any]:
 
 def draft(options: argparse.Namespace) -> dict[str, Any]:
     """What decoding JPEGs at a fraction does to embeddings: cosines to the full decoding."""
+    from models.encoders.registry import load_encoder
     from models.images.decode import decode_reduced
-    from models.registry import load_encoder
 
     encoder = load_encoder(options.model, threads=options.threads)
     side = encoder.geometry.height  # type: ignore[attr-defined]

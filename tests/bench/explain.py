@@ -23,12 +23,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.data import open_source
-from models.data.records import Record
 from models.encoder import Encoder
+from models.encoders.registry import load_encoder
 from models.explain import Explainer, RelevanceMap
 from models.images.decode import decode_image
-from models.registry import load_encoder
+from models.sources import open_source
+from models.sources.records import Record
 
 Pair = tuple[Image.Image, str]
 SIDE = 512

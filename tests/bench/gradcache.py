@@ -30,8 +30,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.losses import objective_for
 from models.training.gradcache import cached_backward
+from models.training.losses import objective_for
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
 from indexer.search.snapshot import open_snapshot
-from indexer.write.store import IndexWriter
-from models.data import open_source
-from models.data.records import Record
+from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
+from models.encoders.registry import load_encoder
 from models.images.decode import decode_image
-from models.registry import load_encoder
+from models.sources import open_source
+from models.sources.records import Record
 from models.vectors import Vectors
 
 WEIGHTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]

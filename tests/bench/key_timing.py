@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from service.wire.keys import KeyRing, mint
+from service.http.middleware.keys import KeyRing, mint
 
 
 def welch(one: np.ndarray, other: np.ndarray) -> float:

@@ -33,17 +33,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.data import open_source
 from models.devices import resolve_device
-from models.quality.mixture import best_floor, wrong_share
-from models.starter.heads import StarterHeads
-from models.starter.precision import starter_dtype
-from models.starter.towers import ImageTower, TextTower
-from models.starter.training.config import TrainConfig
-from models.starter.training.features import FeatureMaker
-from models.starter.training.loop import Recall, measure, train
-from models.starter.training.pairs import Pairs, gather
-from models.starter.training.start import fresh_heads
+from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.precision import starter_dtype
+from models.encoders.starter.towers import ImageTower, TextTower
+from models.evaluation.captions.mixture import best_floor, wrong_share
+from models.sources import open_source
+from models.training.starter.config import TrainConfig
+from models.training.starter.features import FeatureMaker
+from models.training.starter.loop import Recall, measure, train
+from models.training.starter.pairs import Pairs, gather
+from models.training.starter.start import fresh_heads
 
 
 def owners_of(pairs: Pairs) -> np.ndarray:

@@ -18,12 +18,12 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from models.data import open_source
-from models.data.records import Row, Source
-from models.evaluation.collect import collect
+from models.encoders.registry import load_encoder
 from models.labels.abstain import background_logits, background_matrix, none_of_these
 from models.labels.zeroshot import background, chances, class_logits, class_matrix
-from models.registry import load_encoder
+from models.sources import open_source
+from models.sources.embedded import collect
+from models.sources.records import Row, Source
 
 Figures = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -35,7 +35,7 @@ def make(path: Path, rows: int, dim: int) -> None:
 
     from indexer.format.items import Item
     from indexer.format.segment_writer import NewRow
-    from indexer.write.store import IndexWriter
+    from indexer.store.writer import IndexWriter
     from models.encoder import Fingerprint
     from models.vectors import unit_rows
 

@@ -106,7 +106,7 @@ def peak_mb() -> float:
 
 def read(path: Path) -> dict[str, Any]:
     """Runs in a process of its own."""
-    from models.data import Reject, open_source
+    from models.sources import Reject, open_source
 
     if path.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  (its 60 MB are not the reader's)

@@ -28,9 +28,9 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from indexer.format.version import OpenVersion, open_version
-from indexer.judge.relevance import read_background
+from indexer.search.relevance import read_background
 from models.encoder import Encoder
-from models.registry import load_encoder
+from models.encoders.registry import load_encoder
 from models.vectors import Vectors
 
 Floats = npt.NDArray[np.float64]

@@ -79,10 +79,10 @@ def write_gallery(folder: Path) -> Path:
 
 
 def build(root: Path) -> str:
-    from indexer.build.builder import BuildOptions, build_index
-    from indexer.filtering.fields import parse_fields
-    from models.data import open_source
-    from models.registry import load_encoder
+    from indexer.filters.declared import parse_fields
+    from indexer.ingest.build import BuildOptions, build_index
+    from models.encoders.registry import load_encoder
+    from models.sources import open_source
 
     gallery = open_source(str(write_gallery(root / "gallery")))
     options = BuildOptions(fields=parse_fields(["kind"]))

@@ -41,10 +41,10 @@ SINGLE = 300
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    from indexer.edit.optimize import optimize
     from indexer.format.items import Item
     from indexer.format.segment_writer import NewRow
-    from indexer.write.store import IndexWriter
+    from indexer.maintain.optimize import optimize
+    from indexer.store.writer import IndexWriter
     from models.encoder import Fingerprint
 
     data = load(arguments)

@@ -49,10 +49,10 @@ def embed_sources(sources: list[str], out: Path) -> None:
     """Pictures and captions of the sources with the starter pair -> `images`, `captions` (npz)."""
     import tempfile
 
-    from indexer.build.builder import build_index
+    from indexer.ingest.build import build_index
     from indexer.search.snapshot import open_snapshot
-    from models.data import open_source
-    from models.registry import load_encoder
+    from models.encoders.registry import load_encoder
+    from models.sources import open_source
 
     encoder = load_encoder("starter")
     with tempfile.TemporaryDirectory() as directory:

@@ -26,7 +26,7 @@ from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
 from indexer.search.snapshot import open_snapshot
 from indexer.search.vector_index import ExactIndex
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows
 

@@ -23,12 +23,12 @@ import faiss
 import numpy as np
 from search_exact import SEGMENT, K, cpu, timed
 
-from indexer.filtering.fields import parse_fields, values_of
-from indexer.filtering.filters import Filter, parse_filter
+from indexer.filters.declared import parse_fields, values_of
+from indexer.filters.language import Filter, parse_filter
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows
 

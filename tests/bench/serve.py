@@ -51,7 +51,7 @@ def wide_index(path: Path, rows: int) -> None:
 
     from indexer.format.items import Item
     from indexer.format.segment import NewRow
-    from indexer.write.store import IndexWriter
+    from indexer.store.writer import IndexWriter
     from models.vectors import unit_rows
 
     rng = np.random.default_rng(0)

@@ -135,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from indexer.search.snapshot import open_snapshot
-    from models.registry import load_encoder
+    from models.encoders.registry import load_encoder
 
     snapshot = open_snapshot(arguments.index, fingerprint=None)
     encoder = load_encoder(snapshot.fingerprint.model, device="cpu", threads=arguments.threads)

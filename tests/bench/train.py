@@ -37,8 +37,8 @@ from open_clip_train.train import train_one_epoch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from models.data import open_source
-from models.model_id import parse_model_id
+from models.encoders.base.model_id import parse_model_id
+from models.sources import open_source
 from models.training.augment import Augmentation, Augmenter
 from models.training.config import TrainConfig
 from models.training.distributed import World

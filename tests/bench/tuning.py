@@ -33,21 +33,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.data import open_source
-from models.data.decoding import prepare_rows
-from models.data.records import Reject
 from models.encoder import Encoder
-from models.evaluation.collect import Collected
-from models.evaluation.metrics import mean_per_class_recall, top_k_accuracy
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.registry import load_encoder
 from models.labels.fewshot import cache_logits
 from models.labels.prompts import DEFAULT_TEMPLATES
 from models.labels.zeroshot import class_logits, class_matrix
-from models.model_id import parse_model_id
-from models.registry import load_encoder
+from models.metrics import mean_per_class_recall, top_k_accuracy
+from models.sources import open_source
+from models.sources.embedded import Collected
+from models.sources.prepared import prepare_rows
+from models.sources.records import Reject
+from models.training.heads.fit import fit_head, labelled
+from models.training.heads.linear import held_back
+from models.training.lora import attach_lora, merge_lora
 from models.training.pair import load_pair
-from models.tuning.fitting import fit_head, labelled
-from models.tuning.lora import attach_lora, merge_lora
-from models.tuning.split import held_back
 from models.vectors import unit_rows
 
 BATCH = 32

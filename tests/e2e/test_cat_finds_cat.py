@@ -60,9 +60,9 @@ def index(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(index: Path) -> Iterator[TestClient]:
     from indexer.search.snapshot import open_snapshot, read_fingerprint
-    from models.registry import load_encoder
-    from service.app import create_app
+    from models.encoders.registry import load_encoder
     from service.engine.engine import Engine
+    from service.http.app import create_app
 
     encoder = load_encoder(read_fingerprint(index).model)
     with (

@@ -22,7 +22,7 @@ def keyed(
     address: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str, list[str]]]:
     """A second service over the same index, with keys: its address, a key, what was seen."""
-    from service.wire.keys import KeyFile, mint
+    from service.http.middleware.keys import KeyFile, mint
 
     root = tmp_path_factory.mktemp("keyed")
     key, stored = mint("browser")

@@ -19,11 +19,11 @@ from typing import Any
 from fakes import COLOURS, ColourEncoder, halves
 from indexes import NAMES, ListSource
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.filtering.fields import parse_fields
-from indexer.filtering.filters import parse_filter
+from indexer.filters.declared import parse_fields
+from indexer.filters.language import parse_filter
+from indexer.ingest.build import BuildOptions, build_index
 from indexer.search.snapshot import Snapshot, open_snapshot
-from models.data.records import Record
+from models.sources.records import Record
 
 FIELDS = "year:int,tags:str[],sold:bool"
 SEARCHES: list[dict[str, Any]] = [

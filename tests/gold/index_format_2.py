@@ -22,15 +22,15 @@ from gold.index_format_1 import FIELDS, records
 from gold.index_format_1 import answers as answers_of_format_1
 from indexes import ListSource
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items
-from indexer.edit.optimize import OptimizeOptions, optimize
 from indexer.files.fs import Fs
-from indexer.filtering.fields import parse_fields
+from indexer.filters.declared import parse_fields
 from indexer.format.manifest import read_manifest
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.write.history import history
-from indexer.write.sweeping import Sweeper
+from indexer.store.history import history
+from indexer.store.sweep import Sweeper
 
 HYBRID = ["red picture", "红", "yellow or 黑"]
 
@@ -61,7 +61,10 @@ def main(out: Path) -> None:
 
     build(renewed=False)
     few = {"hnsw": (1,)}  # efforts and gains are meant for more rows than these
-    with patch("indexer.edit.tuning._GAIN", 0.0), patch("indexer.edit.tuning._EFFORTS", few):
+    with (
+        patch("indexer.maintain.structures._GAIN", 0.0),
+        patch("indexer.maintain.structures._EFFORTS", few),
+    ):
         report = optimize(index, OptimizeOptions(structure="hnsw", fewest=15, floor=0.05))
     assert report.images.structure == "hnsw", report.images.notes
     delete_items(index, ["p01"])

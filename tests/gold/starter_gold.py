@@ -30,8 +30,8 @@ TEXTS = [
 
 def measure(precision: str = "fp32") -> tuple[np.ndarray, Any]:
     """Cosines float32 [photographs, texts], and the encoder that gave them."""
+    from models.encoders.registry import load_encoder
     from models.images.decode import decode_image
-    from models.registry import load_encoder
 
     encoder = load_encoder("starter", device="cpu", precision=precision)
     folder = Path(skimage.__file__).parent / "data"

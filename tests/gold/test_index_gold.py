@@ -15,9 +15,9 @@ from fakes import ColourEncoder
 from indexes import build, record
 
 from indexer.format.manifest import Head, read_manifest
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot
-from indexer.trust.verify import verify_index
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError
 
 HERE = Path(__file__).parent

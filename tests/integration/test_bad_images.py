@@ -11,9 +11,9 @@ from bad_images import cases
 from fakes import ColourEncoder
 from mutated_images import MutatedPictures
 
-from indexer.build.builder import BuildOptions, BuildReport, build_index
-from models.data import open_source
-from models.data.records import Source
+from indexer.ingest.build import BuildOptions, BuildReport, build_index
+from models.sources import open_source
+from models.sources.records import Source
 
 
 def build(source: Source, out: Path) -> tuple[BuildReport, dict[str, dict[str, str]]]:

@@ -12,11 +12,11 @@ from clustered import fill, pictures, texts
 from fakes import COLOURS
 from indexes import build, record
 
-from indexer.edit.optimize import OptimizeOptions, optimize
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
-from service.cli.index_optimize import ByteSize
-from service.plots.curve_plot import draw_curves, pareto
+from service.cli.index.optimize import ByteSize
+from service.cli.plots.curve_plot import draw_curves, pareto
 
 DRIVER = Path(__file__).resolve().parents[1] / "colour_cli.py"
 
@@ -73,7 +73,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 def test_the_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
     fill(tmp_path / "x", pictures(2000), texts(200))
     optimize(tmp_path / "x", OptimizeOptions(structure="ivf", floor=0.8, fewest=500))
     with open_snapshot(tmp_path / "x", fingerprint=None) as snapshot:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny import WORDS, blocks, shard, sixteen, tiny_pair
 
 from models.errors import InvalidLabelsError, LabelSetError, TrainingError
-from service.cli.classify import classify
-from service.cli.evaluate import evaluate
-from service.cli.train import train
+from service.cli.classify.command import classify
+from service.cli.evaluate.command import evaluate
+from service.cli.train.command import train
 
 KINDS = ["linear", "adapter", "prompts"]
 LABELS = ["apple", "bread", "cheese"]

@@ -17,24 +17,24 @@ from PIL import Image
 from tiny import sixteen, tiny_pair
 from torch import Tensor
 
-from models.data import open_source
-from models.losses import objective_for
-from models.model_id import parse_model_id
-from models.registry import load_encoder
-from models.starter.encoder import STARTER_DIRECTORY
-from models.starter.heads import load_heads
-from models.starter.towers import IMAGE_FEATURES, TEXT_FEATURES, ImageTower
-from models.starter.training.config import TrainConfig as HeadsTrainConfig
-from models.starter.training.image_stage import HeadsOverTower, tune_image
-from models.starter.training.loop import Step as HeadsStep
-from models.starter.training.pairs import Kind, Pairs
-from models.starter.training.pictures import PictureBank, varied
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.registry import load_encoder
+from models.encoders.starter.heads import load_heads
+from models.encoders.starter.pair import STARTER_DIRECTORY
+from models.encoders.starter.towers import IMAGE_FEATURES, TEXT_FEATURES, ImageTower
+from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.gradcache import cached_backward
+from models.training.losses import objective_for
 from models.training.pair import load_pair
 from models.training.progress import Step
 from models.training.run import Feed, Watching, run_training
+from models.training.starter.config import TrainConfig as HeadsTrainConfig
+from models.training.starter.image_stage import HeadsOverTower, tune_image
+from models.training.starter.loop import Step as HeadsStep
+from models.training.starter.pairs import Kind, Pairs
+from models.training.starter.pictures import PictureBank, varied
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda", 0)

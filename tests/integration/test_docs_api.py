@@ -15,8 +15,8 @@ from keyed import Keys
 from services import build_colours
 from serving import environment, server
 
-from service.app import create_app
 from service.engine.engine import Engine
+from service.http.app import create_app
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
@@ -81,7 +81,7 @@ def test_every_endpoint_is_shown(language: str) -> None:
 
 
 def test_every_problem_it_names_exists() -> None:
-    from service.wire.problems import CATALOGUE
+    from service.http.middleware.problems import CATALOGUE
 
     named = re.findall(r"\b[45]\d\d `([a-z-]+)`", DOCUMENT.read_text())
     assert len(named) >= 4

@@ -18,10 +18,10 @@ from indexer.format.items import Item, Picture
 from indexer.format.segment_writer import NewRow
 from indexer.format.version import open_version
 from indexer.search.duplicates import Group, find_duplicates
-from indexer.write.store import IndexWriter
-from models import stars as module
-from models.data.records import Record
+from indexer.store.writer import IndexWriter
+from models import near_duplicates as module
 from models.errors import InputError
+from models.sources.records import Record
 from models.vectors import unit_rows
 
 DIM = ColourEncoder().dim

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from clustered import FINGERPRINT, fill, pictures, texts
 from serving import run
 
-from indexer.edit.optimize import OptimizeOptions, optimize
 from indexer.format.version import open_version
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search import duplicates, stars_ann
+from indexer.search.ann_scan import AnnScan
 from indexer.search.duplicates import Duplicates, find_duplicates
-from indexer.search.proposing import AnnScan
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.vectors import Vectors, unit_rows
 from service.cli.main import cli
 
@@ -50,7 +50,7 @@ def album(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     vectors_ND = planted()
     fill(path, vectors_ND, texts(200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.edit.tuning._GAIN", 0.0)
+        patch.setattr("indexer.maintain.structures._GAIN", 0.0)
         report = optimize(path, OptimizeOptions(structure=request.param, fewest=500, floor=0.8))
     assert report.images.structure == request.param, report.images.notes
     with IndexWriter(path, FINGERPRINT) as writer:
@@ -170,7 +170,7 @@ def test_a_crowd_is_claimed_at_once(album: Path, monkeypatch: pytest.MonkeyPatch
 def test_pictures_without_duplicates_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
     fill(tmp_path / "x", pictures(600), texts(100))
     report = optimize(tmp_path / "x", OptimizeOptions(structure="ivf", fewest=500, floor=0.5))
     assert report.images.structure == "ivf", report.images.notes

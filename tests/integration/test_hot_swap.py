@@ -13,10 +13,10 @@ from starlette.testclient import TestClient
 
 from indexer.search.holder import SnapshotHolder
 from models.errors import DiptychError
-from service.app import ServiceSettings, create_app
 from service.engine.engine import Engine
 from service.engine.queries import TextQuery
-from service.engine.watching import IndexWatcher
+from service.engine.watcher import IndexWatcher
+from service.http.app import ServiceSettings, create_app
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from fakes import solid
 from services import APPLE, build_colours, colour_client
 from starlette.testclient import TestClient
 
-from service.app import ServiceSettings
-from service.wire.limits import RequestLimits
+from service.http.app import ServiceSettings
+from service.http.middleware.limits import RequestLimits
 
 CANARY = "canary-of-the-caller"
 BODY_LIMIT = 200_000

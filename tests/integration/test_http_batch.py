@@ -13,10 +13,10 @@ from services import APPLE, SKY, build_colours, colour_client
 from starlette.testclient import TestClient
 
 from indexer.search.snapshot import open_snapshot
-from service.app import create_app
 from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine
-from service.engine.searching import BatchedSearch
+from service.engine.searches import BatchedSearch
+from service.http.app import create_app
 
 RED = base64.b64encode(solid("red")).decode()
 SEARCHES: list[dict[str, Any]] = [

@@ -19,9 +19,9 @@ from services import APPLE, FLAG, LEAF, SKY, build_colours, colour_client
 from serving import server
 from starlette.testclient import TestClient
 
-from indexer.search.numbering import Numbering
+from indexer.search.row_numbers import Numbering
 from models.errors import NotFoundError
-from service.routes import clip_retrieval
+from service.http.resources import knn as clip_retrieval
 
 
 @pytest.fixture(scope="module")

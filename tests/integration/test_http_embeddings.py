@@ -63,7 +63,7 @@ def test_texts_and_pictures_share_the_space_and_keep_their_order(client: TestCli
 def test_one_batch_a_tower(index: Path) -> None:
     from services import colour_engine
 
-    from service.app import create_app
+    from service.http.app import create_app
 
     calls: list[tuple[str, int]] = []
 

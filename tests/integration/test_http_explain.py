@@ -15,9 +15,9 @@ from services import APPLE, build_colours, colour_client
 from starlette.testclient import TestClient
 
 from indexer.search.snapshot import open_snapshot
-from service.app import create_app
 from service.engine.engine import Engine
-from service.shapes.schemas import MAX_EXPLAINED
+from service.http.app import create_app
+from service.http.resources.schemas import MAX_EXPLAINED
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

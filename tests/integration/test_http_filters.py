@@ -12,10 +12,10 @@ from fakes import ColourEncoder, solid
 from indexes import build, record
 from starlette.testclient import TestClient
 
-from indexer.filtering.fields import parse_fields
+from indexer.filters.declared import parse_fields
 from indexer.search.snapshot import open_snapshot
-from service.app import create_app
 from service.engine.engine import Engine
+from service.http.app import create_app
 
 ROWS = [
     record("a", "red", "red one", year=1999, brand="x", sale=True, tags=["old", "car"]),

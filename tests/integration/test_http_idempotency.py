@@ -22,8 +22,8 @@ from serving import server
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from indexer.edit.editor import Editor
 from indexer.format.manifest import read_manifest
+from indexer.maintain.editor import Editor
 
 YELLOW = base64.b64encode(solid("yellow")).decode()
 

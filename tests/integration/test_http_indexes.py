@@ -11,12 +11,12 @@ from indexes import ListSource, record
 from services import APPLE, build_colours
 from starlette.testclient import TestClient
 
-from indexer.build.builder import build_index
+from indexer.ingest.build import build_index
 from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
-from service.app import create_app
 from service.engine.engine import Engine
 from service.engine.serial import SerialEncoder
+from service.http.app import create_app
 
 EXTRA = "only here"
 OTHER = ColourEncoder(name="others")

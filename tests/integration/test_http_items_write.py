@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 from writable import writable_client
 
 from indexer.format.manifest import read_manifest
-from indexer.trust.verify import verify_index
-from indexer.write.store import IndexWriter
+from indexer.maintain.verify import verify_index
+from indexer.store.writer import IndexWriter
 
 YELLOW = base64.b64encode(solid("yellow")).decode()
 CYAN = base64.b64encode(solid("cyan")).decode()

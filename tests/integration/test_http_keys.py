@@ -15,9 +15,9 @@ from keyed import Keys, bearer
 from services import APPLE, build_colours, colour_client, colour_engine
 from starlette.testclient import TestClient
 
-from service.app import create_app
-from service.wire.auth import access_of
-from service.wire.frame import _HEADERS
+from service.http.app import create_app
+from service.http.middleware.auth import access_of
+from service.http.middleware.frame import _HEADERS
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO")
 OPEN = {"/healthz", "/readyz", "/", "/favicon.ico", "/static/{name}"}
@@ -253,18 +253,18 @@ def test_a_route_nobody_thought_about_needs_write(index: Path, keys: Keys) -> No
 
 def test_the_chosen_route_is_asked_again(index: Path, keys: Keys) -> None:
     """Were the layer to take a request for another route's, the route itself would refuse."""
-    import service.wire.auth
+    import service.http.middleware.auth
 
     with (
         colour_engine(index) as engine,
         pytest.MonkeyPatch.context() as patch,
         TestClient(create_app(engine, keys.settings())) as client,
     ):
-        patch.setattr(service.wire.auth, "_wanted", lambda scope, routes: "public")
+        patch.setattr(service.http.middleware.auth, "_wanted", lambda scope, routes: "public")
         refused(client.get("/v1/index"))
         refused(client.post("/v1/search", json={"query": {"text": "red"}}))
         assert client.get("/healthz").status_code == 200
-        patch.setattr(service.wire.auth, "_wanted", lambda scope, routes: "read")
+        patch.setattr(service.http.middleware.auth, "_wanted", lambda scope, routes: "read")
         refused(
             client.put("/v1/label-sets/x", json={"labels": ["a", "b"]}, headers=bearer(keys.reader))
         )

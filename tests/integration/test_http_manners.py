@@ -14,12 +14,12 @@ from services import APPLE, build_colours, colour_client
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from indexer.edit.optimize import OptimizeOptions, optimize
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.snapshot import open_snapshot
 from models.encoder import Fingerprint
 from service.engine.engine import Engine
-from service.manners import DEDUPLICATE, HYBRID
-from service.shapes import presenting
+from service.engine.manners import DEDUPLICATE, HYBRID
+from service.http.resources import presenting
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ class Clustered(ColourEncoder):
 def test_an_optimized_index_tells_its_structure_and_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)  # so few rows are scanned faster
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)  # so few rows are scanned faster
     path = tmp_path / "x.index"
     fill(path, pictures(2000), texts(200))
     report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.8)).images

@@ -13,7 +13,8 @@ from services import build_colours
 from starlette.testclient import TestClient
 from writable import writable_client
 
-from service.shapes import (
+from service.http.middleware import problems
+from service.http.resources import (
     answers,
     batch_shapes,
     embedding_shapes,
@@ -23,7 +24,6 @@ from service.shapes import (
     label_set_shapes,
     schemas,
 )
-from service.wire import problems
 
 
 @pytest.fixture(scope="module")

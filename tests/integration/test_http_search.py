@@ -23,8 +23,8 @@ from services import (
 from starlette.testclient import TestClient
 
 from models.images.decode import decode_image
-from service.app import create_app
 from service.engine.engine import Engine
+from service.http.app import create_app
 
 
 @pytest.fixture(scope="module")

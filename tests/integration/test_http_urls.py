@@ -11,9 +11,9 @@ from fakes import COLOURS, solid
 from services import APPLE, SKY, build_colours, colour_client
 from starlette.testclient import TestClient
 
-from models.data.fetch import Fetcher
 from models.errors import UrlError
-from service.app import ServiceSettings
+from models.sources.fetch import Fetcher
+from service.http.app import ServiceSettings
 
 URL = "http://canary.example/secret-path.png"
 

@@ -10,12 +10,12 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, opened, record
 
-from indexer.filtering.fields import parse_fields
-from indexer.filtering.filters import parse_filter
-from indexer.search.bm25 import WordIndex
+from indexer.filters.declared import parse_fields
+from indexer.filters.language import parse_filter
 from indexer.search.snapshot import Hit, Snapshot
-from models.data.records import Record
+from indexer.search.words import WordIndex
 from models.errors import InputError
+from models.sources.records import Record
 from models.vectors import Vectors
 
 ENCODER = ColourEncoder()

@@ -9,8 +9,8 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, opened, record
 
-from indexer.edit.optimize import optimize
 from indexer.format.version import open_version
+from indexer.maintain.optimize import optimize
 from models.errors import InputError
 
 GOLD = Path(__file__).parents[1] / "gold" / "index-format-1" / "index"

@@ -25,10 +25,9 @@ from indexes import (
 )
 from PIL import Image
 
-from indexer.build.builder import BuildOptions, BuildProgress, build_index
 from indexer.format.manifest import read_manifest
+from indexer.ingest.build import BuildOptions, BuildProgress, build_index
 from indexer.search.snapshot import open_snapshot, read_fingerprint
-from models.data.records import Record
 from models.encoder import PreparedImage
 from models.errors import (
     EncoderMismatchError,
@@ -39,6 +38,7 @@ from models.errors import (
     SourceError,
     StoreError,
 )
+from models.sources.records import Record
 from models.vectors import Vectors
 
 

@@ -21,7 +21,7 @@ from fakes import COLOURS, encode, solid
 from indexes import ids, opened, rejects_of, scratch
 from PIL import Image
 
-from indexer.trust.verify import verify_index
+from indexer.maintain.verify import verify_index
 
 DRIVER = Path(__file__).resolve().parents[1] / "colour_cli.py"
 

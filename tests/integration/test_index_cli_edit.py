@@ -13,7 +13,7 @@ import pytest
 from fakes import COLOURS, solid
 from indexes import ids, opened
 
-from indexer.trust.verify import verify_index
+from indexer.maintain.verify import verify_index
 
 DRIVER = Path(__file__).resolve().parents[1] / "colour_cli.py"
 

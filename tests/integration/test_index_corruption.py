@@ -13,8 +13,8 @@ import pytest
 from indexes import NAMES, build, opened, record
 
 from indexer.format.manifest import read_manifest
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot, read_fingerprint
-from indexer.trust.verify import verify_index
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
 

@@ -15,8 +15,8 @@ from fakes import COLOURS, ColourEncoder, solid
 from indexes import ListSource, build, ids, opened, scratch
 from victims import SIZE, TESTS, Victims, contents, expected
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.trust.verify import verify_index
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.verify import verify_index
 from models.errors import IndexNotFoundError, NoSpaceError, StoreError
 
 DRIVER = TESTS / "colour_cli.py"

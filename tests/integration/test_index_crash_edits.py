@@ -28,10 +28,10 @@ from indexer.format.manifest import (
     parse_manifest,
     read_manifest,
 )
-from indexer.write.draft import Draft
-from indexer.write.history import history
-from indexer.write.store import IndexWriter
-from indexer.write.sweeping import manifest_numbers
+from indexer.store.draft import Draft
+from indexer.store.history import history
+from indexer.store.sweep import manifest_numbers
+from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
 STEPS = ("build", "delete", "delete", "optimize", "rollback", "purge")

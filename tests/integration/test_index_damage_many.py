@@ -16,11 +16,11 @@ import pytest
 from clustered import FINGERPRINT, fill, pictures, texts
 from ramdisk import in_memory
 
-from indexer.edit.editing import delete_items
-from indexer.edit.optimize import OptimizeOptions, optimize
 from indexer.format.manifest import read_manifest
+from indexer.maintain.edit import delete_items
+from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot
-from indexer.trust.verify import verify_index
 from models.errors import IndexCorruptError
 
 Damage = Callable[[Path, Path, random.Random], None]
@@ -77,7 +77,7 @@ KINDS: list[tuple[Damage, int]] = [(flip, 12), (zero, 3), (cut, 3), (lengthen, 1
 
 
 def damage_many(count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
     rng = random.Random(seed)
     with in_memory() as home:
         path = home / "x.index"

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from clustered import FINGERPRINT, fill, pictures, texts
 
-from indexer.edit.optimize import OptimizeOptions, optimize
 from indexer.format.manifest import read_manifest
+from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.maintain.repair import repair
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot
-from indexer.trust.repair import repair
-from indexer.trust.verify import verify_index
 
 ROWS = 1200
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
     path = tmp_path / "x.index"
     fill(path, pictures(ROWS), texts(200), dead=frozenset(range(0, 90, 9)))
     report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8))
@@ -90,7 +90,7 @@ def test_verify_deep_asks_a_structure_what_it_answers(
 ) -> None:
     """A structure whose bytes are sound and whose answers are not."""
     assert verify_index(path, deep=True).problems == []
-    from indexer.trust import segment_checks
+    from indexer.maintain import segment_checks
 
     monkeypatch.setattr(
         segment_checks.AnnIndex,

@@ -15,9 +15,9 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.edit.editing import delete_items
 from indexer.format.manifest import Head, read_manifest
-from indexer.trust.verify import verify_index
+from indexer.maintain.edit import delete_items
+from indexer.maintain.verify import verify_index
 
 FINGERPRINT = ColourEncoder().fingerprint
 

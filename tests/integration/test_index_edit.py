@@ -9,16 +9,15 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.edit.editing import delete_items, rollback
-from indexer.filtering.fields import parse_fields
-from indexer.filtering.filters import parse_filter
+from indexer.filters.declared import parse_fields
+from indexer.filters.language import parse_filter
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
 from indexer.format.version import open_version
-from indexer.trust.verify import verify_index
-from indexer.write.history import history, read_version
-from indexer.write.store import IndexWriter
-from models.data.records import Record
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.verify import verify_index
+from indexer.store.history import history, read_version
+from indexer.store.writer import IndexWriter
 from models.errors import (
     IndexCorruptError,
     IndexLockedError,
@@ -27,6 +26,7 @@ from models.errors import (
     InvalidFilterError,
     NotFoundError,
 )
+from models.sources.records import Record
 
 
 def rows() -> list[Record]:

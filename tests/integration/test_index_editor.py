@@ -10,10 +10,10 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, scratch
 
-from indexer.edit.editor import Editor
 from indexer.format.manifest import read_manifest
-from indexer.trust.verify import verify_index
-from indexer.write.store import IndexWriter
+from indexer.maintain.editor import Editor
+from indexer.maintain.verify import verify_index
+from indexer.store.writer import IndexWriter
 from models.errors import EncoderMismatchError, IndexLockedError, IndexNotFoundError
 
 

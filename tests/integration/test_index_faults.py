@@ -20,16 +20,16 @@ from crashing import FailingFs
 from fakes import ColourEncoder
 from indexes import NAMES, ListSource, build, ids, opened, record
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items, rollback
-from indexer.edit.optimize import optimize
-from indexer.edit.purging import purge
-from indexer.files import space
+from indexer.files import fs as space
 from indexer.files.fs import Fs
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.optimize import optimize
+from indexer.maintain.purge import purge
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot
-from indexer.transfer.exporting import export_index
-from indexer.transfer.importing import import_index
-from indexer.trust.verify import verify_index
+from indexer.transfer.exports import export_index
+from indexer.transfer.imports import import_index
 from models.errors import DiptychError, IndexCorruptError, NoSpaceError, StoreError
 from service.cli.exits import exit_code
 

@@ -19,16 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexes import build, opened, record, rejects_of
 
-from indexer.filtering.fields import parse_fields, values_of
-from indexer.filtering.filters import parse_filter
+from indexer.filters.declared import parse_fields, values_of
+from indexer.filters.language import parse_filter
 from indexer.format.items import Item
 from indexer.format.manifest import read_manifest
 from indexer.format.segment_writer import NewRow
+from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
 from indexer.search.selection import RowScan
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.trust.verify import verify_index
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.errors import InputError, InvalidFilterError
 from models.vectors import Vectors, unit_rows

@@ -14,16 +14,16 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.edit.editing import delete_items, rollback
-from indexer.edit.editor import Editor
-from indexer.edit.optimize import optimize
-from indexer.edit.purging import purge
 from indexer.format.manifest import read_manifest
-from indexer.trust.verify import verify_index
-from indexer.write.draft import Draft
-from indexer.write.history import history
-from indexer.write.store import IndexWriter
-from indexer.write.sweeping import Sweeper
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.editor import Editor
+from indexer.maintain.optimize import optimize
+from indexer.maintain.purge import purge
+from indexer.maintain.verify import verify_index
+from indexer.store.draft import Draft
+from indexer.store.history import history
+from indexer.store.sweep import Sweeper
+from indexer.store.writer import IndexWriter
 
 
 class CutOffError(BaseException):

@@ -18,17 +18,17 @@ from directions import HashEncoder, direction, picture
 from indexes import ListSource
 from ramdisk import in_memory
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items, rollback
-from indexer.edit.optimize import optimize
-from indexer.edit.purging import purge
-from indexer.filtering.fields import parse_fields
-from indexer.filtering.filters import parse_filter
+from indexer.filters.declared import parse_fields
+from indexer.filters.language import parse_filter
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.optimize import optimize
+from indexer.maintain.purge import purge
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.trust.verify import verify_index
-from indexer.write.history import history
-from models.data.records import Record
+from indexer.store.history import history
 from models.errors import NotFoundError
+from models.sources.records import Record
 from models.vectors import Vectors
 
 SHADES = 40

@@ -10,7 +10,7 @@ import pytest
 from clustered import fill, pictures, texts
 from serving import run
 
-from indexer.edit.optimize import OptimizeOptions, optimize
+from indexer.maintain.optimize import OptimizeOptions, optimize
 
 GOLD = Path(__file__).parents[1] / "gold" / "index-format-1" / "index"
 
@@ -38,7 +38,7 @@ def test_segments_without_words(tmp_path: Path) -> None:
 
 
 def test_a_damaged_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
     path = tmp_path / "x.index"
     fill(path, pictures(1000), texts(200))
     report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.6))

@@ -12,12 +12,12 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
-import indexer.build.decoding
-import indexer.build.running
-from indexer.build.decoding import Decoders, how_many
-from models.data.records import Record
+import indexer.ingest.decoders
+import indexer.ingest.pipeline
+from indexer.ingest.decoders import Decoders, how_many
 from models.encoder import PreparedImage
 from models.errors import DeadlineError, ImageError
+from models.sources.records import Record
 from models.vectors import Vectors
 
 
@@ -28,7 +28,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, timeout_s: float) -> None:
         more = {"timeout_s": timeout_s, "entry": "misbehaving"}
         return Decoders(encoder, **{**options, **more})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(indexer.build.running, "Decoders", decoders)
+    monkeypatch.setattr(indexer.ingest.pipeline, "Decoders", decoders)
 
 
 def poisoned(key: str, image: bytes) -> Record:
@@ -82,7 +82,7 @@ def test_threads_decode_where_processes_cannot_be_started(monkeypatch: pytest.Mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(indexer.build.decoding, "DecodePool", refuse)
+    monkeypatch.setattr(indexer.ingest.decoders, "DecodePool", refuse)
     decoders = Decoders(ColourEncoder(), processes=2, thumbnail_side=None)
     image = record("a", "red").image
     assert image is not None

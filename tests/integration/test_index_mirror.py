@@ -10,15 +10,15 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import NAMES, ListSource, build, ids, opened, record, reject
 
-from indexer.build.builder import BuildOptions, BuildReport, build_index
-from indexer.edit.editing import delete_items, rollback
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
-from indexer.judge.embedding import DeferredEncoder
-from indexer.trust.verify import verify_index
-from models.data import open_source
-from models.data.records import Record, Row
+from indexer.ingest.build import BuildOptions, BuildReport, build_index
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.verify import verify_index
+from indexer.search.embedding import DeferredEncoder
 from models.errors import EncoderMismatchError, InputError, NotFoundError, SourceError
+from models.sources import open_source
+from models.sources.records import Record, Row
 
 KEYS = [f"k{i}" for i in range(8)]
 

@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from indexes import build
 
 from indexer.format.manifest import read_manifest
-from indexer.judge.relevance import read_background
+from indexer.maintain.verify import verify_index
+from indexer.search.relevance import read_background
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.trust.verify import verify_index
-from models.data.records import Record
 from models.errors import NotFoundError
 from models.images.decode import decode_image
+from models.sources.records import Record
 from models.vectors import Vectors
 
 KEYS = [f"k{i}" for i in range(12)]

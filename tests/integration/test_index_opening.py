@@ -15,7 +15,7 @@ from indexer.format.segment import Segment
 from indexer.format.version import open_version
 from indexer.search import snapshot as snapshot_module
 from indexer.search.snapshot import open_snapshot
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError
 
 FINGERPRINT = ColourEncoder().fingerprint

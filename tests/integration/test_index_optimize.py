@@ -12,13 +12,13 @@ from clustered import DIM, FINGERPRINT, fill, pictures, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexer.edit.optimize import OptimizeOptions, optimize
-from indexer.filtering.filters import parse_filter
+from indexer.filters.language import parse_filter
 from indexer.format.entries import SegmentEntry
 from indexer.format.items import Item
 from indexer.format.manifest import read_manifest
+from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.trust.verify import verify_index
 from models.errors import InputError
 from models.vectors import Vectors, unit_rows
 
@@ -30,7 +30,7 @@ SMALL = {"fewest": 500, "floor": 0.8}
 @pytest.fixture(autouse=True)
 def _any_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few rows are scanned faster than any structure answers: let that not matter here."""
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 0.0)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     path = tmp_path_factory.mktemp("optimized") / "x.index"
     fill(path, pictures(ROWS), texts(400), dead=DEAD)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.edit.tuning._GAIN", 0.0)
+        patch.setattr("indexer.maintain.structures._GAIN", 0.0)
         report = optimize(path, OptimizeOptions(structure=request.param, **SMALL))
     assert report.images.structure == request.param, report.images.notes
     return path
@@ -245,7 +245,7 @@ def test_data_without_structure_stay_exact_and_say_why(tmp_path: Path) -> None:
 def test_a_structure_that_gains_nothing_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.edit.tuning._GAIN", 1e9)
+    monkeypatch.setattr("indexer.maintain.structures._GAIN", 1e9)
     fill(tmp_path / "x", pictures(ROWS), texts(400))
     report = optimize(tmp_path / "x", OptimizeOptions(structure="ivf", **SMALL))
     assert report.images.structure == "exact"

@@ -13,19 +13,19 @@ from fakes import ColourEncoder, encode
 from indexes import ListSource, reject
 from PIL import Image
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items, rollback
-from indexer.edit.purging import purge
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
-from indexer.judge.relevance import read_background
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items, rollback
+from indexer.maintain.purge import purge
+from indexer.maintain.verify import verify_index
+from indexer.search.relevance import read_background
 from indexer.search.snapshot import open_snapshot
-from indexer.trust.verify import verify_index
-from indexer.write.history import history
-from indexer.write.sweeping import Sweeper
-from models.data.records import Record
+from indexer.store.history import history
+from indexer.store.sweep import Sweeper
 from models.encoder import PreparedImage, PreparedText
 from models.errors import NotFoundError
+from models.sources.records import Record
 from models.vectors import Vectors, unit_rows
 
 DIM = 48

@@ -12,19 +12,14 @@ from crashing import FailingFs
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
-from indexer.edit.editing import delete_items
 from indexer.format.erasures import hashes_in, read_erasures
 from indexer.format.manifest import manifest_path, read_manifest
+from indexer.maintain.edit import delete_items
+from indexer.maintain.repair import repair
+from indexer.maintain.verify import verify_index
 from indexer.search.holder import SnapshotHolder
-from indexer.trust.repair import repair
-from indexer.trust.verify import verify_index
-from indexer.write.store import IndexWriter
-from models.errors import (
-    DiptychError,
-    IndexCorruptError,
-    IndexLockedError,
-    IndexNotFoundError,
-)
+from indexer.store.writer import IndexWriter
+from models.errors import DiptychError, IndexCorruptError, IndexLockedError, IndexNotFoundError
 
 FINGERPRINT = ColourEncoder().fingerprint
 

@@ -13,13 +13,13 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
-from indexer.build.journal import journal_path
-from indexer.edit.editing import delete_items
 from indexer.format.manifest import read_manifest
-from indexer.trust.verify import verify_index
-from models.data.records import Record
+from indexer.ingest.resume import journal_path
+from indexer.maintain.edit import delete_items
+from indexer.maintain.verify import verify_index
 from models.encoder import PreparedImage
 from models.errors import StoreError
+from models.sources.records import Record
 from models.vectors import Vectors
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -151,7 +151,7 @@ def test_nothing_is_left_of_a_build_that_failed_to_write(
     def full(*_: object, **__: object) -> None:
         raise StoreError("no space")
 
-    monkeypatch.setattr("indexer.write.store.IndexWriter.commit", full)
+    monkeypatch.setattr("indexer.store.writer.IndexWriter.commit", full)
     with pytest.raises(StoreError):
         build(rows(), out)
     assert not journal_path(out).exists()

@@ -9,34 +9,34 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import ids, opened
 
-import indexer.build.stamps
-import models.data.folder
-from indexer.build.builder import BuildOptions, BuildReport, build_index
-from indexer.build.stamps import Stamps, stamps_path
-from indexer.edit.editing import delete_items
-from indexer.edit.purging import purge
-from models.data import open_source
-from models.data.records import Stamp
+import indexer.ingest.stamps
+import models.sources.folder
+from indexer.ingest.build import BuildOptions, BuildReport, build_index
+from indexer.ingest.stamps import Stamps, stamps_path
+from indexer.maintain.edit import delete_items
+from indexer.maintain.purge import purge
+from models.sources import open_source
+from models.sources.records import Stamp
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Names of the files that were read."""
     names: list[bytes] = []
-    real = models.data.folder.read_regular
+    real = models.sources.folder.read_regular
 
     def counted(name: bytes, **options: object) -> bytes:
         names.append(name)
         return real(name, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(models.data.folder, "read_regular", counted)
+    monkeypatch.setattr(models.sources.folder, "read_regular", counted)
     return names
 
 
 @pytest.fixture
 def old_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made by the test itself count as old: nothing but the margin depends on the clock."""
-    monkeypatch.setattr(indexer.build.stamps, "MARGIN_NS", -(10**15))
+    monkeypatch.setattr(indexer.ingest.stamps, "MARGIN_NS", -(10**15))
 
 
 @pytest.fixture

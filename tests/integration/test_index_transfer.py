@@ -14,21 +14,20 @@ import pytest
 from fakes import CHINESE, COLOURS, ColourEncoder, halves
 from indexes import NAMES, ListSource, build, ids, opened, record
 
-from indexer.build.builder import BuildOptions, build_index
-from indexer.edit.editing import delete_items
-from indexer.edit.purging import purge
-from indexer.filtering.fields import parse_fields
-from indexer.filtering.filters import parse_filter
+from indexer.filters.declared import parse_fields
+from indexer.filters.language import parse_filter
 from indexer.format.manifest import read_manifest
 from indexer.format.version import open_version
-from indexer.transfer import exporting as exporting_module
+from indexer.ingest.build import BuildOptions, build_index
+from indexer.maintain.edit import delete_items
+from indexer.maintain.purge import purge
+from indexer.maintain.verify import verify_index
+from indexer.transfer import exports as exporting_module
 from indexer.transfer.clip_retrieval import write_folders
-from indexer.transfer.exporting import export_index
-from indexer.transfer.importing import import_index
+from indexer.transfer.exports import export_index
+from indexer.transfer.imports import import_index
 from indexer.transfer.parquet_files import write_parquet
-from indexer.transfer.transfer import live_rows, storable
-from indexer.trust.verify import verify_index
-from models.data.records import Record
+from indexer.transfer.rows import live_rows, storable
 from models.errors import (
     EncoderMismatchError,
     IndexCorruptError,
@@ -37,6 +36,7 @@ from models.errors import (
     SourceError,
     StoreError,
 )
+from models.sources.records import Record
 
 FINGERPRINT = ColourEncoder().fingerprint
 DIM = ColourEncoder().dim

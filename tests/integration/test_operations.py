@@ -19,11 +19,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from services import build_colours
 from serving import command, environment
 
-from indexer.edit.editor import Editor
 from indexer.format.manifest import read_manifest
+from indexer.maintain.editor import Editor
 from indexer.search.snapshot import open_snapshot
 from service.cli.main import cli
-from service.cli.serve import serve
+from service.cli.serve.command import serve
 from service.operations import metrics
 
 ROOT = Path(__file__).resolve().parents[2]

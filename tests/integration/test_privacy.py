@@ -23,8 +23,8 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from serving import server
 
-from indexer.build.builder import BuildOptions, build_index
-from models.data.records import Record
+from indexer.ingest.build import BuildOptions, build_index
+from models.sources.records import Record
 
 CANARIES = [
     b"CANARY-SERIAL-4711", b"CANARY-OWNER", b"CANARY-XMP", b"CANARY-COMMENT", b"CANARY-MAKER",

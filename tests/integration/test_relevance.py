@@ -12,11 +12,10 @@ from indexes import build, opened, record
 from starlette.testclient import TestClient
 
 from indexer.format.manifest import read_manifest
-from indexer.trust.verify import verify_index
+from indexer.maintain.verify import verify_index
 from models.errors import IndexCorruptError
-from service.app import create_app
 from service.engine.engine import Engine
-from service.engine.judging import GATE
+from service.engine.judgement import GATE
 from service.engine.queries import (
     ComposedQuery,
     EmbeddingQuery,
@@ -27,6 +26,7 @@ from service.engine.queries import (
     TextQuery,
     Weighted,
 )
+from service.http.app import create_app
 
 THERE = ("red", "green", "blue")
 RECORDS = [record(f"{i}-{colour}", colour, colour) for i in range(4) for colour in THERE]
@@ -126,7 +126,7 @@ def test_each_version_is_measured(tmp_path: Path) -> None:
 def test_a_large_index_keeps_a_background_that_is_still_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.judge.relevance._ALWAYS", 0)  # every index counts as large
+    monkeypatch.setattr("indexer.search.relevance._ALWAYS", 0)  # every index counts as large
     path = tmp_path / "x.index"
     build(RECORDS, path)
     build([record("new", "red", "red")], path)

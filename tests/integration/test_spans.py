@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from services import build_colours, colour_engine
 
-from service.app import create_app
+from service.http.app import create_app
 
 
 def test_nothing_but_our_own_span_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.encoders.registry import load_encoder
+from models.encoders.starter.pair import StarterEncoder
 from models.explain import Explainer
-from models.registry import load_encoder
-from models.starter.encoder import StarterEncoder
 
 skimage = pytest.importorskip("skimage.data")
 

@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data import open_source
-from models.registry import load_encoder
-from models.starter.encoder import STARTER_DIRECTORY, load_image_tower
-from models.starter.heads import load_heads, read_parts, save_heads
-from models.starter.towers import ImageTower, TextTower
-from models.starter.training.features import FeatureMaker
-from models.starter.tuned import IMAGE_WEIGHTS_NAME, TEXT_WEIGHTS_NAME, copy_weights
+from models.encoders.registry import load_encoder
+from models.encoders.starter.heads import load_heads, read_parts, save_heads
+from models.encoders.starter.pair import STARTER_DIRECTORY, load_image_tower
+from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.tuned_weights import (
+    IMAGE_WEIGHTS_NAME,
+    TEXT_WEIGHTS_NAME,
+    copy_weights,
+)
+from models.sources import open_source
+from models.training.starter.features import FeatureMaker
 from service.recipes import starter as recipe
 
 CAPTIONS = ("a red square", "a green field", "the blue sea", "a grey wall", "a white page", "mud")

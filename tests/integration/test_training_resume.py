@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import sixteen, tiny_pair
 
+from models.encoders.base.model_id import parse_model_id
 from models.errors import TrainingError
-from models.model_id import parse_model_id
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
 from models.training.journal import Journal
@@ -50,7 +50,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 def finish(arguments: list[str]) -> Result:
     """The same command in this process, which has imported everything already."""
-    from service.cli.train import train
+    from service.cli.train.command import train
 
     before = torch.get_num_threads()
     try:

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import DeadlineError
-from service.wire import deadline
-from service.wire.admission import Admission, AdmissionControl
-from service.wire.lane_rules import AdmissionLimits
-from service.wire.problems import ProblemError, of_domain
+from service.engine import deadline
+from service.http.middleware.admission import Admission, AdmissionControl
+from service.http.middleware.lane_rules import AdmissionLimits
+from service.http.middleware.problems import ProblemError, of_domain
 
 
 class Slow:

@@ -11,13 +11,13 @@ import skimage
 import torch
 from PIL import Image
 
-import models.backends
-from models.backends import prefer_backend, resolve_backend
+import models.encoders.base.backends
+from models.encoders.base.backends import prefer_backend, resolve_backend
+from models.encoders.registry import load_encoder
+from models.encoders.starter.onnx_tower import graph
+from models.encoders.starter.pair import StarterEncoder, load_starter
 from models.errors import ModelError
 from models.images.decode import decode_image
-from models.registry import load_encoder
-from models.starter.encoder import StarterEncoder, load_starter
-from models.starter.onnx_tower import graph
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 NAMES = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
@@ -103,7 +103,7 @@ def test_auto_takes_it_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ModelError) as refused:
             resolve_backend("onnx", **{**given, **other})
         assert refused.value.code == "backend-not-supported"
-    monkeypatch.setattr(models.backends, "installed", lambda: False)
+    monkeypatch.setattr(models.encoders.base.backends, "installed", lambda: False)
     assert resolve_backend("auto", **given) == "torch"
     with pytest.raises(ModelError, match="needs onnx and onnxruntime") as missing:
         resolve_backend("onnx", **given)

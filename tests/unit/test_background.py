@@ -12,7 +12,7 @@ from fakes import COLOURS, ColourEncoder, solid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.judge.background import (
+from indexer.search.background import (
     MIN_NEIGHBOURS,
     Background,
     Neighbours,
@@ -21,8 +21,8 @@ from indexer.judge.background import (
     mean_vector,
     measure,
 )
-from indexer.judge.background_queries import background_queries, list_id
-from indexer.judge.relevance import embed_background, still_good
+from indexer.search.background_queries import background_queries, list_id
+from indexer.search.relevance import embed_background, still_good
 from models.images.decode import decode_image
 from models.vectors import Vectors, unit_rows
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
+from service.engine import deadline
 from service.engine.batch_queue import BatchQueue, QueueLimits
 from service.engine.call import Call
 from service.engine.steps import Steps, finish, finish_async
 from service.operations import metrics
-from service.wire import deadline
 
 WAIT = 20.0
 

@@ -13,14 +13,14 @@ from fakes import COLOURS, ColourEncoder, solid
 from PIL import Image
 from services import build_colours
 
-from indexer.filtering.filters import parse_filter
+from indexer.filters.language import parse_filter
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.encoder import PreparedText
 from models.errors import ModelError, OverloadedError
 from models.vectors import Vectors
 from service.engine.batching import BatchingEncoder
 from service.engine.queries import Manner
-from service.engine.searching import Ask, BatchedSearch, DirectSearch
+from service.engine.searches import Ask, BatchedSearch, DirectSearch
 
 NAMES = list(COLOURS)
 

@@ -9,9 +9,15 @@ from fakes import ColourEncoder
 from indexes import NAMES, ListSource, record
 from PIL import Image
 
-from indexer.build.builder import BuildProgress, build_index
+from indexer.ingest.build import BuildProgress, build_index
 from models.errors import StoreError
-from service.cli.build_output import _Logged, draw_throughput, duration, print_report, remaining
+from service.cli.index.build_output import (
+    _Logged,
+    draw_throughput,
+    duration,
+    print_report,
+    remaining,
+)
 
 
 def test_a_log_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:

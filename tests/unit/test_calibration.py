@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from models.errors import InvalidLabelsError
-from models.evaluation.metrics import expected_calibration_error, reliability
 from models.labels.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -18,6 +17,7 @@ from models.labels.calibration import (
     platt_smoothing,
 )
 from models.labels.zeroshot import chances
+from models.metrics import expected_calibration_error, reliability
 
 DICE = np.random.default_rng(11)
 

@@ -11,14 +11,13 @@ import torch
 from fakes import COLOURS, ColourEncoder, solid
 
 from models.errors import InvalidLabelsError, LabelSetError, SourceError
-from models.evaluation.collect import Collected
-from models.evaluation.zeroshot import evaluate_head, evaluate_zero_shot
+from models.evaluation.accuracy import evaluate_head, evaluate_zero_shot
 from models.images.decode import decode_image
-from models.tuning.adapter import fit_adapter
-from models.tuning.fitting import fit_head
-from models.tuning.head import Adapter, ClassHead, load_head, save_head
-from models.tuning.linear import fit_linear, minimise, penalised
-from models.tuning.split import held_back
+from models.labels.class_head import Adapter, ClassHead, load_head, save_head
+from models.sources.embedded import Collected
+from models.training.heads.adapter import fit_adapter
+from models.training.heads.fit import fit_head
+from models.training.heads.linear import fit_linear, held_back, minimise, penalised
 from models.vectors import Vectors, unit_rows
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
 from models.errors import SourceError
-from models.quality.near import NearDuplicates
-from models.quality.report import EDGES, QualityReport
+from models.evaluation.captions.near import NearDuplicates
+from models.evaluation.captions.quality import EDGES, QualityReport
 
 NAMES = list(COLOURS)
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.data import report
+    from service.cli.data.command import report
 
     return CliRunner().invoke(report, list(arguments), standalone_mode=False)
 
@@ -44,7 +44,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> ColourEncoder:
     one = ColourEncoder()
-    monkeypatch.setattr("models.registry.load_encoder", lambda *_, **__: one)
+    monkeypatch.setattr("models.encoders.registry.load_encoder", lambda *_, **__: one)
     return one
 
 
@@ -160,7 +160,7 @@ def test_options_that_contradict_each_other(folder: Path, arguments: list[str]) 
 def test_the_worst_are_those_a_sort_would_give() -> None:
     import numpy as np
 
-    from models.quality.alignment import CaptionScore, Scored
+    from models.evaluation.captions.alignment import CaptionScore, Scored
 
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 20, 300) / 20

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
-from models.data import open_source
 from models.encoder import PreparedText
 from models.errors import InputError, SourceError
-from models.evaluation.collect import collect
-from models.evaluation.metrics import expected_calibration_error
-from models.evaluation.zeroshot import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
+from models.evaluation.accuracy import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
 from models.labels.calibration import calibrate
+from models.metrics import expected_calibration_error
+from models.sources import open_source
+from models.sources.embedded import collect
 from models.vectors import Vectors
 
 NAMES = list(COLOURS)
@@ -40,7 +40,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, **_: Any) -> ColourEncoder:
         return ShiftedEncoder(name=name) if name == "A/shifted" else ColourEncoder(name=name)
 
-    monkeypatch.setattr("models.registry.load_encoder", load)
+    monkeypatch.setattr("models.encoders.registry.load_encoder", load)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def shelf(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.evaluate import evaluate
+    from service.cli.evaluate.command import evaluate
 
     return CliRunner().invoke(evaluate, list(arguments), standalone_mode=False)
 
@@ -152,7 +152,7 @@ def test_template_sets_by_name(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(named["templates"])
         return original(*arguments, **named)
 
-    monkeypatch.setattr("models.evaluation.zeroshot.zero_shot_logits", spy)
+    monkeypatch.setattr("models.evaluation.accuracy.zero_shot_logits", spy)
     arguments = ("--task", "zero-shot", "--data", str(shelf))
     assert run(*arguments, "--template-set", "food", "--template", "my {c}").exception is None
     assert run(*arguments).exception is None

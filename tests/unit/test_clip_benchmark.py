@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.metrics import mean_per_class_recall, retrieval_recall, top_k_accuracy
-from models.evaluation.zeroshot import ZeroShotLogits, zero_shot_metrics
+from models.evaluation.accuracy import ZeroShotLogits, zero_shot_metrics
 from models.labels.zeroshot import class_matrix
+from models.metrics import mean_per_class_recall, retrieval_recall, top_k_accuracy
 
 
 def recall_at_k(scores: list[list[float]], positive: list[list[bool]], k: int) -> list[float]:

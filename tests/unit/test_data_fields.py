@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data.fields import (
+from models.sources.fields import (
     FieldError,
     caption_lines,
     clean_captions,

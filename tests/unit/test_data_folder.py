@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from fakes import solid
 
-from models.data import Record, Reject, open_source
-from models.data.files import MAX_IMAGE_BYTES
+from models.sources import Record, Reject, open_source
+from models.sources.files import MAX_IMAGE_BYTES
 
 RED = solid("red")
 

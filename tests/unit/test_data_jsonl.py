@@ -13,9 +13,9 @@ from fakes import solid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import Record, Reject, open_source
-from models.data.lines import MAX_LINE_BYTES
 from models.errors import SourceError
+from models.sources import Record, Reject, open_source
+from models.sources.lines import MAX_LINE_BYTES
 
 RED = solid("red")
 
@@ -167,7 +167,7 @@ TEXT = st.text(max_size=20)
     )
 )
 def test_what_is_written_is_read(tmp_path_factory: Any, rows: list[dict[str, Any]]) -> None:
-    from models.data.fields import clean_captions
+    from models.sources.fields import clean_captions
 
     folder = tmp_path_factory.mktemp("jsonl")
     picture = base64.b64encode(RED).decode()

@@ -17,15 +17,15 @@ from fakes import solid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import Plan, Record, Reject, files, is_source, open_source
-from models.data.csv_rows import convert
-from models.data.decoding import prepare_rows
-from models.data.files import FileRefusedError
-from models.data.globs import Globs
-from models.data.options import ReadOptions
-from models.data.seen import SeenKeys
-from models.data.stdin import StdinSource
 from models.errors import SourceError
+from models.sources import Plan, Record, Reject, files, is_source, open_source
+from models.sources.csv_rows import convert
+from models.sources.files import FileRefusedError
+from models.sources.globs import Globs
+from models.sources.jsonl import StdinSource
+from models.sources.options import ReadOptions
+from models.sources.prepared import prepare_rows
+from models.sources.seen import SeenKeys
 
 RED = solid("red", size=(8, 8))
 
@@ -189,7 +189,7 @@ def test_standard_input_is_read_once() -> None:
 
 def test_standard_input_of_a_process(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(RED)
-    code = "from models.data import open_source\nprint([r.key for r in open_source('-')])"
+    code = "from models.sources import open_source\nprint([r.key for r in open_source('-')])"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -213,7 +213,7 @@ def test_is_source(tmp_path: Path) -> None:
 def test_pyarrow_is_imported_only_for_parquet(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", {"text": "a"})
     code = (
-        "import sys\nfrom models.data import open_source\n"
+        "import sys\nfrom models.sources import open_source\n"
         "list(open_source('a.jsonl'))\nprint('pyarrow' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

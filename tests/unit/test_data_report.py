@@ -16,18 +16,17 @@ from fakes import COLOURS, ColourEncoder, solid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import Record, Reject, Row, open_source
 from models.errors import SourceError
-from models.training.data_checks import (
-    PROBE_FIELDS,
-    check,
-    named_fields,
-    report_lines,
-    warnings,
+from models.sources import Record, Reject, Row, open_source
+from models.sources.report.checks import PROBE_FIELDS, check, named_fields, report_lines, warnings
+from models.sources.report.counts import (
+    LENGTH_BINS,
+    DataReport,
+    Frequent,
+    Lengths,
+    inspect,
+    sampling,
 )
-from models.training.data_report import DataReport, inspect, sampling
-from models.training.frequent import Frequent
-from models.training.lengths import LENGTH_BINS, Lengths
 
 NAMES = list(COLOURS)
 

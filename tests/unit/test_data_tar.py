@@ -17,11 +17,11 @@ from fakes import solid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import Record, Reject, open_source
-from models.data.fields import clean_captions
-from models.data.files import MAX_IMAGE_BYTES
-from models.data.tar import expand_shards
 from models.errors import SourceError
+from models.sources import Record, Reject, open_source
+from models.sources.fields import clean_captions
+from models.sources.files import MAX_IMAGE_BYTES
+from models.sources.tar import expand_shards
 
 RED = solid("red")
 

@@ -9,8 +9,8 @@ from time import monotonic
 import pytest
 
 from models.errors import DeadlineError
-from service.wire import deadline
-from service.wire.deadline import Deadline
+from service.engine import deadline
+from service.engine.deadline import Deadline
 
 
 def test_outside_a_request_nothing_expires() -> None:

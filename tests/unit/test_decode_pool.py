@@ -23,9 +23,9 @@ from PIL import Image
 
 from models.errors import DeadlineError, ImageError, ModelError
 from models.images.decode import ImageLimits, decode_image
-from models.images.decode_pool import DecodePool
 from models.images.geometry import Geometry
 from models.images.pictures import Wanted, pixel_digest, see
+from models.images.pool import DecodePool
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 RED = solid("red")
@@ -248,7 +248,7 @@ def test_workers_that_never_start_are_an_error_and_not_a_loop() -> None:
 
 def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from models.images.decode_pool import DecodePool\n"
+        "import sys, time; from models.images.pool import DecodePool\n"
         "from fakes import solid\n"
         "pool = DecodePool(2); pool.decode(solid('red'))\n"
         "print(*pool.pids, flush=True); time.sleep(60)\n"

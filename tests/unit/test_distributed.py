@@ -13,7 +13,6 @@ import rank_cases
 import torch
 from torch import nn
 
-from models.losses import InfoNCEObjective
 from models.training.distributed import (
     AcrossRanks,
     average_gradients,
@@ -24,6 +23,7 @@ from models.training.distributed import (
     wait_for_all,
     world_size,
 )
+from models.training.losses import InfoNCEObjective
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
-from models.data import open_source
-from models.data.holdout import HoldOut, is_held_out
 from models.errors import InvalidLabelsError, SourceError
-from models.evaluation.collect import collect
+from models.evaluation.accuracy import evaluate_zero_shot
 from models.evaluation.retrieval import evaluate_retrieval
-from models.evaluation.zeroshot import evaluate_zero_shot
+from models.sources import open_source
+from models.sources.embedded import collect
+from models.sources.holdout import HoldOut, is_held_out
 
 CHINESE = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄"}
 
@@ -106,14 +106,14 @@ def test_the_held_out_part_and_the_rest_are_the_whole(tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.evaluate import evaluate
+    from service.cli.evaluate.command import evaluate
 
     return CliRunner().invoke(evaluate, list(arguments), standalone_mode=False)
 
 
 @pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.registry.load_encoder", lambda *_, **__: ColourEncoder())
+    monkeypatch.setattr("models.encoders.registry.load_encoder", lambda *_, **__: ColourEncoder())
 
 
 @pytest.mark.usefixtures("fake_model")

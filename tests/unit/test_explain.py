@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from models.encoders.open_clip.heat_maps import method_of, relevance_map
 from models.errors import ModelError
 from models.explain import seen_area, to_unit_range
 from models.images.overlay import MAX_SIDE, colour, overlay_png, shown_size, spread
-from models.openclip.explain import method_of, relevance_map
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 SIDE, PATCH, WIDTH = 32, 8, 16

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from fakes import solid
 
-from models.data.fetch import Fetcher, FetchLimits, dial
 from models.errors import UrlError
+from models.sources.fetch import Fetcher, FetchLimits, dial
 
 PICTURE = solid("red")
 PUBLIC = "1.1.1.1"

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from models.data.addresses import is_public
-from models.data.fetch import Fetcher, parse_url, resolve
 from models.errors import UrlError
+from models.sources.fetch import Fetcher, is_public, parse_url, resolve
 
 # by the text alone; every one is `url-not-allowed`
 _BY_TEXT = """

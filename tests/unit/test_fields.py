@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from indexer.filtering.fields import Field, check_fields, parse_fields, values_of
+from indexer.filters.declared import Field, check_fields, parse_fields, values_of
 from models.errors import InputError
 
 

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from models.data import open_source
-from models.data.records import Record
-from models.starter.training.judging import halves
-from service.cli import filtering
-from service.cli.filtering import filtered_in_halves
+from models.sources import open_source
+from models.sources.records import Record
+from models.training.starter.judging import halves
+from service.cli.train import filter as filtering
+from service.cli.train.filter import filtered_in_halves
 
 COLOURS = {
     "a red wall": (200, 20, 20),
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    from service.cli.train import train
+    from service.cli.train.command import train
 
     result = CliRunner().invoke(train, list(arguments), standalone_mode=False)
     if result.exception is not None:

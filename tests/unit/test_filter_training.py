@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
-    from service.cli.train import train
+    from service.cli.train.command import train
 
     asked: list[str] = []
 
@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
         asked.append(name)
         return ColourEncoder()
 
-    monkeypatch.setattr("models.registry.load_encoder", load)
+    monkeypatch.setattr("models.encoders.registry.load_encoder", load)
     before = torch.get_num_threads()
     try:
         result = CliRunner().invoke(train, list(arguments), standalone_mode=False)

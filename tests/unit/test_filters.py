@@ -11,16 +11,9 @@ from filtering import FIELDS, documents, holds, items
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.filtering.fields import values_of
-from indexer.filtering.filter_sql import condition
-from indexer.filtering.filters import (
-    AllOf,
-    AnyOf,
-    Compare,
-    Not,
-    check_filter,
-    parse_filter,
-)
+from indexer.filters.declared import values_of
+from indexer.filters.language import AllOf, AnyOf, Compare, Not, check_filter, parse_filter
+from indexer.filters.sql import condition
 from indexer.format.field_table import FieldTableWriter, columns_of, rows_where
 from models.errors import InvalidFilterError
 

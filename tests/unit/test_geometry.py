@@ -10,9 +10,9 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from models.encoders.open_clip.assembly import geometry
 from models.images.geometry import Geometry, SplitPreparation, geometry_of
 from models.images.pictures import Wanted
-from models.openclip.build import geometry
 
 SIZES = [(1, 1), (3, 200), (200, 3), (50, 37), (224, 224), (225, 224), (301, 227), (640, 481)]
 

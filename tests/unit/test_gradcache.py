@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.losses import InfoNCEObjective, SigmoidObjective, objective_for
 from models.training.gradcache import cached_backward
+from models.training.losses import InfoNCEObjective, SigmoidObjective, objective_for
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,

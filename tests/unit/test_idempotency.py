@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.wire.idempotency import Answers
-from service.wire.problems import Problem
+from service.http.middleware.idempotency import Answers
+from service.http.middleware.problems import Problem
 
 
 class Clock:

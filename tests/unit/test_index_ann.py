@@ -10,11 +10,11 @@ import pytest
 from clustered import DIM, FIELDS, item, pictures, texts
 from crashing import FailingFs
 
-from indexer.edit.tuning import Questions, Tuner, exact_scores, recipes
 from indexer.files.fs import Fs, Spool
-from indexer.format.ann_entry import ANN_FILE, AnnEntry, OperatingPoint, Structure
+from indexer.format.entries import ANN_FILE, AnnEntry, OperatingPoint, Structure
 from indexer.format.segment_writer import NewRow, SegmentWriter
-from indexer.search.proposing import AnnScan, check_canaries, make_canaries
+from indexer.maintain.structures import Questions, Tuner, exact_scores, recipes
+from indexer.search.ann_scan import AnnScan, check_canaries, make_canaries
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, build_ann
 from models.errors import NoSpaceError
 from models.vectors import Vectors

@@ -18,9 +18,9 @@ from indexer.format.erasures import Erasures, hash_id, read_erasures
 from indexer.format.manifest import FORMAT, ErasedEntry, read_manifest
 from indexer.format.tombstones import as_pairs, count_live, renumber
 from indexer.format.version import open_version
-from indexer.trust.verify import verify_index
-from indexer.write.copying import copy_rows
-from indexer.write.store import IndexWriter
+from indexer.maintain.verify import verify_index
+from indexer.store.copies import copy_rows
+from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError
 
 

@@ -17,12 +17,7 @@ from indexes import NAMES, build, record
 from indexer.search import holder as holder_module
 from indexer.search.holder import SnapshotHolder
 from indexer.search.snapshot import Snapshot
-from models.errors import (
-    EncoderMismatchError,
-    IndexCorruptError,
-    IndexNotFoundError,
-    StoreError,
-)
+from models.errors import EncoderMismatchError, IndexCorruptError, IndexNotFoundError, StoreError
 
 FINGERPRINT = ColourEncoder().fingerprint
 

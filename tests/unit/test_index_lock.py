@@ -14,7 +14,7 @@ from fakes import ColourEncoder
 from indexes import build, record
 
 from indexer.files.lock import WriterLock
-from indexer.write.store import IndexWriter
+from indexer.store.writer import IndexWriter
 from models.errors import EncoderMismatchError, IndexLockedError, StoreError
 from service.cli.exits import exit_code
 

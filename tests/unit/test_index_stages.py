@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from indexer.build.building import Pacing
-from indexer.build.stages import Stages
+from indexer.ingest.options import Pacing
+from indexer.ingest.pace import Stages
 
 
 class Clock:

@@ -16,8 +16,8 @@ from indexes import build, record
 
 from indexer.format.manifest import Head
 from indexer.format.npy import npy_header
+from indexer.maintain.verify import vector_problems, verify_index
 from indexer.search.snapshot import open_snapshot
-from indexer.trust.verify import vector_problems, verify_index
 from models.errors import IndexCorruptError
 
 Edit = Callable[[Path, dict[str, Any]], None]

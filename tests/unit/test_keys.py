@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError, KeyFileError, NotFoundError
-from service.wire.keys import KeyFile, KeyRing, LiveKeys, StoredKey, mint, well_formed
+from service.http.middleware.keys import KeyFile, KeyRing, LiveKeys, StoredKey, mint, well_formed
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_revoking(file: KeyFile) -> None:
 
 def test_two_processes_adding_lose_nothing(file: KeyFile) -> None:
     code = (
-        "import sys; from pathlib import Path; from service.wire.keys import *\n"
+        "import sys; from pathlib import Path; from service.http.middleware.keys import *\n"
         "for n in range(10): KeyFile(Path(sys.argv[1])).add(mint(str(n))[1])"
     )
     root = Path(__file__).resolve().parents[2]
@@ -181,16 +181,16 @@ def test_keys_rotate_while_in_use(file: KeyFile) -> None:
 
 
 def test_the_comparison_is_of_digests_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    import service.wire.keys
+    import service.http.middleware.keys
 
     seen: list[tuple[int, int]] = []
-    real = service.wire.keys.hmac.compare_digest
+    real = service.http.middleware.keys.hmac.compare_digest
 
     def watched(one: bytes, other: bytes) -> bool:
         seen.append((len(one), len(other)))
         return real(one, other)
 
-    monkeypatch.setattr(service.wire.keys.hmac, "compare_digest", watched)
+    monkeypatch.setattr(service.http.middleware.keys.hmac, "compare_digest", watched)
     key, stored = mint("x")
     ring = KeyRing([stored])
     for text in (key, mint("y")[0], "nonsense", ""):

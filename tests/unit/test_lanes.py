@@ -8,9 +8,15 @@ from time import monotonic
 import pytest
 
 from models.errors import DeadlineError
-from service.wire.deadline import Deadline
-from service.wire.lane_rules import AdmissionLimits, cost_of, lane_of, lane_rules, threads
-from service.wire.lanes import WAITING_SHARE, Lane, LaneRule
+from service.engine.deadline import Deadline
+from service.http.middleware.lane_rules import (
+    AdmissionLimits,
+    cost_of,
+    lane_of,
+    lane_rules,
+    threads,
+)
+from service.http.middleware.lanes import WAITING_SHARE, Lane, LaneRule
 
 
 class Clock:

@@ -10,15 +10,15 @@ import torch
 from tiny import TINY, TINY_SIGLIP, tiny_pair
 
 from models.encoder import Encoder
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.registry import load_encoder
 from models.errors import InvalidLabelsError, TrainingError
-from models.evaluation.collect import Collected
-from models.evaluation.zeroshot import evaluate_head
+from models.evaluation.accuracy import evaluate_head
 from models.labels.zeroshot import class_matrix
-from models.model_id import parse_model_id
-from models.registry import load_encoder
+from models.sources.embedded import Collected
+from models.training.heads.fit import fit_head
+from models.training.heads.learned_prompts import Context, learn_prompts
 from models.training.pair import TrainablePair, load_pair
-from models.tuning.fitting import fit_head
-from models.tuning.prompts import Context, learn_prompts
 from models.vectors import Vectors, unit_rows
 
 LABELS = ["apple", "red boat", "chair", "a very old door"]

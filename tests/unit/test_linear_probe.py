@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from models.errors import InvalidLabelsError, SourceError
-from models.evaluation.collect import Collected
 from models.evaluation.linear_probe import evaluate_linear_probe
+from models.sources.embedded import Collected
 from models.vectors import Vectors, unit_rows
 
 

@@ -14,9 +14,9 @@ from tiny import TINY, TINY_SIGLIP
 from torch import Tensor, nn
 
 from models.errors import TrainingError
-from models.losses import objective_for
 from models.training.layers import frozen_towers, places
-from models.tuning.lora import GAIN, LowRank, attach_lora, merge_lora
+from models.training.lora import GAIN, LowRank, attach_lora, merge_lora
+from models.training.losses import objective_for
 
 RESNET: dict[str, Any] = {
     **TINY,
@@ -192,8 +192,8 @@ def test_the_saved_pair_is_an_encoder_like_any_other(tmp_path: Path) -> None:
     from PIL import Image
     from tiny import tiny_pair
 
-    from models.model_id import parse_model_id
-    from models.registry import load_encoder
+    from models.encoders.base.model_id import parse_model_id
+    from models.encoders.registry import load_encoder
     from models.training.pair import load_pair
     from models.training.saving import save_pair
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import sixteen, tiny_pair
 
-from models.data import open_source
-from models.model_id import parse_model_id
+from models.encoders.base.model_id import parse_model_id
+from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.loop import Cadence

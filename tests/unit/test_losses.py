@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.losses import MAX_LOGIT_SCALE, LogitScale, info_nce
+from models.training.losses import MAX_LOGIT_SCALE, LogitScale, info_nce
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:

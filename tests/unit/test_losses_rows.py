@@ -10,7 +10,7 @@ import torch
 from loss_inputs import Largest, assert_same, gradients, unit
 from torch import Tensor
 
-from models.losses import info_nce, info_nce_rows
+from models.training.losses import info_nce, info_nce_rows
 
 B, D, H = 12, 6, 5
 IMAGE, TEXT, HARD = unit(B, D, 1), unit(B, D, 2), unit(H, D, 3)

@@ -10,7 +10,7 @@ from loss_inputs import Largest, assert_same, gradients, unit
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 
-from models.losses import sigmoid_loss, sigmoid_rows
+from models.training.losses import sigmoid_loss, sigmoid_rows
 
 B, D, H = 12, 6, 5
 IMAGE, TEXT, HARD = unit(B, D, 1), unit(B, D, 2), unit(H, D, 3)

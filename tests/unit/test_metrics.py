@@ -8,13 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-import models.evaluation.metrics as metrics
-from models.evaluation.metrics import (
-    hits_at_k,
-    mean_per_class_recall,
-    retrieval_recall,
-    top_k_accuracy,
-)
+import models.metrics as metrics
+from models.metrics import hits_at_k, mean_per_class_recall, retrieval_recall, top_k_accuracy
 
 
 def test_the_worked_examples() -> None:

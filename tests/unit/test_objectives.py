@@ -11,7 +11,7 @@ from loss_inputs import assert_same, unit
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
-from models.losses import (
+from models.training.losses import (
     InfoNCEObjective,
     SigmoidObjective,
     info_nce,

@@ -15,13 +15,13 @@ from fakes import halves, solid
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.checkpoints import inspect_weights
 from models.encoder import Encoder
+from models.encoders.base.weights_file import inspect_weights
+from models.encoders.open_clip.pair import OpenClipEncoder
+from models.encoders.registry import load_encoder
 from models.errors import InvalidTextError, ModelError
 from models.explain import Explainer
 from models.images.decode import decode_image
-from models.openclip.pair import OpenClipEncoder
-from models.registry import load_encoder
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.encoders.open_clip.tokens import TextPreparer
+from models.encoders.registry import load_encoder
 from models.errors import ModelError
-from models.openclip.text import TextPreparer
-from models.registry import load_encoder
 
 pytest.importorskip("transformers", reason="the extra diptych[hf] is not installed")
 

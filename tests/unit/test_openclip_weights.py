@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.checkpoints import inspect_weights
-from models.model_id import parse_model_id
-from models.openclip.build import build_pair
-from models.openclip.source import find_source
-from models.openclip.weights import without_weights
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.base.weights_file import inspect_weights
+from models.encoders.open_clip.assembly import build_pair
+from models.encoders.open_clip.lookup import find_source
+from models.encoders.open_clip.weights import without_weights
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -121,7 +121,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     folder = saved(tmp_path / "pair", {**CONFIGS["vit"], "text_cfg": wide})
     size = (folder / WEIGHTS).stat().st_size
     code = f"""
-import resource, open_clip, models.openclip.pair
+import resource, open_clip, models.encoders.open_clip.pair
 from models.registry import load_encoder
 from models.openclip import build, text
 def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

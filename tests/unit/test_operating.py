@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from service.http.metrics_port import MetricsPort
+from service.http.middleware.frame import RequestFrame
 from service.operations import metrics
 from service.operations.logs import JsonFormatter
 from service.operations.tracing import Tracer, traceparent_of
-from service.wire.frame import RequestFrame
-from service.wire.metrics_port import MetricsPort
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -13,14 +13,14 @@ from fakes import COLOURS, ColourEncoder, halves, solid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data import Record, Reject, Row
 from models.errors import InputError, SourceError
-from models.quality import alignment
-from models.quality.alignment import Scored, score_pairs
-from models.quality.filtering import filter_sources
-from models.quality.memory import ScoreMemory
-from models.quality.mixture import best_floor, wrong_share
-from models.quality.samples import BestScores
+from models.evaluation.captions import alignment
+from models.evaluation.captions.alignment import Scored, score_pairs
+from models.evaluation.captions.filter import filter_sources
+from models.evaluation.captions.mixture import best_floor, wrong_share
+from models.evaluation.captions.samples import BestScores
+from models.evaluation.captions.score_memory import ScoreMemory
+from models.sources import Record, Reject, Row
 
 NAMES = list(COLOURS)
 

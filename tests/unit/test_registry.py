@@ -24,10 +24,10 @@ from models.devices import (
     set_threads,
     settle_threads,
 )
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.open_clip.pair import OpenClipEncoder
+from models.encoders.registry import known_models, load_encoder
 from models.errors import ModelError
-from models.model_id import parse_model_id
-from models.openclip.pair import OpenClipEncoder
-from models.registry import known_models, load_encoder
 
 TINY = {
     "embed_dim": 8,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bodies.bodies import decode_base64, parse_json
-from service.wire.problems import ProblemError
+from service.http.middleware.problems import ProblemError
+from service.http.resources.bodies import decode_base64, parse_json
 
 MALFORMED = {
     "empty": b"",

@@ -11,9 +11,9 @@ import pytest
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.wire.frame import RequestFrame
-from service.wire.limits import LOOPBACK_HOSTS, Limits, RequestLimits
-from service.wire.problems import ProblemError
+from service.http.middleware.frame import RequestFrame
+from service.http.middleware.limits import LOOPBACK_HOSTS, Limits, RequestLimits
+from service.http.middleware.problems import ProblemError
 
 
 async def reader(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 
 from models import errors
 from service.engine.embedding import EmbeddingError
-from service.wire import problems
-from service.wire.problems import CATALOGUE, Problem, of_domain, of_http, of_validation
+from service.http.middleware import problems
+from service.http.middleware.problems import CATALOGUE, Problem, of_domain, of_http, of_validation
 
 SECRET = "my-secret-query /home/me"
 

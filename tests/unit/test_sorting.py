@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from service.sorting import sorting
-from service.sorting.sorting import Sorter, folder_names, numbered, safe_name
-from service.sorting.undoing import read_undo_file, undo
+from service.engine import sorter as sorting
+from service.engine.sorter import Sorter, folder_names, numbered, safe_name
+from service.engine.undo import read_undo_file, undo
 
 PICTURES = {"a.jpg": b"picture one", "b.jpg": b"picture two", "deep/a.jpg": b"picture three"}
 

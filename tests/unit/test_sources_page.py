@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from fakes import solid
 
-from models.data import Record, open_source
-from models.data.files import _CODES
-from models.data.records import Source
+from models.sources import Record, open_source
+from models.sources.files import _CODES
+from models.sources.records import Source
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sources.md"
 BLOCK = re.compile(r"^```(\w+) example=(\w+)(?: file=(\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -13,22 +13,26 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import models.starter.towers as towers
+import models.encoders.starter.towers as towers
 from models.encoder import Encoder
-from models.errors import ModelError
-from models.images.decode import decode_image
-from models.registry import load_encoder
-from models.starter import DESCRIPTION_NAME
-from models.starter.concepts import class_names
-from models.starter.encoder import (
+from models.encoders.registry import load_encoder
+from models.encoders.starter import DESCRIPTION_NAME
+from models.encoders.starter.concepts import class_names
+from models.encoders.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.encoders.starter.pair import (
     STARTER_DIRECTORY,
     StarterEncoder,
     load_starter,
     load_starter_from,
 )
-from models.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
-from models.starter.towers import MAX_TOKENS, ImageTower, TextTower, load_classifier
-from models.starter.tuned import IMAGE_WEIGHTS_NAME, TEXT_WEIGHTS_NAME, copy_weights
+from models.encoders.starter.towers import MAX_TOKENS, ImageTower, TextTower, load_classifier
+from models.encoders.starter.tuned_weights import (
+    IMAGE_WEIGHTS_NAME,
+    TEXT_WEIGHTS_NAME,
+    copy_weights,
+)
+from models.errors import ModelError
+from models.images.decode import decode_image
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 

@@ -11,25 +11,25 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data import open_source
-from models.errors import ModelError
-from models.registry import load_encoder
-from models.starter import DESCRIPTION_NAME
-from models.starter.encoder import STARTER_DIRECTORY, load_image_tower
-from models.starter.heads import load_heads, read_parts, save_heads
-from models.starter.towers import ImageTower, TextTower, normalised
-from models.starter.training.config import TrainConfig
-from models.starter.training.image_stage import HeadsOverTower, RowlessRehearsal, tune_image
-from models.starter.training.loop import Step
-from models.starter.training.pairs import Pairs, gather
-from models.starter.training.pictures import WHOLE_SHARE, PictureBank, PictureMaker, varied
-from models.starter.tuned import (
+from models.encoders.registry import load_encoder
+from models.encoders.starter import DESCRIPTION_NAME
+from models.encoders.starter.heads import load_heads, read_parts, save_heads
+from models.encoders.starter.pair import STARTER_DIRECTORY, load_image_tower
+from models.encoders.starter.towers import ImageTower, TextTower, normalised
+from models.encoders.starter.tuned_weights import (
     IMAGE_WEIGHTS_NAME,
     copy_weights,
     install,
     load_weights,
     save_weights,
 )
+from models.errors import ModelError
+from models.sources import open_source
+from models.training.starter.config import TrainConfig
+from models.training.starter.image_stage import HeadsOverTower, RowlessRehearsal, tune_image
+from models.training.starter.loop import Step
+from models.training.starter.pairs import Pairs, gather
+from models.training.starter.pictures import WHOLE_SHARE, PictureBank, PictureMaker, varied
 
 CAPTIONS = ("a red square", "a green field", "the blue sea", "a grey wall", "a white page")
 COLOURS = ((200, 20, 20), (20, 160, 40), (10, 60, 200), (120, 120, 120), (250, 250, 250))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.starter.heads import HeadsConfig, StarterHeads
-from models.starter.towers import IMAGE_FEATURES, IMAGENET_CLASSES, TEXT_FEATURES
-from models.starter.training.merge import merge
+from models.encoders.starter.heads import HeadsConfig, StarterHeads
+from models.encoders.starter.towers import IMAGE_FEATURES, IMAGENET_CLASSES, TEXT_FEATURES
+from models.training.starter.merge import merge
 
 
 def member(seed: int, strength: float) -> StarterHeads:

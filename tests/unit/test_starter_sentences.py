@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.data.records import Record
-from models.starter.training.sentences import InSentences, sentences
+from models.sources.records import Record
+from models.training.starter.sentences import InSentences, sentences
 
 
 @pytest.mark.parametrize(

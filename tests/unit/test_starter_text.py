@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import ModelError
-from models.registry import load_encoder
-from models.starter import DESCRIPTION_NAME
-from models.starter.encoder import STARTER_DIRECTORY, load_starter, load_text_tower
-from models.starter.heads import FORMAT, WEIGHTS_NAME, load_heads, read_parts, save_heads
-from models.starter.text_network import (
+from models.encoders.registry import load_encoder
+from models.encoders.starter import DESCRIPTION_NAME
+from models.encoders.starter.heads import FORMAT, WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.encoders.starter.pair import STARTER_DIRECTORY, load_starter, load_text_tower
+from models.encoders.starter.text_network import (
     ORDERS,
     SentenceNetwork,
     TokenTable,
     _windows,
     network_arrays,
 )
-from models.starter.towers import TextTower
-from models.starter.training.config import TrainConfig
-from models.starter.training.loop import TrainResult
-from models.starter.training.save import save_run
-from models.starter.tuned import TEXT_WEIGHTS_NAME, load_weights, save_weights
+from models.encoders.starter.towers import TextTower
+from models.encoders.starter.tuned_weights import TEXT_WEIGHTS_NAME, load_weights, save_weights
+from models.errors import ModelError
+from models.training.starter.config import TrainConfig
+from models.training.starter.loop import TrainResult
+from models.training.starter.save import save_run
 
 TEXTS = [
     "A cat.",

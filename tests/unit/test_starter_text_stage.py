@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from models.starter.heads import HeadsConfig, StarterHeads
-from models.starter.text_network import POOLED_FEATURES
-from models.starter.towers import IMAGE_FEATURES, TextTower
-from models.starter.training.config import TrainConfig
-from models.starter.training.features import FeatureMaker
-from models.starter.training.loop import measure
-from models.starter.training.pairs import Kind, Pairs
-from models.starter.training.text_stage import LAST_LAYERS, HeadsOverPools, PoolMaker, tune
+from models.encoders.starter.heads import HeadsConfig, StarterHeads
+from models.encoders.starter.text_network import POOLED_FEATURES
+from models.encoders.starter.towers import IMAGE_FEATURES, TextTower
+from models.training.starter.config import TrainConfig
+from models.training.starter.features import FeatureMaker
+from models.training.starter.loop import measure
+from models.training.starter.pairs import Kind, Pairs
+from models.training.starter.text_stage import LAST_LAYERS, HeadsOverPools, PoolMaker, tune
 
 TEXTS = ["a red boat", "two cats sleep", "一只猫", "una taza de café", "snow", "a man runs"]
 

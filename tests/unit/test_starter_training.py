@@ -17,20 +17,20 @@ from click.testing import CliRunner, Result
 from fakes import encode, solid
 from PIL import Image
 
-from models.data import open_source
+from models.encoders.registry import load_encoder
+from models.encoders.starter.heads import HeadsConfig, StarterHeads
+from models.encoders.starter.towers import ImageTower, TextTower
 from models.errors import SourceError, TrainingError
 from models.images.decode import decode_image
-from models.losses import info_nce
-from models.registry import load_encoder
-from models.starter.heads import HeadsConfig, StarterHeads
-from models.starter.towers import ImageTower, TextTower
-from models.starter.training.config import TrainConfig
-from models.starter.training.features import FeatureMaker
-from models.starter.training.loop import Step, TrainResult, learning_rate, measure, train
-from models.starter.training.pairs import Pairs, gather
-from models.starter.training.rehearsal import Rehearsal
-from models.starter.training.run import HeadsRun, run_heads
-from models.starter.training.save import draw_curve
+from models.sources import open_source
+from models.training.losses import info_nce
+from models.training.starter.config import TrainConfig
+from models.training.starter.features import FeatureMaker
+from models.training.starter.loop import Step, TrainResult, learning_rate, measure, train
+from models.training.starter.pairs import Pairs, gather
+from models.training.starter.rehearsal import Rehearsal
+from models.training.starter.run import HeadsRun, run_heads
+from models.training.starter.save import draw_curve
 
 SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
 WORDS = (
@@ -314,7 +314,7 @@ def test_no_curve_without_matplotlib(pairs: Pairs, monkeypatch: pytest.MonkeyPat
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.train import train as command
+    from service.cli.train.command import train as command
 
     return CliRunner().invoke(command, list(arguments), standalone_mode=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wire.throttle import Throttle
+from service.http.middleware.throttle import Throttle
 
 
 class Clock:

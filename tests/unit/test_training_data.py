@@ -15,12 +15,12 @@ from fakes import encode
 from PIL import Image
 from tiny import blocks, shard
 
-from models.data import open_source
-from models.data.records import Record, Reject
 from models.encoder import PreparedText
+from models.encoders.open_clip.assembly import transform
 from models.errors import SourceError
 from models.images.decode import decode_image
-from models.openclip.build import transform
+from models.sources import open_source
+from models.sources.records import Record, Reject
 from models.training.augment import Augmentation, Augmenter, names_a_side, random_box
 from models.training.loading import Batch, Preparer, load_batches
 from models.training.mixing import Mix, Stream, sample, usable

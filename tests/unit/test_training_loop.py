@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from tiny import TINY_SIGLIP, sixteen, tiny_pair
 from torch import Tensor, nn
 
-from models.data import open_source
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.registry import load_encoder
 from models.errors import NoSpaceError, TrainingError
 from models.images.decode import decode_image
-from models.losses import InfoNCEObjective
-from models.model_id import parse_model_id
-from models.registry import load_encoder
+from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.finishing import Result
 from models.training.journal import read_journal
+from models.training.losses import InfoNCEObjective
 from models.training.pair import TrainablePair, fresh_pair, load_pair
 from models.training.progress import Step
 from models.training.run import Feed, Watching, run_training

@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from tiny import blocks, tiny_pair
 from torch import Tensor
 
+from models.encoders.base.model_id import parse_model_id
+from models.encoders.open_clip.assembly import transform
+from models.encoders.open_clip.lookup import find_fresh
 from models.errors import ModelError
 from models.images.decode import decode_image
-from models.losses import InfoNCEObjective
-from models.model_id import parse_model_id
-from models.openclip.build import transform
-from models.openclip.source import find_fresh
 from models.training import defaults
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.disturbed import disturbed
 from models.training.layers import Place, lock, places
 from models.training.loading import Batch
+from models.training.losses import InfoNCEObjective
 from models.training.optimiser import decays, make_optimiser, set_rate
 from models.training.pair import TrainablePair, load_pair
 from models.training.run import objective_of
@@ -284,8 +284,8 @@ def test_a_bare_architecture_is_found_and_a_misspelt_one_helped_with() -> None:
 
 
 def test_a_clip_pair_turned_into_a_sigmoid_one_says_so(folder: Path, tmp_path: Path) -> None:
-    from models.openclip.pair import OpenClipEncoder
-    from models.registry import load_encoder
+    from models.encoders.open_clip.pair import OpenClipEncoder
+    from models.encoders.registry import load_encoder
     from models.training.saving import save_pair
 
     pair = load(folder)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import blocks
 
-from models.data.records import Record, Reject
+from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import SourceError
-from models.openclip.text import TextPreparer
+from models.sources.records import Record, Reject
 from models.training.augment import Augmentation, Augmenter
 from models.training.loading import Batch, Preparer, load_batches
 from models.training.mixing import Sample, sample

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from indexer.format.items import Item, ItemsReader
 from indexer.format.items_writer import ItemsWriter
+from indexer.format.terms import terms
 from indexer.format.word_table import Postings, decode, encode
-from indexer.format.words import terms
-from indexer.search.bm25 import K1, B, WordIndex
+from indexer.search.words import K1, B, WordIndex
 from models.errors import IndexCorruptError
 
 VOCABULARY = ["a", "dog", "Café", "red", "狗在跑", "女孩", "zebra", "хлеб", "x1", "on", "the"]

@@ -1,0 +1,1 @@
+"""Sources into rows of an index, and what a build takes and tells."""

@@ -1,0 +1,142 @@
+"""Build an index from sources, or bring one up to date.
+
+    read -> decode and prepare -> embed in batches -> write        a thread or processes for each,
+                                                                   bounded queues between them
+
+A version is committed every `segment_rows` pictures, and sooner where they are slow (`Pacing`).
+Running the same command again embeds only what is new or changed, and a build that was killed goes
+on where it was (`indexer.ingest.resume`). What was deleted stays out unless it is asked for. The
+stages are in `indexer.ingest.reader`, `decoders`, `batches` and `rows_writer`;
+`indexer.ingest.pipeline` joins them. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from indexer.files.fs import Fs
+from indexer.format.manifest import Operation
+from indexer.format.version import open_version
+from indexer.ingest.changes import KnownRecords
+from indexer.ingest.options import BuildOptions, BuildProgress, BuildReport
+from indexer.ingest.pipeline import Run, purpose
+from indexer.ingest.rejects import Rejects, RejectsFile
+from indexer.ingest.resume import Journal, journal_path
+from indexer.ingest.stamps import Stamps, stamps_path
+from indexer.search.embedding import DeferredEncoder
+from indexer.store.writer import IndexWriter
+from models.encoder import Encoder
+from models.errors import InputError, StoreError
+from models.sources.records import Source
+
+__all__ = ["BuildOptions", "BuildProgress", "BuildReport", "build_index", "index_records"]
+
+_DEFAULTS: Final = BuildOptions()
+
+
+def build_index(
+    sources: Sequence[Source],
+    out: Path,
+    encoder: Encoder | DeferredEncoder,
+    *,
+    options: BuildOptions = _DEFAULTS,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+    operation: Operation = "build",
+    fs: Fs | None = None,
+) -> BuildReport:
+    """Index every usable record of `sources` into `out`, a new or existing index.
+
+    Records are told apart by key, across all sources. One whose content is in the index already is
+    skipped without being decoded or embedded, and stored anew with its vectors where only its
+    location changed; a changed one replaces its old rows, captions included, in the same commit.
+    One that is refused leaves an older state of itself in place.
+
+    Raises:
+        InputError: an option out of range, other fields than an existing index declares, or a
+            mirror that would remove what it should not.
+        SourceError: a source broke off; what was read before it is committed, nothing is mirrored.
+        EncoderMismatchError, IndexLockedError, IndexCorruptError, NoSpaceError, StoreError:
+            see `indexer.store.writer.IndexWriter`. Versions committed before the failure stand.
+    """
+    if options.batch_size < 1 or options.segment_rows < 1 or options.thumbnail_side < 1:
+        raise InputError("batch size, segment rows and thumbnail side must be at least 1")
+    with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
+        path = options.rejects or out.absolute().with_name(out.absolute().name + ".rejects.jsonl")
+        rejects = RejectsFile(path)
+        stamps = Stamps(
+            stamps_path(out),
+            writer.manifest.index,
+            repr((options.captions, options.languages)),
+            rehash=options.rehash,
+        )
+        journal = Journal(journal_path(out), *purpose(writer, options))
+        over = True
+        try:
+            more: dict[str, Any] = {"on_progress": on_progress, "operation": operation}
+            more |= {"stamps": stamps, "journal": journal}
+            report = index_records(sources, writer, encoder, rejects, options=options, **more)
+        except StoreError:
+            raise  # a full disk needs its room, and other damage is none to go on from
+        except BaseException:
+            over = journal.empty
+            raise
+        finally:
+            rejects.close()
+            stamps.save()
+            journal.close(remove=over)
+    report.rejects_file = str(path) if rejects.count else None
+    return report
+
+
+def index_records(
+    sources: Sequence[Source],
+    writer: IndexWriter,
+    encoder: Encoder | DeferredEncoder,
+    rejects: Rejects,
+    *,
+    options: BuildOptions = _DEFAULTS,
+    only: Collection[str] | None = None,
+    stamps: Stamps | None = None,
+    journal: Journal | None = None,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+    operation: Operation = "build",
+) -> BuildReport:
+    """`build_index` with a writer and a place for rejects that the caller keeps.
+
+    Args:
+        only: all the keys that will come, if they are few; the index's other records need not be
+            read then. Not for mirrors.
+        stamps: lets records be passed over unread; None reads all.
+        journal: keeps what is not committed yet for a build after this one.
+    """
+    started = time.monotonic()
+    base = open_version(writer.root, writer.manifest)
+    try:
+        known = KnownRecords(base, only)
+        run = Run(
+            sources,
+            writer,
+            base,
+            known,
+            encoder,
+            options,
+            rejects,
+            stamps,
+            journal,
+            on_progress,
+            operation,
+        )
+        run.all()
+    finally:
+        base.close()
+    report = run.tally.report
+    report.version = writer.manifest.version
+    report.images = writer.manifest.live.images
+    report.texts = writer.manifest.live.texts
+    report.rejected = rejects.count
+    report.performance = run.stages.summary()
+    report.seconds = time.monotonic() - started
+    return report

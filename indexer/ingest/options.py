@@ -1,0 +1,132 @@
+"""What a build takes and tells: options, progress, the report.
+
+Plain values, shared by the builder and whoever calls it; nothing is done here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from indexer.filters.declared import Field
+from indexer.ingest.pace import StageName
+
+Stage = Literal["embedding", "committing", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """When to commit before a segment is full: what a killed build has to do again is bounded.
+
+    The wait grows with the build, so that a day's work makes dozens of versions, not thousands.
+
+    Attributes:
+        seconds: no commit sooner than this after the last one.
+        share: nor before this part of the build's time so far.
+    """
+
+    seconds: float = 10.0
+    share: float = 0.02
+
+    def due(self, elapsed: float, committed: float) -> bool:
+        """Both in seconds since the start: now, and when the last commit was."""
+        return elapsed - committed >= max(self.seconds, self.share * elapsed)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        batch_size: pictures per call of the image tower.
+        segment_rows: pictures per commit, at most.
+        pacing: when to commit before there are so many.
+        thumbnails: store a JPEG preview of every picture.
+        thumbnail_side: its longest side in pixels.
+        captions: index texts as items of their own.
+        languages: index texts of these language tags only; None indexes all.
+        fields: the filterable fields of a new index; None keeps those of an existing one.
+        max_errors: stop, committing what is done, once more than this many were rejected.
+        rejects: the rejects file; None puts `<index>.rejects.jsonl` beside the index.
+        workers: processes that decode pictures; 0 decodes in threads of this process; None takes
+            one per core, and threads where at most 64 records are expected.
+        decode_threads: threads that prepare records; None takes one per worker.
+        overlap: read and write in threads of their own, so that the model never waits for a disk;
+            None does so where more than 256 records are expected.
+        draft: let large JPEGs be decoded at a fraction (`models.images.pictures.Wanted`).
+        relevance: keep a background (`indexer.search.background`) so that hits carry a relevance;
+        an
+            index that has one keeps it in any case.
+        mirror: also remove the records that no source has any more; `mirror_all` even if they are
+            more than half of the index (`indexer.ingest.changes`).
+        rehash: read every file, also those that look as they did when they were indexed.
+        allow_erased: index records and texts again that were deleted; otherwise they are left out.
+    """
+
+    batch_size: int = 32
+    segment_rows: int = 8192
+    pacing: Pacing = Pacing()
+    thumbnails: bool = True
+    thumbnail_side: int = 320
+    captions: bool = True
+    languages: tuple[str, ...] | None = None
+    fields: tuple[Field, ...] | None = None
+    max_errors: int | None = None
+    rejects: Path | None = None
+    workers: int | None = None
+    decode_threads: int | None = None
+    overlap: bool | None = None
+    draft: bool = False
+    relevance: bool = True
+    mirror: bool = False
+    mirror_all: bool = False
+    rehash: bool = False
+    allow_erased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build stands; `total` is None where a source cannot tell cheaply.
+
+    `images_per_s` (embedded) and `bottleneck` (the stage waited for most) are of the last seconds;
+    they take no part in comparisons.
+    """
+
+    stage: Stage
+    done: int
+    total: int | None
+    rejected: int
+    images_per_s: float = field(default=0.0, compare=False)
+    bottleneck: StageName = field(default="embed", compare=False)
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What a build did.
+
+    `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
+    mirror) count records, `resumed` those of the first two that a killed build had embedded,
+    `erased` records and texts that were left out because they had been deleted, and `rejected` the
+    lines of the rejects file; `images` and `texts` are what the index holds now; `stopped` tells
+    that `max_errors` ended it; `performance` is the summary of `indexer.ingest.pace.Stages`.
+    """
+
+    added: int = 0
+    resumed: int = 0
+    updated: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    erased: int = 0
+    rejected: int = 0
+    images: int = 0
+    texts: int = 0
+    version: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    rejects_file: str | None = None
+    performance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

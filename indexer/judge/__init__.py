@@ -1,1 +1,0 @@
-"""What queries without an answer look like in an index, and how far a hit stands above them."""

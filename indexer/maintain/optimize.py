@@ -1,0 +1,313 @@
+"""Merge the segments of each modality into one without dead rows, with an ANN structure if it pays.
+
+    1. the live rows of all segments of a modality are copied into one, embeddings included
+    2. `indexer.maintain.structures` measures structures with queries of the other modality: stored
+    texts
+       asking for pictures, pictures asking for texts, or the embedded background queries where an
+       index has no texts
+    3. one commit puts the new segments in place of the old
+
+Rows added later are new segments, searched exactly beside it and merged in at the next run. Nothing
+is embedded, and content hashes are kept, so later builds still skip what they know. Memory is flat
+but for the structure being built.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from indexer.files.fs import Fs, Spool, require_space
+from indexer.format.manifest import SCRATCH, Modality, read_manifest
+from indexer.format.segment_writer import SegmentWriter
+from indexer.format.version import OpenVersion, open_version
+from indexer.maintain.structures import (
+    FEWEST_QUERIES,
+    FEWEST_ROWS,
+    GRAPH_ROWS,
+    MOST_QUERIES,
+    Choice,
+    Questions,
+    Tuned,
+    Tuner,
+    recipes,
+)
+from indexer.search.relevance import read_background
+from indexer.store.copies import captions_by_picture, copy_rows
+from indexer.store.writer import IndexWriter
+from models.errors import InputError
+from models.vectors import Vectors, unit_rows
+
+Target = Literal["images", "texts"]
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, rows done, rows in all)"""
+
+_TARGETS: Final[dict[Modality, Target]] = {"image": "images", "text": "texts"}
+_OTHER: Final[dict[Modality, Modality]] = {"image": "text", "text": "image"}
+_BLOCK: Final = 500
+
+
+@dataclass(slots=True)
+class TargetReport:
+    """What became of one modality.
+
+    Attributes:
+        rows: live rows; `merged` segments held them before, `dropped` dead rows are gone.
+        structure: `exact`, `hnsw` or `ivf`; `recipe` says which in FAISS's words.
+        recall: recall@10 against exact search on queries that had no part in choosing.
+        latency_ms, exact_ms: per query on one thread, with the structure and without.
+        changed: whether the segment is new.
+        notes: why not more.
+    """
+
+    rows: int = 0
+    merged: int = 0
+    dropped: int = 0
+    structure: str = "exact"
+    recipe: str | None = None
+    effort: int | None = None
+    refine: int | None = None
+    recall: float | None = None
+    queries: str | None = None
+    latency_ms: float | None = None
+    exact_ms: float | None = None
+    bytes_per_vector: float | None = None
+    build_seconds: float = 0.0
+    changed: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class OptimizeReport:
+    """What an optimization did; `version` is the current one, new or not."""
+
+    version: int = 0
+    seconds: float = 0.0
+    images: TargetReport = field(default_factory=TargetReport)
+    texts: TargetReport = field(default_factory=TargetReport)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeOptions:
+    """How to optimize.
+
+    Attributes:
+        floor: recall@10 that a structure must reach.
+        memory: bytes that a structure may take.
+        structure: which to consider; `exact` takes structures away.
+        queries_QD: float32 [Q, D], texts to measure pictures with instead of the index's own.
+        fewest: modalities with fewer rows stay exact.
+    """
+
+    floor: float = 0.95
+    memory: int | None = None
+    structure: Choice = "auto"
+    queries_QD: Vectors | None = None
+    fewest: int = FEWEST_ROWS
+
+
+def optimize(
+    root: Path,
+    options: OptimizeOptions | None = None,
+    *,
+    fs: Fs | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> OptimizeReport:
+    """See the module. An index with nothing to do keeps its version.
+
+    Raises:
+        InputError: a recall outside (0, 1), or too few queries.
+        IndexNotFoundError, IndexLockedError, IndexCorruptError, NoSpaceError, StoreError: see
+            `indexer.store.writer.IndexWriter`; the index is as it was.
+    """
+    options = options or OptimizeOptions()
+    if not 0.0 < options.floor < 1.0:
+        raise InputError("recall must be above 0 and below 1")
+    if options.queries_QD is not None and len(options.queries_QD) < FEWEST_QUERIES:
+        raise InputError(f"at least {FEWEST_QUERIES} queries are needed to measure recall")
+    started = time.monotonic()
+    report = OptimizeReport()
+    own_fs = fs or Fs()
+    with IndexWriter(root, read_manifest(root).fingerprint, fs=own_fs) as writer:
+        version = open_version(root, writer.manifest, verify="full")
+        try:
+            work = _Work(writer, version, options, own_fs, on_progress)
+            fresh, drop = [], []
+            for modality, target in (("image", report.images), ("text", report.texts)):
+                segment, replaced = work.merge(modality, target)  # type: ignore[arg-type]
+                fresh += [segment] if segment else []
+                drop += replaced
+            if drop:
+                writer.commit(fresh, drop=drop, operation="optimize")
+        finally:
+            version.close()
+        report.version = writer.manifest.version
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Work:
+    """One optimization of an open version."""
+
+    def __init__(
+        self,
+        writer: IndexWriter,
+        version: OpenVersion,
+        options: OptimizeOptions,
+        fs: Fs,
+        on_progress: OnProgress,
+    ) -> None:
+        self._writer = writer
+        self._version = version
+        self._options = options
+        self._fs = fs
+        self._on_progress = on_progress
+
+    def merge(
+        self, modality: Modality, report: TargetReport
+    ) -> tuple[SegmentWriter | None, list[int]]:
+        """The segment of a modality's live rows, and the positions of those it replaces."""
+        segments, dead = self._version.segments, self._version.dead
+        positions = [at for at, one in enumerate(segments) if one.entry.modality == modality]
+        report.rows = sum(int((~dead[at]).sum()) for at in positions)
+        report.dropped = sum(int(dead[at].sum()) for at in positions)
+        if not positions or self._is_done(positions, report):
+            return None, []
+        report.merged, report.changed = len(positions), True
+        if not report.rows:
+            return None, positions
+        entries = [segments[at].entry for at in positions]
+        room = sum(file.size for entry in entries for file in entry.files.values())
+        require_space(self._writer.root, room)
+        target = self._writer.new_segment(modality)
+        lacking = modality == "image" and not all(segments[at].items.has_words for at in positions)
+        captions = captions_by_picture(self._version) if lacking else {}
+        for at in positions:
+            rows = np.flatnonzero(~dead[at])
+            for start in range(0, len(rows), _BLOCK * 64):
+                part = rows[start : start + _BLOCK * 64].tolist()
+                fields = self._version.manifest.declared
+                copy_rows(segments[at], part, target, fields, captions=captions)
+                self._on_progress(f"copying {_TARGETS[modality]}", target.rows, report.rows)
+        self._structure(modality, target, report)
+        return target, positions
+
+    def _is_done(self, positions: list[int], report: TargetReport) -> bool:
+        """Whether a modality is one segment without dead rows, and all that is asked for."""
+        entry = self._version.segments[positions[0]].entry
+        if len(positions) > 1 or report.dropped or self._version.segments[positions[0]].ann_damage:
+            return False
+        if not self._version.segments[positions[0]].items.has_words:  # of format 1
+            return False
+        wanted, memory = self._options.structure, self._options.memory
+        if entry.ann is None:
+            return wanted == "exact" or report.rows < self._options.fewest
+        point = entry.ann.operating
+        report.structure, report.recipe = entry.ann.structure, entry.ann.recipe
+        report.recall, report.latency_ms = point.recall, point.latency_ms
+        report.effort, report.refine = point.effort, point.refine
+        report.bytes_per_vector, report.queries = point.bytes_per_vector, point.kind
+        fits = memory is None or point.bytes_per_vector * entry.rows <= memory
+        done = wanted in ("auto", entry.ann.structure) and entry.ann.floor == self._options.floor
+        return done and fits and self._options.queries_QD is None
+
+    def _structure(self, modality: Modality, target: SegmentWriter, report: TargetReport) -> None:
+        """Give the new segment the fastest structure that meets the floor, if one does."""
+        options = self._options
+        for name in ("recipe", "recall", "latency_ms", "effort", "refine", "queries"):
+            setattr(report, name, None)
+        report.structure, report.bytes_per_vector = "exact", None
+        if options.structure == "exact":
+            return
+        if target.rows < options.fewest:
+            report.notes.append(f"fewer than {options.fewest} rows are searched exactly")
+            return
+        questions = self._questions(modality)
+        if questions is None:
+            report.notes.append("no queries of the other modality to measure recall with")
+            return
+        candidates = recipes(
+            target.rows, self._version.manifest.dim, options.structure, options.memory
+        )
+        if not candidates:
+            report.notes.append("no structure fits into the memory")
+            return
+        vectors_ND = target.vectors()
+        tuner = Tuner(vectors_ND, questions, options.floor)
+        report.exact_ms, report.queries = tuner.exact_ms, questions.kind
+        best: tuple[Tuned, Spool] | None = None
+        for recipe in candidates:
+            if (
+                best is not None
+                and options.structure == "auto"
+                and recipe.structure == "hnsw"
+                and target.rows > GRAPH_ROWS
+            ):
+                report.notes.append(f"{recipe.name} is not tried on more than {GRAPH_ROWS} rows")
+                continue
+            started = time.monotonic()
+            tuned, why = tuner.build(
+                recipe,
+                lambda done, name=recipe.name: self._on_progress(  # type: ignore[misc]
+                    f"building {name}", done, target.rows
+                ),
+            )
+            report.build_seconds += time.monotonic() - started
+            if tuned is None:
+                report.notes.append(why)
+                continue
+            if best is not None and _latency(best[0]) <= _latency(tuned):
+                continue
+            # written down, so that only one structure is in memory at a time
+            spool = Spool(self._fs, self._writer.root / SCRATCH / f"{target.id}.{recipe.structure}")
+            tuned.index.write(spool.write)
+            if best is not None:
+                best[1].remove()
+            best = Tuned(None, tuned.entry, tuned.exact_ms), spool  # type: ignore[arg-type]
+        if best is None:
+            return
+        tuned, spool = best
+        target.attach_ann(spool.read(), tuned.entry)
+        spool.remove()
+        entry, point = tuned.entry, tuned.entry.operating
+        report.structure, report.recipe, report.recall = entry.structure, entry.recipe, point.recall
+        report.latency_ms, report.bytes_per_vector = point.latency_ms, point.bytes_per_vector
+        report.effort, report.refine = point.effort, point.refine
+
+    def _questions(self, modality: Modality) -> Questions | None:
+        """Queries of the other modality, as many as there are, up to a bound."""
+        if modality == "image" and self._options.queries_QD is not None:
+            return Questions(unit_rows(self._options.queries_QD), "texts")
+        rows = [
+            (segment.vectors_ND, np.flatnonzero(~dead))
+            for segment, dead in zip(self._version.segments, self._version.dead, strict=True)
+            if segment.entry.modality == _OTHER[modality]
+        ]
+        total = sum(len(live) for _, live in rows)
+        if total >= FEWEST_QUERIES:
+            chosen = np.sort(
+                np.random.default_rng(0).choice(total, min(total, MOST_QUERIES), replace=False)
+            )
+            found, first = [], 0
+            for vectors_ND, live in rows:
+                inside = chosen[(chosen >= first) & (chosen < first + len(live))] - first
+                found.append(vectors_ND[live[inside]].astype(np.float32))
+                first += len(live)
+            kind: Literal["texts", "images"] = "texts" if modality == "image" else "images"
+            return Questions(np.concatenate(found), kind)
+        background = read_background(self._version.root, self._version.manifest)
+        if background is None or len(background.queries_QD) < FEWEST_QUERIES:
+            return None
+        return Questions(background.queries_QD, "background")
+
+
+def _latency(tuned: Tuned) -> float:
+    return tuned.entry.operating.latency_ms

@@ -1,0 +1,375 @@
+"""Do what can be done about a damaged index without guessing, and say what cannot.
+
+    a search structure    built again from the vectors it was derived from
+    the background        left out; the next build measures another
+    CURRENT, a manifest   the newest kept version that is sound becomes the newest again, less what
+                          was deleted since: the erasure lists that can be read are all honoured
+    vectors, items        what is lost is lost: with `drop_damaged` the segment goes, and the ids
+                          that have to be indexed again are told
+    an older version      can no longer be gone back to, and is forgotten
+
+Whatever loses rows or versions waits for `yes`. A repair is a version like any other: one commit,
+which a kill leaves done or not done. The files of the damaged version are removed by a later
+writer, when no kept version names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from indexer.files.fs import Fs
+from indexer.files.lock import WriterLock
+from indexer.format.checking import open_checked
+from indexer.format.entries import ErasedEntry, SegmentEntry, TombstoneEntry
+from indexer.format.erasures import Erasures, hashes_in, read_erasures
+from indexer.format.manifest import (
+    ANN_FILE,
+    ERASED,
+    FORMAT,
+    LOCK,
+    MANIFESTS,
+    RELEVANCE,
+    SCRATCH,
+    SEGMENTS,
+    TOMBSTONES,
+    Head,
+    Manifest,
+    manifest_path,
+    read_head,
+    read_manifest,
+)
+from indexer.format.segment_writer import SegmentWriter
+from indexer.format.tombstones import as_pairs, count_live, renumber
+from indexer.format.version import dead_rows, encode_tombstones, open_version, read_tombstones
+from indexer.maintain.rebuild import Rebuilt, rebuild
+from indexer.maintain.salvage import erased_records, plan_loss
+from indexer.maintain.sound_versions import file_sha256, vouched
+from indexer.search.relevance import read_background
+from indexer.store.draft import Draft
+from indexer.store.sweep import manifest_numbers
+from models.errors import IndexCorruptError, IndexNotFoundError
+
+_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
+_VERSION_FILES: Final = (TOMBSTONES, ERASED)
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What was found and done.
+
+    Attributes:
+        version: the current one afterwards; None where there is none to stand on.
+        found: damage, one line each.
+        done: what was done about it.
+        lost: ids of records that have to be indexed again.
+        unknown: rows lost, or that would be, whose ids cannot be read.
+        needs: what was not done, and what allows it.
+    """
+
+    version: int | None = None
+    found: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    unknown: int = 0
+    needs: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing damaged is left that was looked for."""
+        return not self.needs and self.version is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+def repair(
+    root: Path, *, yes: bool = False, drop_damaged: bool = False, fs: Fs | None = None
+) -> RepairReport:
+    """See the module.
+
+    Args:
+        yes: also do what loses rows or versions.
+        drop_damaged: also drop segments whose vectors or items are damaged.
+
+    Raises:
+        IndexNotFoundError: there is no index.
+        IndexLockedError: a writer is at work.
+        NoSpaceError, StoreError: the index is as it was.
+    """
+    fs = fs or Fs()
+    if not root.is_dir() or not (root / MANIFESTS).is_dir():
+        raise IndexNotFoundError(f"no index at {root}")
+    lock = WriterLock(root / LOCK)
+    try:
+        for name in _FOLDERS:
+            fs.make_dir(root / name, exist_ok=True)
+        work = _Repair(root, fs, yes, drop_damaged)
+        work.run()
+        for path in (root / SCRATCH).iterdir():
+            fs.remove(path)
+        return work.report
+    finally:
+        lock.release()
+
+
+class _Repair:
+    def __init__(self, root: Path, fs: Fs, yes: bool, drop_damaged: bool) -> None:
+        self.report = RepairReport()
+        self._root = root
+        self._fs = fs
+        self._yes = yes
+        self._drop = drop_damaged
+
+    def run(self) -> None:
+        current = self._standing()
+        if current is None:
+            return
+        self.report.version = current.version
+        self._files(current)
+        self._older()
+
+    # -- CURRENT and the newest manifest
+
+    def _standing(self) -> Manifest | None:
+        """The version to stand on; a fallback is committed first."""
+        head: Head | None = None
+        try:
+            head = read_head(self._root)
+        except IndexCorruptError as error:
+            self.report.found.append(str(error))
+        versions, damage = vouched(self._root, head)
+        newest = head.version if head else max(manifest_numbers(self._root), default=-1)
+        self.report.found += [str(one) for one in damage if one.file == manifest_path(newest)]
+        if head is not None and head.version in versions:
+            why = self._unsound(versions[head.version], files=False)
+            if why is None:
+                return versions[head.version]
+            self.report.found.append(why)
+        for number in sorted(versions, reverse=True):
+            if self._unsound(versions[number]) is None:
+                return self._fall_back(versions[number], newest)
+        self.report.needs.append(
+            "no kept version is sound: restore the index from a copy, or build it again"
+        )
+        return None
+
+    def _unsound(self, manifest: Manifest, *, files: bool = True) -> str | None:
+        """What keeps a version from standing; with `files`, damage to its segments does too."""
+        try:
+            read_tombstones(self._root, manifest)
+            read_erasures(self._root, manifest)
+            if files:
+                open_version(self._root, manifest, verify="full").close()
+        except IndexCorruptError as error:
+            return str(error)
+        return None
+
+    def _fall_back(self, manifest: Manifest, newest: int) -> Manifest | None:
+        behind = manifest.version < newest
+        if behind and not self._yes:
+            self.report.needs.append(
+                f"the newest sound version is {manifest.version}, of {manifest.created} with "
+                f"{manifest.live.images:,} images and {manifest.live.texts:,} texts: what came "
+                f"after it, up to version {newest}, would be lost; --yes goes back to it"
+            )
+            return None
+        if not behind:  # only `CURRENT` was damaged, or nothing vouches for what it names
+            self._publish(manifest, manifest.segments, as_pairs(()), newest)
+            self.report.done.append(f"CURRENT names the content of version {manifest.version}")
+            return self._now()
+        erasures = self._all_erasures(manifest)
+        dead = self._dead(manifest)
+        loss = erased_records(self._root, manifest, dead, erasures)
+        self._publish(manifest, manifest.segments, as_pairs(loss.dead), newest, erasures)
+        self._forget(
+            one for one in manifest_numbers(self._root) if manifest.version < one <= newest
+        )
+        self.report.lost += sorted(loss.records)
+        self.report.done.append(
+            f"went back to version {manifest.version}; index again what was added after "
+            f"{manifest.created}"
+        )
+        return self._now()
+
+    def _all_erasures(self, manifest: Manifest) -> Erasures:
+        """The list of a version and those of later ones: better one id too many than one back."""
+        later: set[bytes] = set()
+        for path in sorted((self._root / ERASED).glob("*.npy")):
+            # an earlier list may name what was let in again since
+            if path.stem > f"{manifest.version:08}":
+                later |= hashes_in(path)
+        return read_erasures(self._root, manifest).joined(later)
+
+    # -- the files of the version that stands
+
+    def _files(self, manifest: Manifest) -> None:
+        files = manifest.files()
+        with open_checked(self._root, files, verify="full", tolerate=files) as checked:
+            damage = dict(checked.damage)
+        self.report.found += [str(one) for one in damage.values()]
+        by_position = {
+            position: {name for name in damage if name.startswith(f"{SEGMENTS}/{entry.id}/")}
+            for position, entry in enumerate(manifest.segments)
+        }
+        gone = [at for at, names in by_position.items() if any(_essential(one) for one in names)]
+        structures = [at for at, names in by_position.items() if names and at not in gone]
+        background = any(name.startswith(f"{RELEVANCE}/") for name in damage)
+        if gone and not self._drop:
+            rows = sum(manifest.segments[at].rows for at in gone)
+            self.report.needs.append(
+                f"{len(gone)} segments with {rows:,} rows are damaged: restore their files from a "
+                "copy, go back with `diptych index rollback`, or give --drop-damaged --yes to "
+                "drop them"
+            )
+            gone = []
+        if gone:
+            gone = self._agreed(manifest, gone)
+        if gone or structures or background:
+            self._rewrite(manifest, gone, structures, background)
+
+    def _agreed(self, manifest: Manifest, gone: list[int]) -> list[int]:
+        loss = plan_loss(self._root, manifest, self._dead(manifest), gone)
+        self.report.unknown = loss.unknown
+        if self._yes:
+            return gone
+        self.report.needs.append(
+            f"{len(loss.records):,} records, and {loss.unknown:,} rows whose ids cannot be read, "
+            "would be lost; --yes drops them"
+        )
+        self.report.lost += sorted(loss.records)
+        return []
+
+    def _rewrite(
+        self, manifest: Manifest, gone: list[int], structures: list[int], background: bool
+    ) -> None:
+        dead = self._dead(manifest)
+        loss = plan_loss(self._root, manifest, dead, gone) if gone else None
+        keep: list[SegmentEntry | None] = list(manifest.segments)
+        rebuilt: list[Rebuilt] = []
+        buried = set(loss.dead) if loss else set()
+        for at in gone:
+            keep[at] = None
+        try:
+            for at in structures:
+                alive = ~dead[at]
+                alive[[row for position, row in buried if position == at]] = False
+                keep[at] = None
+                if alive.any():
+                    rows = np.flatnonzero(alive).tolist()
+                    rebuilt.append(rebuild(self._fs, self._root, manifest, at, rows))
+            buried = {pair for pair in buried if keep[pair[0]] is not None}
+            writers = [one.writer for one in rebuilt]
+            self._publish(manifest, keep, as_pairs(buried), manifest.version, writers=writers)
+        finally:
+            for one in rebuilt:
+                one.close()
+        if background:
+            self.report.done.append("the background is left out; the next build measures another")
+        for at in gone:
+            self.report.done.append(f"dropped segment {manifest.segments[at].id}")
+        for at in structures:
+            name = f"{SEGMENTS}/{manifest.segments[at].id}/{ANN_FILE}"
+            self.report.done.append(f"built {name} again from its vectors")
+        if loss is not None:
+            self.report.lost += sorted(loss.records)
+        self.report.version = self._now().version
+
+    # -- older versions
+
+    def _older(self) -> None:
+        head = read_head(self._root)
+        versions, damage = vouched(self._root, head)
+        bad: dict[int, str] = {}
+        for error in damage:
+            bad[int(Path(error.file).stem)] = str(error)
+        checked: dict[str, str | None] = {}
+        for number, manifest in versions.items():
+            if number == head.version:
+                continue
+            for name, entry in manifest.files().items():
+                if name not in checked:
+                    with open_checked(
+                        self._root, {name: entry}, verify="full", tolerate=[name]
+                    ) as one:
+                        told = one.damage.get(name)
+                    checked[name] = None if told is None else str(told)
+                if checked[name] is not None:
+                    bad.setdefault(number, str(checked[name]))
+        if not bad:
+            return
+        names = ", ".join(str(one) for one in sorted(bad))
+        self.report.found += [why for why in bad.values() if why not in self.report.found]
+        if not self._yes:
+            self.report.needs.append(
+                f"versions {names} are damaged and cannot be gone back to; --yes forgets them"
+            )
+            return
+        self._forget(bad)
+        self.report.done.append(f"forgot versions {names}, which are damaged")
+
+    # -- shared
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._fs.remove(self._root / manifest_path(number))
+        self._fs.sync_dir(self._root / MANIFESTS)
+
+    def _dead(self, manifest: Manifest) -> list[Any]:
+        pairs = read_tombstones(self._root, manifest)
+        return dead_rows([entry.rows for entry in manifest.segments], pairs)
+
+    def _now(self) -> Manifest:
+        return read_manifest(self._root)
+
+    def _publish(
+        self,
+        base: Manifest,
+        keep: Iterable[SegmentEntry | None],
+        dead: Any,
+        newest: int,
+        erasures: Erasures | None = None,
+        writers: Sequence[SegmentWriter] = (),
+    ) -> None:
+        """Commit `base` with some segments replaced or gone and more rows dead."""
+        slots = list(keep)
+        number = max([newest, *manifest_numbers(self._root)]) + 1
+        with Draft(self._fs, self._root, number) as draft:
+            fresh = draft.add_segments(writers)
+            gone = [at for at, entry in enumerate(slots) if entry is None]
+            old = read_tombstones(self._root, base)
+            pairs = renumber([*slots, *fresh], np.concatenate([old, dead]), gone)
+            entries = [entry for entry in (*slots, *fresh) if entry is not None]
+            update: dict[str, Any] = {
+                "format": FORMAT,
+                "version": number,
+                "parent": base.version,
+                "parent_sha256": file_sha256(self._root, base.version),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "operation": "repair",
+                "segments": entries,
+                "live": count_live(entries, pairs),
+                "tombstones": None,
+            }
+            if len(pairs):
+                name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
+                update["tombstones"] = TombstoneEntry(
+                    file=name, count=len(pairs), **digest.fields()
+                )
+            if erasures is not None and len(erasures):
+                name, digest = draft.write_array(ERASED, erasures.encode())
+                update["erased"] = ErasedEntry(file=name, count=len(erasures), **digest.fields())
+            try:
+                read_background(self._root, base)
+            except IndexCorruptError:
+                update["relevance"] = None
+            draft.publish(base.model_copy(update=update))
+
+
+def _essential(name: str) -> bool:
+    return not name.endswith(f"/{ANN_FILE}")

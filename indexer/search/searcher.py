@@ -1,0 +1,223 @@
+"""Search in one version of an index: from query vectors to a page of hits.
+
+    Searcher.search    checks the request, chooses what scans each segment, merges and orders
+    Hit                one result
+
+Each segment proposes rows (`indexer.search.vector_index`, `indexer.search.selection`),
+`indexer.search.ranking` scores them again, `indexer.search.fusion` puts them in order, with the
+ranking by words (`indexer.search.words`) where that is wanted, and here the page is cut. It
+knows segments and which of their rows live; not how versions are opened, nor who asks.
+
+Shapes: Q queries, K hits, D embedding, N rows, M some rows.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.filters.language import Filter, check_filter
+from indexer.format.items import Item
+from indexer.format.manifest import Modality
+from indexer.format.segment import Segment
+from indexer.format.version import OpenVersion
+from indexer.search.ann_scan import AnnScan, check_canaries
+from indexer.search.fusion import DEPTH, Ranked, distinct, fuse, ranked
+from indexer.search.ranking import candidates
+from indexer.search.selection import Part, Selections
+from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex
+from indexer.search.words import WordSearch
+from models.errors import InputError, InvalidVectorError
+from models.vectors import Vectors, unit_rows
+
+Target = Literal["images", "texts"]
+_MODALITY: Final[dict[Target, Modality]] = {"images": "image", "texts": "text"}
+_DEEPER: Final = 4
+_Page: TypeAlias = Sequence[tuple[int, Sequence[int]]]
+"""Places in a ranking, each with those of its duplicates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A search result.
+
+    Attributes:
+        score: the cosine between item and query, in [-1, 1], whatever decided the order.
+        fused: what decided it in hybrid search (`indexer.search.fusion`), otherwise None.
+        duplicates: ids of the near-duplicates that this hit stands for, best first.
+    """
+
+    item: Item
+    score: float
+    fused: float | None = None
+    duplicates: tuple[str, ...] = ()
+
+
+class Searcher:
+    """The searchable parts of an open version. Safe to use from several threads."""
+
+    def __init__(self, version: OpenVersion, live: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """`live` tells per segment, bool [N], which rows may be found."""
+        self._manifest = version.manifest
+        self._selections = Selections(version.manifest.declared)
+        self._parts: dict[Modality, list[Part]] = {"image": [], "text": []}
+        for segment, live_N in zip(version.segments, live, strict=True):
+            index = ExactIndex(segment.vectors_ND, live_N)
+            part = Part(segment, live_N, index, structure_of(segment, live_N, index))
+            self._parts[segment.entry.modality].append(part)
+        self._words = {
+            modality: WordSearch([part.segment for part in parts], [part.live_N for part in parts])
+            for modality, parts in self._parts.items()
+        }
+
+    def search(
+        self,
+        queries_QD: Vectors,
+        k: int,
+        *,
+        target: Target = "images",
+        offset: int = 0,
+        filter: Filter | None = None,
+        exact: bool = False,
+        effort: int | None = None,
+        texts: Sequence[str | None] | None = None,
+        hybrid: float = 0.0,
+        deduplicate: float | None = None,
+    ) -> list[list[Hit]]:
+        """As `indexer.search.snapshot.Snapshot.search`, where it is described."""
+        if target not in _MODALITY:
+            raise InputError(f"target must be images or texts, not {target!r}")
+        if k < 1 or offset < 0:
+            raise InputError("k must be at least 1 and offset at least 0")
+        if effort is not None and effort < 1:
+            raise InputError("effort must be at least 1")
+        if not 0.0 <= hybrid <= 1.0:
+            raise InputError("hybrid is a weight between 0 and 1")
+        if deduplicate is not None and not 0.0 < deduplicate <= 1.0:
+            raise InputError("deduplicate is a cosine above 0 and at most 1")
+        queries_QD = self._checked(queries_QD)
+        parts = self._parts[_MODALITY[target]]
+        scanners = [part.scanner(exact=exact) for part in parts]
+        if filter is not None:
+            check_filter(filter, self._manifest.declared)
+            scanners = self._selections.scanners(filter, parts, exact=exact)
+        scanners = [scanner if scanner.exact else scanner.at(effort) for scanner in scanners]
+        total = sum(scanner.live for scanner in scanners)
+        want = min(offset + k, total)
+        if want <= offset or not len(queries_QD):
+            return [[] for _ in queries_QD]
+        segments = [part.segment for part in parts]
+        vectors = [segment.vectors_ND for segment in segments]
+        worded: list[Ranked | None] = [None] * len(queries_QD)
+        if hybrid:
+            worded = self._by_words(_MODALITY[target], queries_QD, texts, filter)
+
+        def rank(chosen_Q: list[int], depth: int) -> list[Ranked]:
+            depth = min(total, max(depth, DEPTH)) if hybrid else min(total, depth)
+            found = candidates(scanners, vectors, queries_QD[chosen_Q], depth)
+            named = bool(hybrid) or deduplicate is not None
+            rankings = [ranked(segments, one, depth, named=named) for one in found]
+            return [
+                one if words is None else fuse(one, words, hybrid)
+                for one, words in zip(rankings, [worded[i] for i in chosen_Q], strict=True)
+            ]
+
+        if deduplicate is None:
+            page: _Page = [(place, []) for place in range(offset, want)]
+            every = rank(list(range(len(queries_QD))), want)
+            return _hits(segments, [(one, page) for one in every])
+        kept_Q: list[tuple[Ranked, _Page] | None] = [None] * len(queries_QD)
+        pending, depth = list(range(len(queries_QD))), want
+        while pending:
+            # deeper until each query has its distinct hits, or has seen everything
+            depth = min(total, _DEEPER * depth)
+            rankings = dict(zip(pending, rank(pending, depth), strict=True))
+            for number, one in rankings.items():
+                kept = distinct(one, vectors, deduplicate, want)
+                if len(kept) == want or depth == total:
+                    kept_Q[number] = (one, kept[offset:])
+                    pending.remove(number)
+        return _hits(segments, [one for one in kept_Q if one is not None])
+
+    def _by_words(
+        self,
+        modality: Modality,
+        queries_QD: Vectors,
+        texts: Sequence[str | None] | None,
+        filter: Filter | None,
+    ) -> list[Ranked | None]:
+        """Per query its ranking by words; None where it has no text."""
+        if texts is None or len(texts) != len(queries_QD):
+            raise InputError("hybrid search needs a text, or None, for each query")
+        parts, words = self._parts[modality], self._words[modality]
+
+        def selected(position: int, rows_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+            assert filter is not None
+            return self._selections.selects(filter, parts[position], rows_M)
+
+        return [
+            None if text is None else words.rank(text, query_D, selected if filter else None)
+            for text, query_D in zip(texts, queries_QD, strict=True)
+        ]
+
+    def _checked(self, queries_QD: Vectors) -> Vectors:
+        queries_QD = unit_rows(queries_QD)
+        dim = self._manifest.dim
+        if queries_QD.shape[1] != dim:
+            raise InvalidVectorError(
+                f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
+            )
+        return queries_QD
+
+
+def structure_of(
+    segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
+) -> AnnScan | None:
+    """The segment's ANN structure; where none is sound, its rows are searched exactly."""
+    entry = segment.entry.ann
+    if segment.ann is None or entry is None:
+        return None
+    # mapped through the descriptor that was summed
+    mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
+        check_canaries(ann, entry, segment.vectors_ND)
+    except BadStructureError as error:
+        segment.give_up_ann(str(error))
+        return None
+    return AnnScan(ann, entry, index)
+
+
+def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) -> list[list[Hit]]:
+    """Load the items of each query's page, those of a segment at once."""
+    wanted: dict[int, set[int]] = {}
+    keys_Q = []
+    for rows, page in pages:
+        places = [place for place, _ in page]
+        keys = list(
+            zip(rows.segments_M[places].tolist(), rows.rows_M[places].tolist(), strict=True)
+        )
+        keys_Q.append(keys)
+        for position, row in keys:
+            wanted.setdefault(position, set()).add(row)
+    items = {
+        position: segments[position].items.items(sorted(some)) for position, some in wanted.items()
+    }
+    return [
+        [
+            Hit(
+                items[position][row],
+                # a rounded row may be a hair longer than 1
+                score=max(-1.0, min(1.0, float(rows.scores_M[place]))),
+                fused=None if rows.fused_M is None else float(rows.fused_M[place]),
+                duplicates=tuple(rows.ids[other] for other in duplicates),
+            )
+            for (place, duplicates), (position, row) in zip(page, keys, strict=True)
+        ]
+        for (rows, page), keys in zip(pages, keys_Q, strict=True)
+    ]

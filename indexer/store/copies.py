@@ -1,0 +1,114 @@
+"""Rows of a segment into a new one, with the vectors they have: nothing is embedded again.
+
+It knows open segments and segment writers; which rows, and why, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from indexer.filters.declared import Field, values_of
+from indexer.format.items import Item
+from indexer.format.segment import Segment
+from indexer.format.segment_writer import NewRow, SegmentWriter
+from indexer.format.version import OpenVersion
+
+_BLOCK: Final = 500
+_SCAN: Final = 65_536
+
+
+def load_rows(source: Segment, rows: Sequence[int], fields: Sequence[Field]) -> list[NewRow]:
+    """Everything stored of some rows but their vectors and the words they are found by.
+
+    Args:
+        rows: at most a few hundred, in any order, which the answer keeps.
+        fields: the index's filterable fields.
+
+    Raises:
+        IndexCorruptError: the segment's database is damaged.
+    """
+    items, pictures = source.items.items(rows), source.items.pictures(rows)
+    marks = ", ".join("?" * len(rows))
+    select = f"SELECT row, record FROM items WHERE row IN ({marks})"  # noqa: S608 - marks only
+    records = dict(source.items.query(select, [int(row) for row in rows]))
+    return [
+        NewRow(
+            record=records[row],
+            item=items[row],
+            thumbnail=source.items.thumbnail(row),
+            values=values_of(items[row].attributes, fields)[0],
+            picture=pictures.get(row),
+        )
+        for row in rows
+    ]
+
+
+def copy_rows(
+    source: Segment,
+    rows: Sequence[int],
+    target: SegmentWriter,
+    fields: Sequence[Field],
+    *,
+    moved: Mapping[int, str] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Append rows of one segment to a new one, words included.
+
+    Args:
+        source: stays open until `target` is finished.
+        rows: without repeats.
+        moved: new `uri` by row, where it changed.
+        captions: texts of pictures by id, for a source of format 1, which has no words to copy;
+            without them a picture is found by its own text only (`captions_by_picture`).
+
+    Raises:
+        IndexCorruptError: the source is damaged.
+        NoSpaceError, StoreError: the target cannot be written.
+    """
+    moved = moved or {}
+    has_words = source.items.has_words
+    first = target.rows
+    for start in range(0, len(rows), _BLOCK):
+        part = [int(row) for row in rows[start : start + _BLOCK]]
+        loaded = load_rows(source, part, fields)
+        for place, row in enumerate(part):
+            one = loaded[place]
+            item = dataclasses.replace(one.item, uri=moved.get(row, one.item.uri))
+            texts = () if has_words else _texts(item, captions or {})
+            loaded[place] = dataclasses.replace(one, item=item, texts=texts)
+        target.add(source.vectors_ND[part], loaded)
+    if has_words and len(rows):
+        target_N = np.full(source.entry.rows, -1, dtype=np.int64)
+        target_N[np.asarray(rows, dtype=np.int64)] = np.arange(first, target.rows)
+        target.take_words(source.items, target_N)
+
+
+def captions_by_picture(version: OpenVersion) -> dict[str, list[str]]:
+    """The live captions of every picture, in the order they were stored."""
+    found: dict[str, list[str]] = {}
+    select = (
+        "SELECT row, image_id, text FROM items "
+        "WHERE row BETWEEN ? AND ? AND image_id IS NOT NULL ORDER BY row"
+    )
+    for segment, dead in zip(version.segments, version.dead, strict=True):
+        if segment.entry.modality != "text":
+            continue
+        for start in range(0, segment.entry.rows, _SCAN):
+            for row, image_id, text in segment.items.query(select, (start, start + _SCAN - 1)):
+                if not dead[row] and text:
+                    found.setdefault(image_id, []).append(text)
+    return found
+
+
+def _texts(item: Item, captions: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """What words find a picture by: its captions and its own text, each once."""
+    if item.modality != "image":
+        return None
+    found = list(captions.get(item.id, ()))
+    if item.text and item.text not in found:
+        found.append(item.text)
+    return tuple(found)

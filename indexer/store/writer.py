@@ -1,0 +1,398 @@
+"""The writer: the only code that changes an index.
+
+The order of a commit is what makes a crash harmless, whenever it comes:
+
+    1. segments, the tombstone file and the background, written under `scratch/`, fsynced
+    2. renamed into place; nothing refers to them yet; their directories fsynced
+    3. the manifest, likewise
+    4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
+
+Before step 4 the old version stands and what was added is litter, which the next writer sweeps;
+after it the new one does. Readers need no lock: nothing that any manifest up to the current one
+names is ever changed here, and what is removed belongs to versions no longer kept
+(`indexer.store.sweep`). The writer knows nothing of encoders or sources.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from indexer.files.fs import Fs
+from indexer.files.lock import WriterLock
+from indexer.filters.declared import Field, check_fields
+from indexer.format.erasures import Erasures, read_erasures
+from indexer.format.manifest import (
+    CURRENT,
+    ERASED,
+    FORMAT,
+    LOCK,
+    MANIFESTS,
+    RELEVANCE,
+    SCRATCH,
+    SEGMENTS,
+    TOMBSTONES,
+    ErasedEntry,
+    FieldEntry,
+    Live,
+    Manifest,
+    Modality,
+    Operation,
+    RelevanceEntry,
+    SourceEntry,
+    TombstoneEntry,
+    check_encoder,
+    only_unborn,
+    read_head,
+    read_manifest,
+)
+from indexer.format.segment_writer import SegmentWriter
+from indexer.format.tombstones import Pairs, as_pairs, count_live, renumber
+from indexer.format.version import encode_tombstones, read_tombstones
+from indexer.search.relevance import (
+    describe,
+    encode_background,
+    measure_version,
+    read_background,
+    still_good,
+)
+from indexer.store.draft import Draft
+from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
+from models.encoder import Fingerprint
+from models.errors import IndexNotFoundError, InputError, StoreError
+from models.vectors import Vectors
+
+_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
+_OURS: Final = frozenset({CURRENT, LOCK, *_FOLDERS})
+
+
+class IndexWriter:
+    """Exclusive write access to an index directory, which is created if need be.
+
+    Use as a context manager; leaving it drops what was not committed and releases the lock.
+
+    Attributes:
+        manifest: the current version.
+        erasures: its erasure list, which whoever adds rows must ask.
+    """
+
+    manifest: Manifest
+    erasures: Erasures
+
+    def __init__(
+        self,
+        root: Path,
+        fingerprint: Fingerprint,
+        *,
+        fields: Sequence[Field] | None = None,
+        keep: int = KEEP_VERSIONS,
+        fs: Fs | None = None,
+    ) -> None:
+        """Lock the index, sweep what a crashed writer left, and read the current version.
+
+        Args:
+            fields: the filterable fields of a new index; None declares none, or keeps those an
+                existing index has.
+            keep: how many versions every commit leaves, the new one included; at least 1.
+
+        Raises:
+            InputError: the index has rows, and other fields than these.
+            IndexLockedError: another writer holds it.
+            EncoderMismatchError: it was built with another encoder pair.
+            IndexCorruptError: `CURRENT` or the manifest is damaged.
+            NoSpaceError, StoreError: the directory cannot be made, is something else, or the file
+                system has no locks.
+        """
+        assert keep >= 1
+        self.root = root
+        self._keep = keep
+        self._fs = fs or Fs()
+        self._sweeper = Sweeper(self._fs, root)
+        self._background: tuple[Vectors, str] | None = None
+        self._open: list[SegmentWriter] = []
+        require_index_or_empty(root)
+        self._fs.make_dir(root, exist_ok=True)
+        self._lock = WriterLock(root / LOCK)
+        try:
+            for name in _FOLDERS:
+                self._fs.make_dir(root / name, exist_ok=True)
+            try:
+                self._head = read_head(root)
+            except IndexNotFoundError:
+                self._sweeper.sweep(None)
+                self._create(fingerprint, _entries(fields or ()))
+                self.erasures = Erasures()
+            else:
+                self.manifest = read_manifest(root, self._head)
+                check_encoder(self.manifest.fingerprint, fingerprint)
+                self.erasures = read_erasures(root, self.manifest)
+                if fields is not None:
+                    self._declare(_entries(fields))
+                self._sweeper.sweep(self.manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop whatever was not committed and release the lock."""
+        for writer in self._open:
+            writer.abort()
+        self._open.clear()
+        with suppress(StoreError):  # after a failed fsync the next writer sweeps
+            empty_scratch(self._fs, self.root)
+        self._lock.release()
+
+    def use_background(self, queries_QD: Vectors, queries: str) -> None:
+        """Measure every version from the next on against these queries, the list of this sha256.
+
+        An index that has a background keeps measuring with the queries it stored.
+        """
+        self._background = queries_QD, queries
+
+    def new_segment(
+        self, modality: Modality, *, fields: Sequence[Field] | None = None
+    ) -> SegmentWriter:
+        """Start a segment of the next version, with the index's fields unless told others."""
+        name = f"{self.manifest.version + 1:08d}-{modality}-{uuid.uuid4().hex[:8]}"
+        scratch, manifest = self.root / SCRATCH, self.manifest
+        declared = manifest.declared if fields is None else fields
+        writer = SegmentWriter(self._fs, scratch, name, modality, manifest.dim, declared)
+        self._open.append(writer)
+        return writer
+
+    def commit(
+        self,
+        segments: Sequence[SegmentWriter] = (),
+        dead: Iterable[tuple[int, int]] = (),
+        *,
+        drop: Collection[int] = (),
+        sources: Sequence[SourceEntry] = (),
+        erase: Iterable[str] = (),
+        unerase: Iterable[str] = (),
+        operation: Operation = "build",
+        remeasure: bool = False,
+    ) -> Manifest:
+        """Commit the next version: the current one plus segments, minus rows and segments.
+
+        Args:
+            segments: filled writers from `new_segment`; empty ones are dropped.
+            dead: rows to bury, as (position of the segment in the current manifest, row);
+                positions beyond its end are those of `segments`, in their order.
+            drop: positions of current segments that `segments` replace; their tombstones go too.
+            sources: where the rows came from; added to the manifest's list once.
+            erase: ids to put on the erasure list; `unerase` are taken off it first.
+            operation: what to call the version in the index's history.
+            remeasure: measure the background anew, even where the old one would do.
+
+        Returns:
+            The new manifest, once it is durable.
+
+        Raises:
+            NoSpaceError, StoreError: nothing was committed; the current version is untouched.
+                (Only if the very last fsync fails may the new version stand nevertheless.)
+        """
+        known = {(source.name, source.kind) for source in self.manifest.sources}
+        added = [source for source in sources if (source.name, source.kind) not in known]
+        base = self.manifest.model_copy(update={"sources": [*self.manifest.sources, *added]})
+        if remeasure:
+            base = base.model_copy(update={"relevance": None})
+        erasures = self.erasures.changed(erase=erase, unerase=unerase)
+        return self._commit(base, segments, dead, drop, erasures, operation)
+
+    def restore(
+        self,
+        target: Manifest,
+        segments: Sequence[SegmentWriter] = (),
+        dead: Iterable[tuple[int, int]] = (),
+    ) -> Manifest:
+        """Commit a next version with the content of an earlier one.
+
+        Args:
+            target: the manifest of a kept version, whose files the caller has verified.
+            segments, dead: as `commit`, with `target` in place of the current version.
+
+        Raises:
+            NoSpaceError, StoreError: as `commit`.
+        """
+        return self._commit(target, segments, dead, (), self.erasures, "rollback")
+
+    def drop_versions(self) -> None:
+        """Remove every version but the current one, durably.
+
+        Raises:
+            StoreError: something could not be removed; run again.
+        """
+        self._sweeper.collect(self.manifest, keep=1)
+        for name in _FOLDERS:
+            self._fs.sync_dir(self.root / name)
+
+    def _commit(
+        self,
+        base: Manifest,
+        segments: Sequence[SegmentWriter],
+        dead: Iterable[tuple[int, int]],
+        drop: Collection[int],
+        erasures: Erasures,
+        operation: Operation,
+    ) -> Manifest:
+        with Draft(self._fs, self.root, self.manifest.version + 1) as draft:
+            fresh = draft.add_segments(segments)
+            kept = [None if at in drop else entry for at, entry in enumerate(base.segments)]
+            buried = read_tombstones(self.root, base)
+            pairs = renumber([*kept, *fresh], np.concatenate([buried, as_pairs(dead)]), drop)
+            entries = [entry for entry in (*kept, *fresh) if entry is not None]
+            tombstones = base.tombstones  # the file of an earlier version serves unchanged
+            if not np.array_equal(pairs, buried):
+                tombstones = self._bury(draft, pairs)
+            new = base.model_copy(
+                update={
+                    "format": FORMAT,
+                    "version": draft.version,
+                    "parent": self.manifest.version,
+                    "parent_sha256": self._head.sha256,
+                    "created": _now(),
+                    "writer": _writer(),
+                    "operation": operation,
+                    "segments": entries,
+                    "tombstones": tombstones,
+                    "live": count_live(entries, pairs),
+                    "erased": self._erased(draft, erasures),
+                }
+            )
+            new = new.model_copy(update={"relevance": self._measure(draft, base, new)})
+            self._head = draft.publish(new)
+        self.manifest, self.erasures = new, erasures
+        for writer in segments:
+            self._open.remove(writer)
+            if not writer.rows:
+                writer.abort()
+        with suppress(StoreError):  # committed: litter is no reason to report failure
+            empty_scratch(self._fs, self.root)
+            self._sweeper.collect(new, self._keep)
+        return new
+
+    def _declare(self, fields: dict[str, FieldEntry]) -> None:
+        """Take the fields for the next commit, unless rows were stored under others."""
+        if fields == self.manifest.fields:
+            return
+        if self.manifest.segments:
+            declared = ", ".join(str(one) for one in self.manifest.declared) or "none"
+            raise InputError(
+                f"the index declares other filterable fields: {declared}",
+                hint="leave --filterable out to keep them, or build another index",
+            )
+        self.manifest = self.manifest.model_copy(update={"fields": fields})
+
+    def _create(self, fingerprint: Fingerprint, fields: dict[str, FieldEntry]) -> None:
+        """Commit the empty version 0, so that any later manifest implies a `CURRENT`."""
+        manifest = Manifest(
+            format=FORMAT,
+            index=uuid.uuid4().hex,
+            version=0,
+            parent=None,
+            created=_now(),
+            writer=_writer(),
+            encoder=fingerprint.to_dict(),
+            metric="inner-product",
+            segments=[],
+            tombstones=None,
+            live=Live(images=0, texts=0),
+            ann=None,
+            sources=[],
+            fields=fields,
+        )
+        self._fs.sync_dir(self.root)
+        self._fs.sync_dir(self.root.absolute().parent)
+        # not taken back on failure: a cut-off birth is recognised, an empty directory is not
+        self._head = Draft(self._fs, self.root, 0).publish(manifest)
+        self.manifest = manifest
+
+    def _bury(self, draft: Draft, pairs: Pairs) -> TombstoneEntry | None:
+        if not len(pairs):
+            return None
+        name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
+        return TombstoneEntry(file=name, count=len(pairs), **digest.fields())
+
+    def _erased(self, draft: Draft, erasures: Erasures) -> ErasedEntry | None:
+        if erasures == self.erasures:
+            return self.manifest.erased
+        if not len(erasures):
+            return None
+        name, digest = draft.write_array(ERASED, erasures.encode())
+        return ErasedEntry(file=name, count=len(erasures), **digest.fields())
+
+    def _measure(self, draft: Draft, base: Manifest, new: Manifest) -> RelevanceEntry | None:
+        """The background of a version whose segments and tombstones are in place."""
+        old = base.relevance
+        if self._background is None:
+            known = base if old is not None else self.manifest
+            stored = read_background(self.root, known)
+            if stored is None or known.relevance is None:
+                return None
+            self._background = stored.queries_QD, known.relevance.queries
+        queries_QD, queries = self._background
+        if old is not None and old.queries == queries and still_good(old, new.live, new.segments):
+            return old  # the file of an earlier version serves unchanged
+        background = measure_version(queries_QD, self.root, new)
+        name, digest = draft.write_array(RELEVANCE, encode_background(background))
+        return describe(background, name, digest, queries=queries)
+
+
+def require_index_or_empty(root: Path) -> None:
+    """Refuse to write into a directory that is something else.
+
+    Raises:
+        StoreError: a file, or a directory with content that is not an index's.
+        IndexCorruptError: its `CURRENT` is gone, or is not one of ours.
+    """
+    if not root.exists() and not root.is_symlink():
+        return
+    if not root.is_dir():
+        raise StoreError(f"{root} exists and is not a directory", code="not-an-index")
+    names = {path.name for path in root.iterdir()}
+    if names <= _OURS and CURRENT not in names and only_unborn(root):
+        return
+    if CURRENT in names or names <= _OURS:
+        # other software has files of this name too (LevelDB): look before touching anything
+        read_head(root)
+        return
+    raise StoreError(
+        f"{root} exists and is not an index",
+        code="not-an-index",
+        hint="name a new or empty directory with --out",
+    )
+
+
+def _entries(fields: Sequence[Field]) -> dict[str, FieldEntry]:
+    return {one.name: FieldEntry(type=one.type, path=one.path) for one in check_fields(fields)}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _writer() -> str:
+    try:
+        return f"diptych {package_version('diptych')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "diptych"

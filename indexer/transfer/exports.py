@@ -1,0 +1,181 @@
+"""Take an index, or what is in it, elsewhere: as a copy, as Parquet, as clip-retrieval's folders.
+
+The target appears whole or not at all. A copy is one committed version with its files verified as
+they are copied; it is an index of its own. Exporting takes no lock: it reads one version, whatever
+a writer does meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from indexer.files.fs import Fs, require_space
+from indexer.format.checking import open_checked
+from indexer.format.entries import FileEntry
+from indexer.format.manifest import (
+    CURRENT,
+    ERASED,
+    MANIFESTS,
+    RELEVANCE,
+    SEGMENTS,
+    TOMBSTONES,
+    Head,
+    Manifest,
+    manifest_path,
+    read_head,
+    read_manifest,
+    read_small,
+)
+from indexer.format.version import OpenVersion, open_version
+from indexer.transfer.clip_retrieval import write_folders
+from indexer.transfer.parquet_files import arrow, write_parquet
+from indexer.transfer.rows import OnRows, Rows, TransferReport, live_rows, whole_directory
+from models.errors import IndexCorruptError
+
+Format = Literal["clip-retrieval", "parquet", "copy"]
+
+_CHUNK: Final = 1 << 20
+_MAX_BYTES: Final = 256 << 20
+
+
+def export_index(
+    root: Path, out: Path, form: Format, *, on_rows: OnRows | None = None
+) -> TransferReport:
+    """Write the live items of the current version, or a copy of it, to a new directory.
+
+    Args:
+        on_rows: told of rows; of bytes for a copy.
+
+    Raises:
+        IndexNotFoundError, IndexCorruptError: the index cannot be read, and is not copied.
+        InputError: pyarrow is not installed.
+        NoSpaceError, StoreError: `out` exists or cannot be written.
+    """
+    started = time.monotonic()
+    if form == "copy":
+        report = copy_index(root, out, on_rows=on_rows)
+    else:
+        arrow()
+        report = _export_rows(root, out, form, on_rows)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    report.files, report.bytes = len(files), sum(path.stat().st_size for path in files)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) -> TransferReport:
+    with whole_directory(out) as partial:
+        version = _open(root)
+        try:
+            live = version.manifest.live
+            require_space(partial, 3 * version.manifest.dim * (live.images + live.texts))
+            if form == "parquet":
+                total = live.images + live.texts
+                write_parquet(partial, version.manifest, _told(live_rows(version), total, on_rows))
+            else:
+                write_folders(partial, version)
+        finally:
+            version.close()
+        _sync_all(partial)
+    return TransferReport(form, version.manifest.version, live.images, live.texts)
+
+
+def _open(root: Path) -> OpenVersion:
+    """The current version, or its successor where it is collected while being opened."""
+    head = read_head(root)
+    while True:
+        try:
+            return open_version(root, read_manifest(root, head), verify="full")
+        except IndexCorruptError:
+            newest = read_head(root)
+            if newest == head:
+                raise
+            head = newest
+
+
+def copy_index(root: Path, out: Path, *, on_rows: OnRows | None = None) -> TransferReport:
+    """Copy the current version to a new directory, every byte checked on the way.
+
+    Raises:
+        As `export_index`.
+    """
+    head = read_head(root)
+    while True:
+        try:
+            manifest = _copy(root, head, out, on_rows)
+        except IndexCorruptError:
+            newest = read_head(root)
+            if newest == head:
+                raise
+            head = newest  # the version was collected while it was copied
+        else:
+            return TransferReport(
+                "copy", manifest.version, manifest.live.images, manifest.live.texts
+            )
+
+
+def _copy(root: Path, head: Head, out: Path, on_rows: OnRows | None) -> Manifest:
+    manifest = read_manifest(root, head)
+    total = sum(entry.size for entry in manifest.files().values())
+    fs = Fs()
+    with whole_directory(out) as partial:
+        require_space(partial, total)
+        for folder in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED):
+            fs.make_dir(partial / folder)
+        for name, entry in manifest.files().items():
+            _copy_file(fs, root, name, entry, partial, _counted(on_rows, total))
+        for segment in manifest.segments:
+            fs.sync_dir(partial / SEGMENTS / segment.id)
+        name = manifest_path(head.version)
+        fs.write_file(partial / name, [read_small(root, name, _MAX_BYTES)])
+        for folder in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED):
+            fs.sync_dir(partial / folder)
+        fs.write_file(partial / CURRENT, [head.encode()])
+        fs.sync_dir(partial)
+        read_manifest(partial)
+    fs.sync_dir(out.absolute().parent)
+    return manifest
+
+
+def _copy_file(
+    fs: Fs, root: Path, name: str, entry: FileEntry, out: Path, tell: Callable[[int], None]
+) -> None:
+    target = out / name
+    fs.make_dir(target.parent, exist_ok=True)
+    with open_checked(root, {name: entry}, verify="full") as checked:
+        fd = checked.files[name].fileno()
+        copied = fs.write_file(target, _chunks(fd, tell))
+    if (copied.size, copied.sha256) != (entry.size, entry.sha256):
+        raise IndexCorruptError(name, "it changed while it was copied")
+
+
+def _chunks(fd: int, tell: Callable[[int], None]) -> Iterator[bytes]:
+    offset = 0
+    while block := os.pread(fd, _CHUNK, offset):
+        yield block
+        offset += len(block)
+        tell(len(block))
+
+
+def _counted(on_rows: OnRows | None, total: int) -> Callable[[int], None]:
+    return lambda count: None if on_rows is None else on_rows(count, total)
+
+
+def _told(blocks: Iterator[Rows], total: int, on_rows: OnRows | None) -> Iterator[Rows]:
+    for block in blocks:
+        yield block
+        if on_rows is not None:
+            on_rows(len(block.rows), total)
+
+
+def _sync_all(directory: Path) -> None:
+    fs = Fs()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            fs.seal_file(path)
+    for path in (directory, *(one for one in directory.rglob("*") if one.is_dir())):
+        fs.sync_dir(path)

@@ -1,0 +1,1 @@
+"""Model ids, and the pairs behind them: open_clip's architectures, the starter."""

@@ -1,0 +1,218 @@
+"""From a model id to the files and settings of an open_clip pair.
+
+Finds the configuration, the preprocessing, the weights and the place of the tokenizer, for every
+form of id. It builds and loads nothing, and touches the network only for `NAME/TAG` and `hf-hub:`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from models.encoders.base.hub import HubFileMissingError, hub_file
+from models.encoders.base.weights_file import WEIGHTS_NAME, read_json_object, refuse_pickle
+from models.errors import ModelError
+
+if TYPE_CHECKING:
+    from models.encoders.base.model_id import ModelId
+
+CONFIG_NAME = "open_clip_config.json"
+_WEIGHTS_NAMES = (WEIGHTS_NAME, "open_clip_pytorch_model.safetensors")
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+@dataclass(frozen=True, slots=True)
+class PairSource:
+    """Everything needed to build a pair.
+
+    Attributes:
+        model_cfg: open_clip's model configuration.
+        preprocess_cfg: the part of the preprocessing that the source states.
+        weights: a safetensors file.
+        folder: where tokenizer files lie; None where they come from the hub by name.
+        resize_positions: whether open_clip may interpolate position embeddings of other sizes.
+    """
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    weights: Path
+    folder: Path | None = None
+    resize_positions: bool = False
+
+
+def find_source(model: ModelId) -> PairSource:
+    """Locate a pair's files, downloading where the id asks for the hub.
+
+    Raises:
+        ModelError: unknown names (with close matches), missing or unusable files.
+    """
+    if model.kind == "tag":
+        return _from_tag(model.name, model.tag)
+    if model.kind == "hub":
+        return _from_hub(model.name)
+    assert model.path is not None
+    if model.kind == "directory":
+        return _from_directory(model.path)
+    if model.name:
+        return _from_named_checkpoint(model.name, model.path)
+    return _from_checkpoint(model.path)
+
+
+def find_fresh(name: str) -> PairSource:
+    """The configuration that a fresh pair is built from; no weights are looked for.
+
+    Args:
+        name: an open_clip architecture (`ViT-B-32`), or `local-dir:PATH` of a folder with an
+            `open_clip_config.json`.
+
+    Raises:
+        ModelError: an unknown architecture (with close matches), or an unusable configuration.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme == "local-dir" and rest:
+        folder = Path(rest).expanduser()
+        model_cfg, preprocess_cfg = _read_config(folder / CONFIG_NAME)
+        return PairSource(model_cfg, preprocess_cfg, folder / WEIGHTS_NAME, folder=folder)
+    model_cfg = _built_in(name)
+    return PairSource(model_cfg, _built_in_preprocess(name), Path(WEIGHTS_NAME))
+
+
+def tagged_models() -> Iterator[tuple[str, str, str, str, str | None]]:
+    """(id, architecture, tag, hub repository, needed extra) of all that open_clip lists."""
+    import open_clip
+
+    for name, tag in open_clip.list_pretrained():
+        config = open_clip.get_model_config(name) or {}
+        text = config.get("text_cfg", {})
+        needs = "hf" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else None
+        entry = open_clip.get_pretrained_cfg(name, tag)
+        repository = str(entry.get("hf_hub") or entry.get("url") or "").rstrip("/")
+        yield f"{name}/{tag}", name, tag, repository, needs
+
+
+def _from_tag(name: str, tag: str) -> PairSource:
+    import open_clip
+
+    model_cfg = _built_in(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    entry = open_clip.get_pretrained_cfg(name, tag)
+    if not entry:
+        raise ModelError(
+            f"{name} has no pretrained tag {tag!r}",
+            hint=_suggest(tag, tags) if tags else "open_clip publishes no weights for it",
+        )
+    # A tag knows the activation its weights were trained with, and open_clip only warns when the
+    # architecture of that name has another (open_clip#771). roberta-ViT-B-32 is the one case of
+    # the reverse: there the configuration says it and the tag is silent.
+    model_cfg["quick_gelu"] = bool(entry.get("quick_gelu") or model_cfg.get("quick_gelu"))
+    repository, _, file = str(entry.get("hf_hub") or "").rpartition("/")
+    if not repository:
+        raise refuse_pickle(f"{name}/{tag}")
+    names = (str(PurePosixPath(file).with_suffix(".safetensors")),) if file else _WEIGHTS_NAMES
+    return PairSource(
+        model_cfg, _preprocess(entry), _hub_weights(repository, names), resize_positions=True
+    )
+
+
+def _from_hub(repository: str) -> PairSource:
+    try:
+        config = _read_config(hub_file(repository, CONFIG_NAME))
+    except HubFileMissingError as error:
+        raise ModelError(f"{repository} is not in open_clip's layout: no {CONFIG_NAME}") from error
+    return PairSource(*config, weights=_hub_weights(repository, _WEIGHTS_NAMES))
+
+
+def _hub_weights(repository: str, names: tuple[str, ...]) -> Path:
+    unreachable: ModelError | None = None
+    for name in names:
+        try:
+            return hub_file(repository, name)
+        except HubFileMissingError:
+            continue
+        except ModelError as error:  # offline: another name may still be in the cache
+            unreachable = unreachable or error
+    raise unreachable or refuse_pickle(repository)
+
+
+def _from_directory(folder: Path) -> PairSource:
+    if not folder.is_dir():
+        raise ModelError(f"no directory {folder}")
+    for name in _WEIGHTS_NAMES:
+        if (folder / name).is_file():
+            return _from_checkpoint(folder / name)
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return _from_checkpoint(folder / others[0])
+    if not others and any(folder.glob("*.bin")) | any(folder.glob("*.pt*")):
+        raise refuse_pickle(str(folder))
+    raise ModelError(f"{folder} holds no {WEIGHTS_NAME}")
+
+
+def _from_checkpoint(path: Path) -> PairSource:
+    config = path.parent / CONFIG_NAME
+    if not config.is_file():
+        raise ModelError(
+            f"no {CONFIG_NAME} beside {path.name}, so its architecture is unknown",
+            hint=f"name it: ViT-B-32:{path.name}",
+        )
+    return PairSource(*_read_config(config), weights=path, folder=path.parent)
+
+
+def _from_named_checkpoint(name: str, path: Path) -> PairSource:
+    model_cfg = _built_in(name)
+    entries = _tag_preprocesses(name)
+    if any(entry != entries[0] for entry in entries):
+        raise ModelError(
+            f"weights of {name} come with different preprocessings, and {path.name} does not say "
+            "which it needs",
+            hint=f"put an {CONFIG_NAME} with its preprocess_cfg beside it",
+        )
+    return PairSource(model_cfg, entries[0] if entries else {}, path, folder=path.parent)
+
+
+def _tag_preprocesses(name: str) -> list[dict[str, Any]]:
+    """SigLIP and CLIPA want other pixels than CLIP; the architecture's own tags say which."""
+    import open_clip
+
+    return [
+        _preprocess(open_clip.get_pretrained_cfg(name, tag))
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    ]
+
+
+def _built_in_preprocess(name: str) -> dict[str, Any]:
+    """Of a fresh pair: what most of the architecture's published weights use, CLIP's otherwise."""
+    entries = _tag_preprocesses(name)
+    return max(entries, key=entries.count) if entries else {}
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    import open_clip
+
+    names = open_clip.list_models()
+    if name not in names:
+        raise ModelError(f"open_clip has no architecture {name!r}", hint=_suggest(name, names))
+    return deepcopy(dict(open_clip.get_model_config(name)))
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config: Mapping[str, Any] = read_json_object(path)
+    model_cfg, preprocess_cfg = config.get("model_cfg"), config.get("preprocess_cfg", {})
+    if not isinstance(model_cfg, dict) or not isinstance(preprocess_cfg, dict):
+        raise ModelError(f"{path} has no model_cfg")
+    return model_cfg, _preprocess(preprocess_cfg)
+
+
+def _preprocess(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _PREPROCESS if entry.get(key) is not None}
+
+
+def _suggest(name: str, among: list[str]) -> str:
+    lowered = {candidate.lower(): candidate for candidate in among}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+    found = [lowered[match] for match in close] or among[:6]
+    return f"did you mean {', '.join(found)}?" if close else f"known are {', '.join(found)}"

@@ -1,0 +1,251 @@
+"""From one decoded JSON object to captions, label and attributes.
+
+Shared by every reader, so that `captions.en` means the same in a sidecar, a shard and a manifest.
+Knows nothing of files. Caption values may be a string, a list of strings, or an object
+`{language tag: string or list}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.sources.records import UNDETERMINED
+
+CAPTION_KEYS = ("captions", "caption", "text", "txt", "title", "TEXT")
+"""Where captions are looked for when no field is named; the first one present wins."""
+LABEL_KEYS = ("label", "cls")
+MAX_TEXT_BYTES = 1024 * 1024
+"""Longest caption, in characters; also the largest sidecar and manifest row, in bytes."""
+MAX_DEPTH = 64
+"""Deepest nesting of a metadata object; deeper ones only come from attackers."""
+
+# BCP 47 as far as data sets use it: a 2-3 letter language, then script, region or variant
+_TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
+_TAGGED = re.compile(rf"({_TAG.pattern})=(.+)", re.DOTALL)
+_INDEX = re.compile(r"-?\d{1,9}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class FieldError(ValueError):
+    """A field of one record is unusable; readers turn it into a `Reject` with `code`."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a metadata object says about its picture; see `Record` for the three parts."""
+
+    texts: dict[str, tuple[str, ...]]
+    label: str | None
+    attributes: dict[str, Any]
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Decode one JSON object (UTF-8, a byte order mark is tolerated).
+
+    Raises:
+        FieldError: `bad-json` for anything that is not an object of standard JSON: NaN and
+            Infinity, lone surrogates and absurd nesting included, because an index could not
+            store them.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FieldError("not-utf8", f"not UTF-8 at byte {error.start}") from error
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise FieldError("bad-json", "nested too deeply") from error
+    except ValueError as error:
+        raise FieldError("bad-json", str(error)) from error
+    if not isinstance(value, dict):
+        raise FieldError("bad-json", f"expected an object, found {_kind(value)}")
+    _check_storable(value)
+    return value
+
+
+def select(data: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None: `captions.en`, `names.0`, `meta.titles.-1`.
+
+    A key that is spelled like the whole path comes first: columns of tables may hold dots.
+
+    Example:
+        >>> select({"names": ["goldfish", "Carassius auratus"]}, "names.0")
+        'goldfish'
+    """
+    if path in data:
+        return data[path]
+    value: Any = data
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and _INDEX.fullmatch(part):
+            at = int(part)
+            value = value[at] if -len(value) <= at < len(value) else None
+        else:
+            return None
+    return value
+
+
+def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    """NFC, surrounding white space and NUL removed, empty ones dropped, order kept."""
+    cleaned = (
+        unicodedata.normalize("NFC", caption.replace("\x00", "")).strip() for caption in captions
+    )
+    return tuple(caption for caption in cleaned if caption)
+
+
+def caption_lines(data: bytes) -> list[str]:
+    """Captions of a `.txt` file, one a line.
+
+    Raises:
+        FieldError: `not-utf8`.
+    """
+    try:
+        # not splitlines(): it also breaks at U+2028 and form feeds, which captions contain
+        return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise FieldError("not-utf8", f"not UTF-8 at byte {error.start}") from error
+
+
+def interpret(
+    data: Mapping[str, Any],
+    *,
+    text_fields: Sequence[str] = (),
+    label_field: str | None = None,
+    attribute_fields: Sequence[str] | None = None,
+    consumed: Sequence[str] = (),
+) -> Fields:
+    """Split a metadata object into captions, label and attributes.
+
+    Args:
+        data: the decoded object.
+        text_fields: dotted paths of the captions, each optionally with its language in front
+            (`zh=caption_zh`); without any the first of `CAPTION_KEYS`.
+        label_field: dotted path of the class; without it the first of `LABEL_KEYS`.
+        attribute_fields: the attributes to keep; None keeps all that were not used otherwise.
+        consumed: top-level keys the reader has used already (the picture's path, the id).
+
+    Raises:
+        FieldError: `bad-caption` or `bad-label` when the field holds another type, `text-too-long`.
+    """
+    paths = [tagged_path(text) for text in text_fields] or [
+        (None, key) for key in CAPTION_KEYS if key in data
+    ][:1]
+    label_path = label_field or next((key for key in LABEL_KEYS if key in data), None)
+    used = {"txt", *consumed}
+    for path in (*(path for _, path in paths), label_path):
+        head = path.partition(".")[0] if path and path not in data else path
+        # `names.0` takes one name out of a list that is still worth keeping as an attribute
+        if head and (path == head or head in CAPTION_KEYS):
+            used.add(head)
+    attributes = {key: value for key, value in data.items() if key not in used}
+    nested = attributes.get("attributes")
+    if isinstance(nested, dict):
+        del attributes["attributes"]
+        attributes = {**attributes, **nested}
+    if attribute_fields is not None:
+        found = {path: select(attributes, path) for path in attribute_fields}
+        attributes = {path: value for path, value in found.items() if value is not None}
+    texts: dict[str, tuple[str, ...]] = {}
+    for tag, path in paths:
+        for language, captions in _texts(select(data, path), tag or _tag_of_path(path)).items():
+            texts[language] = texts.get(language, ()) + captions
+    return Fields(
+        texts=texts,
+        label=_label(select(data, label_path)) if label_path else None,
+        attributes=attributes,
+    )
+
+
+def tagged_path(text: str) -> tuple[str | None, str]:
+    """(language or None, path) of `[LANGUAGE=]PATH`.
+
+    Example:
+        >>> tagged_path("zh_CN=caption"), tagged_path("captions.en")
+        (('zh-CN', 'caption'), (None, 'captions.en'))
+    """
+    found = _TAGGED.fullmatch(text)
+    return (_tag(found[1]), found[2]) if found else (None, text)
+
+
+def _texts(value: Any, language: str) -> dict[str, tuple[str, ...]]:
+    if isinstance(value, Mapping):
+        by_language: dict[str, list[str]] = {}
+        for tag, captions in value.items():
+            by_language.setdefault(_tag(tag), []).extend(_strings(captions))
+    else:
+        by_language = {language: _strings(value)}
+    for captions in by_language.values():
+        longest = max(map(len, captions), default=0)
+        if longest > MAX_TEXT_BYTES:
+            raise FieldError("text-too-long", f"a caption of {longest} characters")
+    cleaned = {tag: clean_captions(captions) for tag, captions in by_language.items()}
+    return {tag: captions for tag, captions in cleaned.items() if captions}
+
+
+def _strings(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return value
+    raise FieldError("bad-caption", f"captions must be text or a list of texts, not {_kind(value)}")
+
+
+def _label(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value).strip() or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise FieldError("bad-label", f"a label must be text or a whole number, not {_kind(value)}")
+
+
+def _tag_of_path(path: str | None) -> str:
+    """The language a path such as `captions.en` or `captions.en.0` names."""
+    parts = (path or "").split(".")
+    return _tag(parts[1]) if len(parts) > 1 and parts[0] in CAPTION_KEYS else UNDETERMINED
+
+
+def _tag(text: str) -> str:
+    """A language tag in one spelling (`zh_CN` -> `zh-CN`); `und` for keys that are not tags."""
+    if not _TAG.fullmatch(text):
+        return UNDETERMINED
+    language, separator, rest = text.replace("_", "-").partition("-")
+    return language.lower() + separator + rest
+
+
+def _check_storable(value: Any) -> None:
+    """Refuse what UTF-8 cannot hold and what would overflow later recursion."""
+    stack = [(value, 1)]
+    while stack:
+        entry, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            raise FieldError("bad-json", f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(entry, dict):
+            stack += [(child, depth + 1) for pair in entry.items() for child in pair]
+        elif isinstance(entry, list):
+            stack += [(child, depth + 1) for child in entry]
+        elif isinstance(entry, str) and _SURROGATE.search(entry):
+            raise FieldError("bad-json", "holds half of a surrogate pair, which is not Unicode")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
+    return names.get(type(value), "null" if value is None else "a number")

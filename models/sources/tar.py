@@ -1,0 +1,211 @@
+"""Webdataset tar shards, streamed member by member.
+
+`KEY.jpg` with `KEY.txt`, `KEY.json`, `KEY.cls` or `KEY.caption` next to each other make one row;
+KEY is the name up to the first dot of its last part, as webdataset defines it. Members are bytes
+and names are labels: nothing is ever extracted, no link is followed, no shard is a shell command.
+A damaged shard gives the rows up to the damage, one `Reject` with the byte offset, and the run
+goes on with the next shard.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.errors import SourceError
+from models.sources.fields import FieldError, Fields, caption_lines, interpret, parse_object
+from models.sources.files import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    SeenKeys,
+    absolute,
+    display_name,
+    expand_shards,
+    file_uri,
+    open_plain,
+)
+from models.sources.options import ReadOptions
+from models.sources.records import Plan, Record, Reject, Row
+from models.sources.tar_stream import DamagedTarError, Member, members
+
+__all__ = ["TarSource", "expand_shards"]
+
+TEXT_SUFFIXES = frozenset({"txt", "caption", "json", "cls"})
+_COUNT_LIMIT = 4 * 1024**3
+_MAX_IGNORED = 100
+
+# webdataset's own rule: directory part, name up to the first dot, rest
+_SPLIT = re.compile(rb"^((?:.*/)?[^./][^./]*)\.([^/]*)$", re.DOTALL)
+
+
+class TarSource:
+    """Rows of tar shards in shard order, then member order."""
+
+    kind = "tar"
+
+    def __init__(self, shards: Sequence[str], options: ReadOptions, *, name: str) -> None:
+        """Raises SourceError for a shard that is missing, special or compressed."""
+        if not shards:
+            raise SourceError("no shards were named")
+        self.name = name
+        self.ignored: Counter[str] = Counter()
+        """Members of the last iteration that are neither picture nor text, by suffix."""
+        self._shards = list(shards)
+        self._options = options
+        self._bytes = 0
+        for shard in self._shards:
+            file, size = open_plain(shard)
+            file.close()
+            self._bytes += size
+
+    def count(self) -> int | None:
+        """Pictures by name, from member headers; None above 4 GiB, where even that takes long."""
+        return self.plan().pictures
+
+    def plan(self) -> Plan:
+        """From member headers: one seek a member."""
+        if self._bytes > _COUNT_LIMIT:
+            return Plan(None, None, None, self._bytes, exact=False)
+        total = size = 0
+        for shard in self._shards:
+            try:
+                for member in members(shard):
+                    if _split(member.name)[1] in IMAGE_SUFFIXES:
+                        total += 1
+                        size += member.size
+            except (DamagedTarError, SourceError):
+                continue
+        return Plan(total, total, size, self._bytes, exact=True)
+
+    def parts(self) -> list[TarSource]:
+        """Each shard as a source of its own, to be read in any order."""
+        return [TarSource([shard], self._options, name=shard) for shard in self._shards]
+
+    def __iter__(self) -> Iterator[Row]:
+        seen = SeenKeys()
+        self.ignored.clear()
+        for shard in self._shards:
+            try:
+                for group in self._groups(shard):
+                    for row in [group] if isinstance(group, Reject) else self._rows(shard, group):
+                        if isinstance(row, Record) and not seen.add(row.key):
+                            yield Reject(shard, row.key, "duplicate-key", "the key occurs twice")
+                        else:
+                            yield row
+            except DamagedTarError as error:
+                yield Reject(shard, f"byte {error.offset}", "shard-damaged", str(error))
+            except SourceError as error:  # removed or replaced since it was named
+                yield Reject(shard, "", error.code, error.message)
+
+    def _groups(self, shard: str) -> Iterator[_Group | Reject]:
+        """Consecutive members of one key, and members that were refused, as they come.
+
+        A group cut off by damage is not yielded: what is missing from it cannot be known.
+        """
+        group: _Group | None = None
+        for member in members(shard):
+            key, suffix = _split(member.name)
+            if suffix not in IMAGE_SUFFIXES and suffix not in TEXT_SUFFIXES:
+                self._ignore(suffix)
+                continue
+            if group is None or group.key != key:
+                if group is not None:
+                    yield group
+                group = _Group(key)
+            problem = group.add(member, suffix)
+            if problem is not None:
+                yield Reject(shard, display_name(member.name), *problem)
+        if group is not None:
+            yield group
+
+    def _ignore(self, suffix: str) -> None:
+        known = suffix in self.ignored or len(self.ignored) < _MAX_IGNORED
+        self.ignored[suffix[:20] if known else "other"] += 1
+
+    def _rows(self, shard: str, group: _Group) -> Iterator[Row]:
+        data: dict[str, Any] = {}
+        for suffix, (name, content) in group.texts.items():
+            try:
+                found = _parse(suffix, content)
+            except FieldError as error:
+                yield Reject(shard, display_name(name), error.code, error.detail)
+            else:
+                data = data | found if suffix == "json" else found | data
+        fields = Fields({}, None, {})
+        try:
+            fields = interpret(
+                data,
+                text_fields=self._options.text_fields,
+                label_field=self._options.label_field,
+                attribute_fields=self._options.attribute_fields,
+            )
+        except FieldError as error:
+            yield Reject(shard, display_name(group.key), error.code, error.detail)
+        if group.picture is None and (group.picture_refused or not fields.texts):
+            return
+        member = group.picture[0] if group.picture else next(iter(group.texts.values()))[0]
+        yield Record(
+            key=display_name(group.key),
+            uri=file_uri(absolute(shard), member),
+            image=group.picture[1] if group.picture else None,
+            texts=fields.texts,
+            label=fields.label,
+            attributes=fields.attributes,
+        )
+
+
+@dataclass(slots=True)
+class _Group:
+    """The members of one key, as bytes by name."""
+
+    key: bytes
+    picture: tuple[bytes, bytes] | None = None
+    picture_refused: bool = False
+    texts: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def add(self, member: Member, suffix: str) -> tuple[str, str] | None:
+        """Take a member in; (code, detail) of one that is refused."""
+        is_picture = suffix in IMAGE_SUFFIXES
+        problem = self._problem(member, is_picture, suffix)
+        if problem is not None:
+            self.picture_refused |= is_picture and self.picture is None
+        elif is_picture:
+            self.picture = (member.name, member.read())
+        else:
+            self.texts[suffix] = (member.name, member.read())
+        return problem
+
+    def _problem(self, member: Member, is_picture: bool, suffix: str) -> tuple[str, str] | None:
+        limit = MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES
+        if not member.is_file:
+            return "not-a-regular-file", f"a {member.kind}; only plain members are read"
+        if member.size > limit:
+            return "file-too-large", f"{member.size} bytes; the limit is {limit}"
+        if is_picture and member.size == 0:
+            return "empty-file", "0 bytes"
+        if is_picture and self.picture is not None:
+            return "extra-image", "the key has a picture already"
+        if suffix in self.texts:
+            return "duplicate-key", "the key has this member already"
+        return None
+
+
+def _split(name: bytes) -> tuple[bytes, str]:
+    """(key, suffix in lower case); the suffix is empty for names without a key."""
+    while name.startswith(b"./"):
+        name = name[2:]
+    found = _SPLIT.match(name)
+    if found is None:
+        return name, ""
+    return found[1], found[2].decode("ascii", "replace").lower()
+
+
+def _parse(suffix: str, content: bytes) -> dict[str, Any]:
+    if suffix == "json":
+        return parse_object(content)
+    lines = caption_lines(content)
+    return {"cls": "\n".join(lines).strip()} if suffix == "cls" else {suffix: lines}

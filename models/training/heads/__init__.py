@@ -1,0 +1,1 @@
+"""Class heads from labelled pictures of frozen pairs: linear, adapter, learned prompts."""

@@ -1,1 +1,0 @@
-"""What arrives: bodies, uploads, pictures by address, turned into queries."""

@@ -1,0 +1,177 @@
+"""`diptych index optimize`: merge segments, and make search faster where that pays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from service.cli.index.check import human_bytes
+from service.cli.output import emit_json, interactive, json_option, model_options, note
+
+if TYPE_CHECKING:
+    from indexer.maintain.optimize import TargetReport
+    from models.vectors import Vectors
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+    """`4G`, `512MiB`, `1000000`: powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size; write 4G or 512M", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  diptych index optimize --index photos.index\n"
+    "  diptych index optimize --index photos.index --recall 0.98 --memory 2G\n"
+    "  diptych index optimize --index photos.index --queries searches.txt --json\n"
+    "  diptych index info --index photos.index --plot curve.png\n\n"
+    "What was added later is searched beside it, exactly, until the next run. Nothing is embedded "
+    "again."
+)
+@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Recall@10 against exact search that an approximate structure must reach.",
+)
+@click.option("--memory", type=ByteSize(), help="Most that a structure may take, e.g. 4G.")
+@click.option(
+    "--structure",
+    type=click.Choice(["auto", "exact", "hnsw", "ivf"]),
+    default="auto",
+    show_default=True,
+    help="auto takes the fastest; exact takes structures away.",
+)
+@click.option(
+    "--queries",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Texts to measure with, one a line, at least 64. [default: captions in the index]",
+)
+@model_options
+@json_option
+def optimize(
+    path: Path,
+    recall: float,
+    memory: int | None,
+    structure: str,
+    queries: Path | None,
+    model: str | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Merge an index's segments, drop dead rows, and build the search structure that pays.
+
+    Structures are measured with texts asking for pictures (and pictures for texts), because
+    that is what they will be asked. Small indexes stay exact, and so does one that no structure
+    serves at the wanted recall.
+    """
+    from indexer.maintain.optimize import OptimizeOptions
+    from indexer.maintain.optimize import optimize as run
+
+    embedded = None
+    if queries is not None:
+        embedded = _embed(path, queries, model, device, precision, threads)
+    options = OptimizeOptions(
+        floor=recall,
+        memory=memory,
+        structure=structure,  # type: ignore[arg-type]
+        queries_QD=embedded,
+    )
+    with _progress_bar() as on_progress:
+        report = run(path, options, on_progress=on_progress)
+    if as_json:
+        emit_json({"index": str(path), **report.to_dict()})
+        return
+    for name, target in (("images", report.images), ("texts", report.texts)):
+        for line in _lines(name, target):
+            click.echo(line)
+    click.echo(f"version {report.version}, {report.seconds:.1f} s")
+
+
+def _lines(name: str, target: TargetReport) -> Iterator[str]:
+    """What became of one modality, for people."""
+    if not target.rows:
+        return
+    done = "unchanged" if not target.changed else f"{target.merged} segments merged"
+    gone = f", {target.dropped:,} dead rows dropped" if target.dropped and target.changed else ""
+    yield f"{name:<7} {target.rows:,} rows, {done}{gone}"
+    if target.structure == "exact":
+        yield "        searched exactly"
+    else:
+        assert target.recall is not None
+        assert target.latency_ms is not None
+        assert target.bytes_per_vector is not None
+        faster = f", exactly {target.exact_ms:.1f} ms" if target.exact_ms else ""
+        yield (
+            f"        {target.recipe}: recall@10 {target.recall:.3f} for {target.queries}, "
+            f"{target.latency_ms:.2f} ms a query{faster}; "
+            f"{human_bytes(int(target.bytes_per_vector * target.rows))}"
+        )
+    for reason in target.notes:
+        yield f"        {reason}"
+
+
+def _embed(
+    path: Path, queries: Path, model: str | None, device: str, precision: str, threads: int | None
+) -> Vectors:
+    """The texts of a file as unit vectors, with the model of the index."""
+    import numpy as np
+
+    from indexer.format.manifest import check_encoder
+    from indexer.search.snapshot import read_fingerprint
+    from models.encoders.registry import load_encoder
+    from models.errors import InputError
+
+    try:
+        lines = queries.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {queries}: {error}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"{queries} holds no text")
+    stored = read_fingerprint(path)
+    name = model or stored.model
+    note(f"Loading {name} ...")
+    encoder = load_encoder(name, device=device, precision=precision, threads=threads)
+    check_encoder(stored, encoder.fingerprint)
+    prepared = [encoder.prepare_text(text) for text in texts]
+    return np.concatenate(
+        [encoder.embed_texts(prepared[start : start + 64]) for start in range(0, len(texts), 64)]
+    )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    if not interactive():
+        yield lambda *_: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="row", unit_scale=True, dynamic_ncols=True) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if bar.desc != f"{what}: ":
+                bar.reset(total)
+                bar.set_description(what, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,166 @@
+"""What `diptych index build --plan` prints: what there is, and what indexing it will take.
+
+Time and disk are those of really indexing the first pictures into a temporary folder, scaled up:
+the machine, the model and the pictures are the ones the build would have.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from service.cli.output import emit_json, note
+
+if TYPE_CHECKING:
+    from indexer.ingest.options import BuildOptions
+    from models.encoder import Encoder
+    from models.sources import Row, Source
+    from models.sources.records import Plan
+
+_SAMPLE: Final = 64
+"""Pictures of one source: a second or two of work, two batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first rows of a source."""
+
+    source: Source
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    def count(self) -> int | None:
+        return None
+
+    def plan(self) -> Plan:
+        return self.source.plan()
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(iter(self.source), self.rows)
+
+
+def show_plan(
+    sources: Sequence[Source],
+    load: Callable[[], Encoder],
+    options: BuildOptions,
+    *,
+    as_json: bool,
+) -> None:
+    """Print counts, sizes, and the estimated time and disk; nothing is left behind.
+
+    Raises:
+        SourceError, ModelError: as a build would.
+    """
+    plans = [source.plan() for source in sources]
+    pictures = _sum(plan.pictures for plan in plans)
+    seconds, size = _measure(sources, load, options)
+    document: dict[str, Any] = {
+        "sources": [
+            {"source": source.name, "kind": source.kind, **asdict(plan)}
+            for source, plan in zip(sources, plans, strict=True)
+        ],
+        "pictures": pictures,
+        "exact": all(plan.exact for plan in plans),
+        "estimated_seconds": _times(seconds, pictures),
+        "estimated_bytes": _times(size, pictures),
+    }
+    if as_json:
+        emit_json(document)
+        return
+    for source, plan in zip(sources, plans, strict=True):
+        about = "" if plan.exact else "about "
+        click.echo(
+            f"{source.name} ({source.kind}): {about}{_count(plan.pictures)} pictures, "
+            f"{_count(plan.rows)} rows, {_bytes(plan.source_bytes)}"
+        )
+    click.echo(
+        f"Estimated: {_duration(document['estimated_seconds'])} and "
+        f"{_bytes(document['estimated_bytes'])} of disk; items that are in the index already "
+        "take neither."
+    )
+
+
+def _measure(
+    sources: Sequence[Source], load: Callable[[], Encoder], options: BuildOptions
+) -> tuple[float | None, float | None]:
+    """Seconds and bytes a picture, from indexing the first ones; None where none can be had."""
+    from dataclasses import replace
+
+    from indexer.ingest.build import build_index
+
+    # standard input can be read only once, and that is the build's
+    usable = [_First(source, _SAMPLE) for source in sources if source.kind != "stdin"]
+    if not usable:
+        return None, None
+    encoder = load()
+    note(f"Indexing the first {_SAMPLE} pictures of each source to measure ...")
+    with tempfile.TemporaryDirectory(prefix="diptych-plan-") as folder:
+        out = Path(folder) / "plan.index"
+        # a first batch pays for what is set up once; the background is embedded once too
+        # in threads, for so few pictures take less time than processes to start
+        sample = replace(
+            options,
+            rejects=None,
+            relevance=False,
+            mirror=False,
+            mirror_all=False,
+            max_errors=None,
+            workers=0,
+        )
+        build_index([_First(usable[0].source, 4)], Path(folder) / "warm", encoder, options=sample)
+        report = build_index(usable, out, encoder, options=sample)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if not report.images:
+        return None, None
+    return report.seconds / report.images, size / report.images
+
+
+def _sum(values: Iterator[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
+
+
+def _times(each: float | None, count: int | None) -> int | None:
+    return None if each is None or count is None else round(each * count)
+
+
+def _count(value: int | None) -> str:
+    return "an unknown number of" if value is None else f"{value:,}"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "an unknown size"
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _duration(seconds: int | None) -> str:
+    if seconds is None:
+        return "an unknown time"
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

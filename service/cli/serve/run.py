@@ -1,0 +1,186 @@
+"""What `diptych serve` does once everything is loaded: logs, metrics, the server, its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from service.cli.output import emit_json
+
+if TYPE_CHECKING:
+    import socket
+
+    from service.engine.engine import Engine
+    from service.http.app import ServiceSettings
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Operating:
+    """What an operator may choose beside what is served and to whom."""
+
+    metrics_port: int | None
+    timeout_s: float
+    drain_s: float
+    connections: int
+    poll_s: float
+    log_format: str
+    log_level: str
+
+
+def operating_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Operating`, each under its own name."""
+    options = (
+        click.option(
+            "--metrics-port",
+            metavar="PORT",
+            type=click.IntRange(0, 65535),
+            help="Serve /metrics for Prometheus on this port of the loopback address, and nothing "
+            "else; 0 takes a free one. [default: off]",
+        ),
+        click.option(
+            "--timeout",
+            "timeout_s",
+            metavar="SECONDS",
+            default=2.0,
+            show_default=True,
+            type=click.FloatRange(0.05, 120),
+            help="Time allowed to a search, unless it asks for another with X-Request-Timeout. "
+            "When waiting alone would take half of it, requests are refused with 429.",
+        ),
+        click.option(
+            "--drain",
+            "drain_s",
+            metavar="SECONDS",
+            default=30.0,
+            show_default=True,
+            type=click.FloatRange(0, 3600),
+            help="Time to finish what has begun after SIGTERM or Ctrl-C; a second one stops at "
+            "once.",
+        ),
+        click.option(
+            "--connections",
+            metavar="N",
+            default=4096,
+            show_default=True,
+            type=click.IntRange(1, 60_000),
+            help="Connections open at once, as far as the limit of open files allows.",
+        ),
+        click.option(
+            "--poll",
+            "poll_s",
+            metavar="SECONDS",
+            default=1.0,
+            show_default=True,
+            type=click.FloatRange(0, 3600),
+            help="How often to look for a new version of each index; it is taken up without a "
+            "restart. 0 for never.",
+        ),
+        click.option(
+            "--log-format",
+            default="text",
+            show_default=True,
+            type=click.Choice(["text", "json"]),
+            help="A line for people, or one JSON object a line; to stderr. No query is logged.",
+        ),
+        click.option("--log-level", default="info", show_default=True, type=click.Choice(_LEVELS)),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def log_to_stderr(log_format: str, level: str) -> None:
+    from service.operations.logs import TEXT_FORMAT, JsonFormatter
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT)
+    )
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.getLogger("diptych").setLevel(level.upper())
+    # its warnings are of what callers send, which is answered and counted
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def run(
+    engines: Sequence[Engine],
+    listener: socket.socket,
+    url: str,
+    settings: ServiceSettings,
+    operating: Operating,
+    proxies: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until told to stop."""
+    from dataclasses import replace
+
+    from service.http.app import create_app
+    from service.http.middleware.lane_rules import AdmissionLimits
+    from service.http.protocol import ConnectionLimits
+    from service.http.server import Server, ServerSettings
+
+    log_to_stderr(operating.log_format, operating.log_level)
+    settings = replace(
+        settings,
+        admission=AdmissionLimits(timeout_s=operating.timeout_s),
+        poll_s=operating.poll_s,
+    )
+    with ExitStack() as stack:
+        metrics_url = _metrics(operating.metrics_port, stack)
+
+        def announce() -> None:
+            counts = {}
+            for engine in engines:
+                with engine.pin() as pinned:
+                    info = pinned.index_info()
+                counts[engine.name] = (info.version, info.images)
+            versions = {name: version for name, (version, _) in counts.items()}
+            if as_json:
+                first = next(iter(versions.values()))
+                more = {} if metrics_url is None else {"metrics_url": metrics_url}
+                emit_json(
+                    {"url": url, "index_version": first, "indexes": versions, "ready": True, **more}
+                )
+                return
+            pictures = sum(images for _, images in counts.values())
+            among = f" in {len(engines)} indexes" if len(engines) > 1 else ""
+            click.echo(f"Serving {pictures} pictures{among} at {url}")
+            if metrics_url is not None:
+                click.echo(f"Metrics at {metrics_url}")
+
+        server = Server(
+            create_app(engines, settings),
+            ServerSettings(
+                connections=ConnectionLimits(connections=operating.connections),
+                drain_s=operating.drain_s,
+                proxies=proxies,
+            ),
+            announce,
+        )
+        server.run(sockets=[listener])
+    if server.abandoned:
+        # threads that nothing can interrupt would keep the process for as long as they like
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _metrics(port: int | None, stack: ExitStack) -> str | None:
+    from service.http.metrics_port import MetricsPort
+
+    if port is None:
+        return None
+    try:
+        served = stack.enter_context(MetricsPort(port))
+    except OSError as error:
+        raise click.UsageError(f"cannot serve metrics on port {port}: {error.strerror}") from None
+    return f"http://127.0.0.1:{served.port}/metrics"

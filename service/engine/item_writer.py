@@ -1,0 +1,132 @@
+"""Items put and deleted while the service answers: one write at a time, seen before it is answered.
+
+An `ItemWriter` belongs to one served index. Its writes take turns, each is one commit of
+`indexer.maintain.editor`, and the new version is in use when the call returns, so that a search
+after a write finds what was written. The index's lock is held only during a commit: other programs
+may write in between, and while they do, ours waits a moment and then says so.
+
+A write that has begun is finished, whatever the caller's time: half of one does not exist.
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic, sleep
+from typing import Final, Literal, TypeVar
+
+from indexer.format.erasures import read_erasures
+from indexer.format.manifest import read_manifest
+from indexer.maintain.editor import Editor, PutReport
+from indexer.search.holder import SnapshotHolder
+from models.errors import DeadlineError, IndexLockedError, NotFoundError
+from models.sources.records import Record
+from service.engine import deadline
+from service.operations import metrics
+
+_PATIENCE_S: Final = 1.0
+_AGAIN_S: Final = 0.02
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a delete did; `version` is the first in which the item is gone."""
+
+    version: int
+    images: int
+    texts: int
+
+
+Outcome = Literal["added", "updated", "unchanged", "refused"]
+
+
+class ItemWriter:
+    """See the module. Safe to call from several threads."""
+
+    def __init__(
+        self, editor: Editor, holder: SnapshotHolder, name: str, *, patience_s: float = _PATIENCE_S
+    ) -> None:
+        """
+        Args:
+            editor: writes the index that `holder` serves.
+            name: the index's, for metrics.
+            patience_s: how long to wait while another program writes.
+        """
+        self._editor = editor
+        self._holder = holder
+        self._name = name
+        self._patience_s = patience_s
+        self._turn = threading.Lock()
+
+    def put(self, records: Sequence[Record]) -> PutReport:
+        """Store records in one commit, each replacing what the index has under its key.
+
+        Ids that were deleted may come back: whoever puts one by its id asks for that.
+
+        Raises:
+            DeadlineError: its turn did not come in time; nothing was stored.
+            IndexLockedError: another program writes; nothing was stored.
+            OverloadedError, ModelError, EncoderMismatchError, NoSpaceError, StoreError: nothing
+                was stored; or, StoreError only, what was stored cannot be opened.
+        """
+        report = self._write(lambda: self._editor.put(records, allow_erased=True))
+        self._take_up()
+        return report
+
+    def delete(self, item_id: str) -> Deleted:
+        """Delete an item: a picture with its texts, a text alone, the texts of a record.
+
+        One that was deleted before is as gone as asked for: that is no error.
+
+        Raises:
+            NotFoundError: the index never had it, as far as it remembers.
+            DeadlineError, IndexLockedError, NoSpaceError, StoreError: as `put`.
+        """
+        report = self._write(lambda: self._editor.delete([item_id]))
+        self._take_up()
+        if report.missing and not report.erased:
+            root = self._editor.root
+            if item_id not in read_erasures(root, read_manifest(root)):
+                raise NotFoundError("no item has this id")
+        return Deleted(report.version, report.removed_images, report.removed_texts)
+
+    def _write(self, work: Callable[[], R]) -> R:
+        allowed = deadline.current()
+        left = allowed.left()
+        if not self._turn.acquire(timeout=-1 if left is None else left):
+            raise DeadlineError("other writes took all the time allowed")
+        try:
+            allowed.check()
+            # embedding is part of it, and would stop at the caller's deadline
+            with deadline.until(math.inf):
+                return self._patiently(work)
+        finally:
+            self._turn.release()
+
+    def _patiently(self, work: Callable[[], R]) -> R:
+        until = monotonic() + self._patience_s
+        while True:
+            try:
+                return work()
+            except IndexLockedError:
+                if monotonic() >= until:
+                    raise
+            sleep(_AGAIN_S)
+
+    def _take_up(self) -> None:
+        if self._holder.refresh():
+            metrics.INDEX_SWAPS.labels(self._name, "ok").inc()
+        metrics.INDEX_VERSION.labels(self._name).set(self._holder.version)
+
+
+def outcome(report: PutReport) -> Outcome:
+    """What a put of one record did with it."""
+    if report.added:
+        return "added"
+    if report.updated or report.moved:
+        return "updated"
+    return "unchanged" if report.unchanged else "refused"

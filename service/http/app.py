@@ -1,0 +1,153 @@
+"""The composition root of the HTTP service: built parts in, an application out.
+
+Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, `CrossOrigin`
+and `Authentication` where they are asked for, `Admission`, `Idempotency`, routes.
+Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from models.errors import InputError
+from models.sources.fetch import Fetcher
+from service.engine.engine import Engine
+from service.engine.watcher import DEFAULT_POLL_S, IndexWatcher
+from service.http.middleware import problems
+from service.http.middleware.admission import Admission, AdmissionControl
+from service.http.middleware.auth import Authentication, Guard, confirm
+from service.http.middleware.cors import CrossOrigin
+from service.http.middleware.frame import RequestFrame
+from service.http.middleware.idempotency import Answers, Idempotency
+from service.http.middleware.lane_rules import AdmissionLimits, threads
+from service.http.middleware.limits import Limits, RequestLimits
+from service.http.resources import (
+    batch,
+    classify,
+    embeddings,
+    explain,
+    health,
+    item_writes,
+    items,
+    label_sets,
+    openapi,
+    search,
+)
+from service.http.resources import knn as clip_retrieval
+from service.http.resources.page import page_router
+from service.http.resources.state import AppState
+from service.operations import metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What the operator may choose.
+
+    Attributes:
+        guard: the API keys that are let in; None lets everybody in.
+        cors_origins: web origins whose pages may call, such as `https://photos.example`.
+        admission: how much work is taken on, and how long it may take.
+        poll_s: how often indexes are looked at for a new version; 0 for never.
+        fetcher: fetches pictures that callers name by their address; None fetches none.
+    """
+
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    guard: Guard | None = None
+    cors_origins: tuple[str, ...] = ()
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    poll_s: float = DEFAULT_POLL_S
+    fetcher: Fetcher | None = None
+
+
+def create_app(
+    engines: Engine | Sequence[Engine], settings: ServiceSettings | None = None
+) -> FastAPI:
+    """The ASGI application over one engine, or several that requests choose from by name.
+
+    It is ready once its lifespan has warmed every engine. The first answers where none is named.
+
+    Raises:
+        InputError: two engines share a name.
+    """
+    settings = settings or ServiceSettings()
+    state = AppState(
+        _by_name([engines] if isinstance(engines, Engine) else engines),
+        admission=AdmissionControl(settings.admission),
+        fetcher=settings.fetcher,
+        guarded=settings.guard is not None,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # a request that got its turn does not wait for a thread as well
+        to_thread.current_default_thread_limiter().total_tokens = threads(settings.admission)
+        for engine in state.engines.values():
+            await run_in_threadpool(engine.warm_up)
+        with IndexWatcher([*state.engines.values()], settings.poll_s):
+            state.warm = True
+            metrics.READY.set(1)
+            yield
+            state.drain()
+
+    app = FastAPI(
+        title="Diptych",
+        version=version("diptych"),
+        summary="Search and sort pictures by meaning.",
+        description="Errors are RFC 9457 `application/problem+json`, always. Where too much waits "
+        "already, requests are refused with 429 and `Retry-After`. `X-Request-Timeout` says how "
+        "many seconds an answer is worth waiting for; after them it is 504.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # a redirect would answer a wrong path with something that is not a problem
+        redirect_slashes=False,
+        # FastAPI's own spans and records hold paths, queries and messages;
+        # `service.operations.tracing` does not. Versions that have none ignore this
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+        dependencies=[] if settings.guard is None else [Depends(confirm)],
+    )
+    app.state.diptych = state
+    problems.install(app)
+    for router in (
+        search.router,
+        batch.router,
+        classify.router,
+        explain.router,
+        label_sets.router,
+        items.router,
+        item_writes.router,
+        embeddings.router,
+        clip_retrieval.router,
+        health.router,
+        page_router(),
+    ):
+        app.include_router(router)
+    openapi.install(app, keys=settings.guard is not None)
+    # each that is added surrounds those before
+    app.add_middleware(Idempotency, answers=Answers())
+    app.add_middleware(Admission, control=state.admission)
+    if settings.guard is not None:
+        app.add_middleware(Authentication, guard=settings.guard)
+    if settings.cors_origins:
+        # outside of the keys: a preflight carries none
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
+    app.add_middleware(Limits, limits=settings.limits)
+    app.add_middleware(RequestFrame, closing=lambda: state.draining)
+    return app
+
+
+def _by_name(engines: Sequence[Engine]) -> dict[str, Engine]:
+    assert engines, "a service answers from at least one engine"
+    named: dict[str, Engine] = {}
+    for engine in engines:
+        if engine.name in named:
+            raise InputError(f"two indexes are named {engine.name!r}")
+        named[engine.name] = engine
+    return named

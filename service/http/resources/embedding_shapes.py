@@ -1,0 +1,175 @@
+"""The shapes of /v1/embeddings and /v1/models: OpenAI's, with infinity's ways to send pictures."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from models.vectors import Vectors
+from service.http.resources.schemas import EXAMPLE_PNG, MAX_IMAGES, Strict
+
+MAX_INPUTS = 2048
+_DATA = "data:image/"
+UNNAMED = frozenset({"", "default", "default/not-specified"})
+"""What clients send as the model where they do not care; infinity's own clients do."""
+
+
+def _bad(why: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid-request", "{why}", {"why": why})
+
+
+def _inputs(value: Any) -> Any:
+    """Texts and pictures by hand: a union's complaints would name its branches."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed:
+        raise _bad("Give at least one input.")
+    if len(listed) > MAX_INPUTS:
+        raise _bad(f"At most {MAX_INPUTS} inputs.")
+    for one in listed:
+        if isinstance(one, int | list):
+            raise _bad("Arrays of tokens are another tokenizer's; send the text itself.")
+        if isinstance(one, dict):
+            if len(one) != 1 or not isinstance(next(iter(one.values())), str):
+                raise _bad("An input that is an object has one member, a string.")
+            if next(iter(one)) not in ("text", "image"):
+                raise _bad("An input that is an object is {text: ...} or {image: ...}.")
+        elif not isinstance(one, str):
+            raise _bad("An input is a string, or an object {text: ...} or {image: ...}.")
+    return value
+
+
+_ONE = {
+    "anyOf": [
+        {"type": "string", "description": "A text, or a picture as a data: URI."},
+        {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "image": {"type": "string"}},
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+class EmbeddingRequest(Strict):
+    """What is to be embedded. `modality` makes every string a picture, or every one a text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": "a red apple"},
+                {"input": ["a red apple", "一个红苹果"], "encoding_format": "base64"},
+                {"input": ["data:image/png;base64," + EXAMPLE_PNG], "modality": "image"},
+                {"input": [{"image": EXAMPLE_PNG}, {"text": "a red apple"}]},
+            ]
+        }
+    )
+    input: Annotated[
+        Any,
+        AfterValidator(_inputs),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    *_ONE["anyOf"],
+                    {"type": "array", "items": _ONE, "minItems": 1, "maxItems": MAX_INPUTS},
+                ],
+                "description": f"One input or several; at most {MAX_IMAGES} pictures.",
+            }
+        ),
+    ]
+    model: Annotated[
+        str | None, Field(max_length=512, description="As /v1/models names it; without, the first.")
+    ] = None
+    modality: Annotated[
+        Literal["text", "image"] | None,
+        Field(description="Without it a string that begins `data:image/` is a picture."),
+    ] = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[
+        int | None, Field(ge=0, le=65_536, description="The model's own number, or 0 or absent.")
+    ] = None
+    user: Annotated[str | None, Field(max_length=1024, description="Ignored.")] = None
+
+    def parts(self) -> list[tuple[Literal["text", "image"], str]]:
+        """Each input with what it is: a text, or a picture as base64, data URI or address."""
+        listed = self.input if isinstance(self.input, list) else [self.input]
+        return [self._part(one) for one in listed]
+
+    def _part(self, one: str | dict[str, str]) -> tuple[Literal["text", "image"], str]:
+        if isinstance(one, dict):
+            ((kind, value),) = one.items()
+            return ("image" if kind == "image" else "text"), value
+        if self.modality is not None:
+            return self.modality, one
+        return ("image" if one[: len(_DATA)].lower() == _DATA else "text"), one
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: Annotated[
+        list[float] | str,
+        Field(description="Of unit length; as base64 the bytes of little-endian float32."),
+    ]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "object": "list",
+                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
+                    "model": "starter",
+                    "usage": {"prompt_tokens": 4, "total_tokens": 4},
+                }
+            ]
+        }
+    )
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class ModelInfo(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"id": "starter", "object": "model", "created": 0, "owned_by": "diptych",
+                 "dimensions": 256, "indexes": ["photos"]}
+            ]
+        }
+    )  # fmt: skip
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="Unknown, so 0; clients expect a number.")] = 0
+    owned_by: str = "diptych"
+    dimensions: int
+    indexes: Annotated[list[str], Field(description="The indexes built with it.")]
+
+
+class ModelList(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"object": "list", "data": ModelInfo.model_config["json_schema_extra"]["examples"]}  # type: ignore[index]
+            ]
+        }
+    )
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+def as_base64(vector_D: Vectors) -> str:
+    return base64.b64encode(np.ascontiguousarray(vector_D, dtype="<f4").tobytes()).decode("ascii")

@@ -1,0 +1,27 @@
+"""GET /healthz: the process answers. GET /readyz: it can answer searches."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.http.middleware.auth import public
+from service.http.middleware.problems import refuse
+from service.http.resources import answers
+from service.http.resources.state import StateOf
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Alive")
+@public
+async def healthz() -> answers.Health:
+    return answers.Health(status="ok")
+
+
+@router.get("/readyz", summary="Ready to answer")
+@public
+async def readyz(state: StateOf) -> answers.Health:
+    """503 until a warm-up query has run, and again while the service drains."""
+    if not state.ready:
+        raise refuse("not-ready", "Warming up or shutting down.", headers={"Retry-After": "1"})
+    return answers.Health(status="ready")

@@ -1,0 +1,144 @@
+"""POST /v1/search and its two headline forms."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from indexer.filters.language import parse_filter
+from service.engine.engine import Engine, only_waits
+from service.engine.queries import ImageQuery, SearchQuery, Target, TextQuery
+from service.engine.steps import finish_async
+from service.http.middleware.auth import reads
+from service.http.resources import answers, bodies, presenting, schemas
+from service.http.resources.asking import manner, needs_thread, search_query
+from service.http.resources.direct import DirectRoute, direct
+from service.http.resources.fetching import Fetch, FetchOf, fetch_by
+from service.http.resources.openapi import body_json, body_picture
+from service.http.resources.state import EngineOf, app_state
+from service.http.resources.uploads import PictureSearch, picture_search
+from service.operations import timing
+
+router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute)
+
+# hits that the event loop turns into JSON itself: a millisecond's work
+_SMALL_PAGE = 100
+
+
+async def _answer(
+    engine: Engine, query: SearchQuery, target: Target, page: schemas.Page
+) -> Response:
+    asked: dict[str, Any] = {
+        "target": target,
+        "k": page.k,
+        "offset": page.offset,
+        "filter": None if page.filter is None else parse_filter(page.filter),
+        "min_score": page.min_score,
+        "include_vectors": "embedding" in page.include,
+        "manner": manner(page),
+    }
+    reads_more = "embedding" in page.include or "thumbnail" in page.include
+    if only_waits(query) and not reads_more and page.k <= _SMALL_PAGE:
+        # no thread for what only waits: each would have to be woken twice, and 32 of them at once
+        # fight over Python's lock with the thread that embeds
+        answer = await finish_async(engine.search_steps(query, **asked))
+        found = presenting.search(engine, answer, page.include)
+    else:
+        answer = await run_in_threadpool(engine.search, query, **asked)
+        found = await run_in_threadpool(presenting.search, engine, answer, page.include)
+    # optional parts appear only when asked for
+    body = found.model_dump_json(exclude_unset=True)
+    response = Response(
+        body, headers={"Index-Version": str(answer.index_version)}, media_type="application/json"
+    )
+    timing.report(response, answer.timings)
+    return response
+
+
+async def _search(body: schemas.SearchRequest, engine: Engine, fetch: Fetch) -> Response:
+    if needs_thread(body.query):
+        query = await run_in_threadpool(search_query, body.query, fetch)
+    else:
+        query = search_query(body.query, fetch)
+    return await _answer(engine, query, body.target, body)
+
+
+async def _text_to_image(body: schemas.TextToImageRequest, engine: Engine, _: Request) -> Response:
+    return await _answer(engine, TextQuery(body.text), "images", body)
+
+
+async def _search_of(body: schemas.SearchRequest, engine: Engine, request: Request) -> Response:
+    return await _search(body, engine, fetch_by(app_state(request).fetcher))
+
+
+_search_body = bodies.json_body(schemas.SearchRequest)
+_text_body = bodies.json_body(schemas.TextToImageRequest)
+
+
+@router.post(
+    "",
+    summary="Search by text, picture, item or embedding",
+    openapi_extra=body_json("SearchRequest"),
+    response_model=answers.SearchResponse,
+)
+@direct(_search_body, _search_of)
+@reads
+async def search(
+    body: Annotated[schemas.SearchRequest, Depends(_search_body)],
+    engine: EngineOf,
+    fetch: FetchOf,
+) -> Response:
+    """The `k` pictures or texts closest to the query, best first; `score` is the cosine.
+
+    The query may have several parts, each with a weight: text, picture, item or embedding. Items
+    of the query are left out of the hits.
+    """
+    return await _search(body, engine, fetch)
+
+
+@router.post(
+    "/text-to-image",
+    summary="Pictures for a text",
+    openapi_extra=body_json("TextToImageRequest"),
+    response_model=answers.SearchResponse,
+)
+@direct(_text_body, _text_to_image)
+@reads
+async def text_to_image(
+    body: Annotated[schemas.TextToImageRequest, Depends(_text_body)],
+    engine: EngineOf,
+    request: Request,
+) -> Response:
+    """The pictures that fit a description best."""
+    return await _text_to_image(body, engine, request)
+
+
+@router.post(
+    "/image-to-text",
+    summary="Texts (or pictures) for a picture",
+    openapi_extra=body_picture(),
+    response_model=answers.SearchResponse,
+)
+@reads
+async def image_to_text(
+    upload: Annotated[PictureSearch, Depends(picture_search)],
+    engine: EngineOf,
+) -> Response:
+    """The texts that fit a picture best, or with `target=images` the pictures most like it.
+
+    Send the picture as the field `image` of a multipart form, or as the body itself. Options are
+    query parameters, or fields of the form.
+    """
+    options = upload.options
+    page = schemas.Page(
+        k=options.k,
+        offset=options.offset,
+        min_score=options.min_score,
+        filter=upload.filter,
+        deduplicate=options.deduplicate,
+        exact=options.exact,
+        effort=options.effort,
+    )
+    return await _answer(engine, ImageQuery(upload.image), options.target, page)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from PIL import Image  # noqa: E402
 
@@ -265,7 +265,7 @@ def startup(options: argparse.Namespace) -> dict[str, Any]:
         )
         time.sleep(3)
         command = [
-            sys.executable, str(ROOT / "tests" / "colour_cli.py"),
+            sys.executable, str(ROOT / "tests" / "support" / "colour_cli.py"),
             "index", "build", str(folder), "--out", str(out), "--json",
         ]  # fmt: skip
         seconds = []

@@ -69,7 +69,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     tests = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(tests.parent), str(tests)]
+    sys.path[:0] = [str(tests.parent), str(tests / "support")]
     import browsing
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     tests = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(tests.parent), str(tests)]
+    sys.path[:0] = [str(tests.parent), str(tests / "support")]
     import browsing
 
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 """Make the golden index of format 2, as `index_format_1.py` made that of format 1.
 
-    PYTHONPATH=.:tests python tests/gold/index_format_2.py tests/gold/index-format-2
+    PYTHONPATH=.:tests:tests/support python tests/gold/index_format_2.py tests/gold/index-format-2
 
 The same records, their pictures twice, and what format 2 adds: words, a search structure, the
 erasure list, what every version did, and manifests that vouch for their parents. `answers.json` is

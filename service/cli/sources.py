@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from service.cli.options import declared, option
+
 if TYPE_CHECKING:
     from models.sources import Source
 
@@ -21,19 +23,49 @@ SOURCES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the options said; `open` makes sources of names."""
+    """How sources are read; `open` makes sources of names."""
 
-    text_fields: tuple[str, ...]
-    label_field: str | None
-    image_field: str | None
-    id_field: str | None
-    attributes: tuple[str, ...]
-    root: Path | None
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    allow_urls: bool
+    text_fields: tuple[str, ...] = option(
+        "--text-field",
+        multiple=True,
+        metavar="[LANG=]FIELD",
+        help="Where the captions are, a dotted path such as captions.en; repeatable.",
+    )
+    label_field: str | None = option("--label-field", help="Dotted path of the label, e.g. label.")
+    image_field: str | None = option(
+        "--image-field",
+        metavar="[base64=]FIELD",
+        help="Of a manifest: what holds the picture, a path or its bytes; - for texts alone.",
+    )
+    id_field: str | None = option("--id-field", help="Of a manifest: what becomes the id.")
+    attributes: tuple[str, ...] = option(
+        "--attribute",
+        multiple=True,
+        metavar="FIELD",
+        help="Keep this field of a record, and no other but those named so; repeatable.",
+    )
+    root: Path | None = option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Of a manifest: the folder its paths start from and must stay in. "
+        "[default: the manifest's own]",
+    )
+    include: tuple[str, ...] = option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Of a folder: only files like this, e.g. '2026/**/*.jpg'; repeatable.",
+    )
+    exclude: tuple[str, ...] = option(
+        "--exclude", multiple=True, metavar="GLOB", help="Of a folder: but these; repeatable."
+    )
+    allow_urls: bool = option(
+        "--allow-urls",
+        is_flag=True,
+        help="Fetch pictures that a manifest names by http(s) address, public ones only.",
+    )
 
     def open(
         self, specs: Sequence[str], *, column_types: Mapping[str, str] | None = None
@@ -67,60 +99,16 @@ class Reading:
 
 
 def reading_options(function: F) -> F:
-    """The options; their values reach the command as one `reading`."""
-    options = [
-        click.option(
-            "--text-field",
-            "text_fields",
-            multiple=True,
-            metavar="[LANG=]FIELD",
-            help="Where the captions are, a dotted path such as captions.en; repeatable.",
-        ),
-        click.option("--label-field", help="Dotted path of the label, e.g. label."),
-        click.option(
-            "--image-field",
-            metavar="[base64=]FIELD",
-            help="Of a manifest: what holds the picture, a path or its bytes; - for texts alone.",
-        ),
-        click.option("--id-field", help="Of a manifest: what becomes the id."),
-        click.option(
-            "--attribute",
-            "attributes",
-            multiple=True,
-            metavar="FIELD",
-            help="Keep this field of a record, and no other but those named so; repeatable.",
-        ),
-        click.option(
-            "--root",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Of a manifest: the folder its paths start from and must stay in. "
-            "[default: the manifest's own]",
-        ),
-        click.option(
-            "--include",
-            multiple=True,
-            metavar="GLOB",
-            help="Of a folder: only files like this, e.g. '2026/**/*.jpg'; repeatable.",
-        ),
-        click.option(
-            "--exclude", multiple=True, metavar="GLOB", help="Of a folder: but these; repeatable."
-        ),
-        click.option(
-            "--allow-urls",
-            is_flag=True,
-            help="Fetch pictures that a manifest names by http(s) address, public ones only.",
-        ),
-    ]
+    """The options of `Reading` for a command that is not yet given one object."""
 
     @functools.wraps(function)  # also hands on the options that stand below this one
     def command(*args: Any, **named: Any) -> Any:
-        fields = Reading.__dataclass_fields__
-        reading = Reading(**{name: named.pop(name) for name in fields})
+        reading = Reading(**{name: named.pop(name) for name in Reading.__dataclass_fields__})
         return function(*args, reading=reading, **named)
 
     wrapped: Any = command
-    for option in reversed(options):
-        wrapped = option(wrapped)
+    for one in reversed(list(declared(Reading))):
+        wrapped = one.add_to(wrapped)
     return wrapped  # type: ignore[no-any-return]
 
 

@@ -19,8 +19,7 @@ from typing import Final, Literal
 
 from indexer.format.version import OpenVersion
 from models.errors import InputError
-from models.sources.files import SeenKeys
-from models.sources.records import Record, Reject, Source
+from models.sources.records import Record, Reject, SeenKeys, Source
 
 State = Literal["new", "unchanged", "moved", "changed"]
 
@@ -130,7 +129,7 @@ class Mirror:
         """Take note of a row that a reader refused: whatever it is, it is not gone."""
         if reject.code in _HARMLESS:
             return
-        if source.kind != "folder":  # a line, a byte offset or a member, not the record's key
+        if not source.keys_are_paths:  # a line, a byte offset or a member, not the record's key
             self._nameless += 1
         elif reject.key.endswith("/"):
             self._folders.append("" if reject.key == "/" else reject.key)

@@ -19,7 +19,7 @@ from indexer.ingest.prepare import Texts, check_record, content_hash, selected_t
 from indexer.ingest.progress import Tally
 from indexer.ingest.stamps import Stamps
 from models.errors import SourceError
-from models.sources.records import Kept, Record, Reject, Row, Source, Stamp, StampedSource
+from models.sources.records import Kept, Record, Reject, Row, Source, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ class Reader:
             self.broken = error  # keep what came before it
 
     def _timed(self, source: Source) -> Iterator[Row | Kept]:
-        stamped = self._trusts and isinstance(source, StampedSource)
-        rows = source.rows_unless(self._is_known) if stamped else iter(source)  # type: ignore[attr-defined]
+        rows = source.rows_unless(self._is_known) if self._trusts else iter(source)
         while True:
             with self._stages.work("read"):
                 row = next(rows, None)

@@ -26,7 +26,7 @@ from indexer.ingest.rejects import RejectsList
 from indexer.maintain.edit import EditReport, delete_items
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
-from models.sources.records import Plan, Record, Reject, Row
+from models.sources.records import Plan, Record, Reject, Row, Source
 
 _DEFAULTS: Final = BuildOptions()
 
@@ -96,7 +96,7 @@ class Editor:
         return delete_items(self.root, ids)
 
 
-class _Given:
+class _Given(Source):
     """Records as a source."""
 
     name = "api"

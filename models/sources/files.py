@@ -18,14 +18,12 @@ from urllib.parse import quote
 
 from models.errors import SourceError
 from models.sources.fields import MAX_TEXT_BYTES
-from models.sources.seen import SeenKeys
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_IMAGE_BYTES",
     "MAX_TEXT_BYTES",
     "FileRefusedError",
-    "SeenKeys",
     "absolute",
     "display_name",
     "file_uri",

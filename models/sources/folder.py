@@ -22,7 +22,6 @@ from models.sources.files import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     FileRefusedError,
-    SeenKeys,
     absolute,
     display_name,
     file_uri,
@@ -32,7 +31,17 @@ from models.sources.files import (
 )
 from models.sources.globs import Globs
 from models.sources.options import ReadOptions
-from models.sources.records import Kept, Plan, Record, Reject, Row, Skip, Stamp
+from models.sources.records import (
+    Kept,
+    Plan,
+    Record,
+    Reject,
+    Row,
+    SeenKeys,
+    Skip,
+    Source,
+    Stamp,
+)
 
 _Listing: TypeAlias = dict[bytes, os.stat_result]
 _Sidecars: TypeAlias = dict[tuple[bytes, str], bytes]
@@ -41,10 +50,11 @@ _READING = b"1"
 _SKIPPED_NAMES = frozenset({b"@eaDir", b"__MACOSX", b"$RECYCLE.BIN", b"lost+found"})
 
 
-class FolderSource:
+class FolderSource(Source):
     """Rows in a stable order: a directory's files in byte order, then its subdirectories."""
 
     kind = "folder"
+    keys_are_paths = True
 
     def __init__(self, path: str | Path, options: ReadOptions) -> None:
         """Raises SourceError for a pattern that is none."""
@@ -97,7 +107,6 @@ class FolderSource:
             yield row
 
     def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
-        """See `models.sources.records.StampedSource`."""
         seen = SeenKeys()
         for directory, listing in self._directories():
             if isinstance(listing, FileRefusedError):

@@ -25,8 +25,7 @@ from models.sources.lines import MAX_LINE_BYTES, count_lines, lines, open_text
 from models.sources.manifest import Found
 from models.sources.manifest_rows import RowReader, decode_base64
 from models.sources.options import ReadOptions
-from models.sources.records import Plan, Reject, Row
-from models.sources.seen import SeenKeys
+from models.sources.records import Reject, Row, SeenKeys, Source
 
 # base64, in which a writer may have escaped the slashes
 _LONG_BASE64 = re.compile(rb'"((?:data:[\w/+.;=-]{0,100},)?[A-Za-z0-9+/=\\]{4096,})"')
@@ -110,11 +109,12 @@ def _too_long() -> FieldError:
     return FieldError("line-too-long", f"{detail}, or {MAX_LINE_BYTES} with it")
 
 
-class StdinSource:
+class StdinSource(Source):
     """Paths are relative to the working directory, or to the root of the options."""
 
     name = "-"
     kind = "stdin"
+    rereadable = False
 
     def __init__(self, options: ReadOptions, file: BinaryIO | None = None) -> None:
         """`file` is read instead of standard input.
@@ -132,13 +132,6 @@ class StdinSource:
                 )
             file = sys.stdin.buffer
         self._file: BinaryIO | None = file
-
-    def count(self) -> None:
-        return None
-
-    def plan(self) -> Plan:
-        """Nothing is known of what was not read yet."""
-        return Plan(None, None, None, None, exact=False)
 
     def __iter__(self) -> Iterator[Row]:
         file, self._file = self._file, None

@@ -15,8 +15,7 @@ from models.sources.fields import FieldError
 from models.sources.files import FileRefusedError, absolute
 from models.sources.manifest_rows import RowReader
 from models.sources.options import ReadOptions
-from models.sources.records import Plan, Record, Reject, Row
-from models.sources.seen import SeenKeys
+from models.sources.records import Plan, Record, Reject, Row, SeenKeys, Source
 
 Found: TypeAlias = tuple[str, Mapping[str, Any] | FieldError]
 """(place, e.g. `line=7`; the row, or why it cannot be read). Places are unique within a file."""
@@ -46,7 +45,7 @@ class Format(Protocol):
         ...
 
 
-class ManifestSource:
+class ManifestSource(Source):
     """Rows of one or several manifests of one format."""
 
     def __init__(
@@ -95,7 +94,7 @@ class ManifestSource:
             exact=False,
         )
 
-    def parts(self) -> list[ManifestSource]:
+    def parts(self) -> list[Source]:
         """Each file as a source of its own, to be read in any order."""
         return [
             ManifestSource(self._form, [path], name=path, options=self._options)

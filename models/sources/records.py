@@ -1,17 +1,20 @@
-"""What every reader yields: `Record` for a usable row, `Reject` for one that is not.
+"""What a source is and what it yields: `Record` for a usable row, `Reject` for one that is not.
 
-Readers look at names, sizes and text; they never decode pictures (that is `models.images.decode`).
-
-A source as the files it is made of, so that training can read them in another order each epoch.
-
-Only sources of several files have parts; a folder or a single file is its own only part.
+Every reader is a `Source`; whatever changes or leaves out rows on their way is a `SourceWrapper`.
+Whoever reads a source asks it what it can do (`rereadable`, `keys_are_paths`, ...), never what kind
+it is. Sources look at names, sizes and text; they never decode pictures (`models.images.decode`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from itertools import islice
+from typing import Any, NamedTuple, Self, TypeAlias
 
 UNDETERMINED = "und"
 """BCP 47's tag for a text whose language the source does not tell."""
@@ -95,53 +98,179 @@ class Plan:
     exact: bool
 
 
-class Source(Protocol):
-    """A stream of rows in a stable order; iterating twice gives the same rows.
-
-    Standard input is the exception: a second iteration raises `SourceError`.
-    """
-
-    @property
-    def name(self) -> str:
-        """What the user typed."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """`folder`, `tar`, `jsonl`, `csv`, `parquet`, `coco`, `karpathy`, `json`, `list`, ..."""
-        ...
-
-    def count(self) -> int | None:
-        """How many rows to expect, if cheap to know; for progress bars only."""
-        ...
-
-    def plan(self) -> Plan:
-        """Counts and sizes, without decoding; for what a run would cost."""
-        ...
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-
 Skip: TypeAlias = Callable[[str, str, Stamp], bool]
 """(key, uri, stamp) -> whether the record need not be read."""
 
 
-@runtime_checkable
-class StampedSource(Source, Protocol):
-    """A source that knows its records' stamps before it reads them."""
+class Source(ABC):
+    """A stream of rows in a stable order; a reader of one format overrides what it can tell.
 
-    def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
-        """As iterating, with `Kept` in place of the records that `skip` says need not be read."""
-        ...
+    Attributes:
+        name: what the user typed.
+        kind: `folder`, `tar`, `jsonl`, `csv`, `parquet`, `coco`, ...: for people to read, and what
+            an index notes of its origins.
+        rereadable: iterating twice gives the same rows. Standard input cannot be read again: the
+            second iteration raises `SourceError`.
+        keys_are_paths: keys, of rejects too, are paths below `name`; one that ends in `/` is a
+            folder that could not be listed. Otherwise a reject names a line, a byte or a member.
+        in_archives: the pictures are members of archives, not files of their own.
+    """
+
+    name: str
+    kind: str
+    rereadable: bool = True
+    keys_are_paths: bool = False
+    in_archives: bool = False
+
+    def count(self) -> int | None:
+        """How many rows to expect, None where that is not cheap to know; for progress bars only."""
+        return None
+
+    def plan(self) -> Plan:
+        """Counts and sizes, without decoding; for what a run would cost."""
+        return Plan(None, None, None, None, exact=False)
+
+    def parts(self) -> list[Source]:
+        """Sources that hold the same records together, to be read in any order.
+
+        Sources of several files have one for each; any other is its own only part.
+        """
+        return [self]
+
+    def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:  # noqa: ARG002 (see below)
+        """As iterating, with `Kept` in place of the records that `skip` says need not be read.
+
+        Only sources that know stamps before they read anything ask `skip` at all.
+        """
+        return iter(self)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
 
 
-@runtime_checkable
-class Divisible(Protocol):
-    """A source that knows its parts; together they hold the same records."""
+class SourceWrapper(Source):
+    """Another source with rows changed or left out; everything else is the other's."""
 
-    def parts(self) -> Sequence[Source]: ...
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name, self.kind = source.name, source.kind
+        self.rereadable = source.rereadable
+        self.keys_are_paths = source.keys_are_paths
+        self.in_archives = source.in_archives
+
+    def count(self) -> int | None:
+        return self.source.count()
+
+    def plan(self) -> Plan:
+        return self.source.plan()
+
+    def parts(self) -> list[Source]:
+        """The source's own parts, wrapped alike."""
+        return [self._around(part) for part in self.source.parts()]
+
+    def _around(self, source: Source) -> Self:
+        wrapper = copy(self)
+        SourceWrapper.__init__(wrapper, source)
+        return wrapper
 
 
-def parts_of(source: Source) -> list[Source]:
-    """The parts of a source, in its own order; the source itself where it has none."""
-    return list(source.parts()) if isinstance(source, Divisible) else [source]
+def is_held_out(key: str, one_in: int) -> bool:
+    """Whether sha256(key), read as a number, is divisible by `one_in`."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()) % one_in == 0
+
+
+class HoldOut(SourceWrapper):
+    """A source restricted to its held-out records, or to all others. Rejects pass through.
+
+    One record in N is held out, chosen by a hash of its key: the same in every run, on every
+    machine, whatever the order or the rest of the source. Training leaves these out, evaluation
+    takes only them.
+    """
+
+    def __init__(self, source: Source, one_in: int, *, held_out: bool) -> None:
+        super().__init__(source)
+        self._one_in = one_in
+        self._held_out = held_out
+
+    def count(self) -> int | None:
+        total = self.source.count()
+        if total is None:
+            return None
+        part = total // self._one_in
+        return part if self._held_out else total - part
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.source:
+            wanted = (
+                not isinstance(row, Record) or is_held_out(row.key, self._one_in) == self._held_out
+            )
+            if wanted:
+                yield row
+
+
+class FirstRows(SourceWrapper):
+    """The first rows of a source, for a look at it; how many these are is not known before."""
+
+    def __init__(self, source: Source, most: int) -> None:
+        super().__init__(source)
+        self._most = most
+
+    def count(self) -> int | None:
+        return None
+
+    def parts(self) -> list[Source]:
+        return [self]
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(iter(self.source), self._most)
+
+
+class SeenKeys:
+    """Which keys a source has yielded, in 8 bytes a key and some air instead of the key itself.
+
+    An open-addressing table of digests: a `set` of a million ints takes 90 MB, this 16 MB. Two of
+    a million different keys share a digest with a probability of about 3e-8.
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", bytes(8 * 1024))
+        self._used = 0
+
+    def add(self, key: str) -> bool:
+        """Note a key; False if it was there already."""
+        number = _number(key)
+        at = _find(self._slots, number)
+        if self._slots[at]:
+            return False
+        self._slots[at] = number
+        self._used += 1
+        if 3 * self._used > 2 * len(self._slots):
+            self._grow()
+        return True
+
+    def __contains__(self, key: str) -> bool:
+        return bool(self._slots[_find(self._slots, _number(key))])
+
+    def __len__(self) -> int:
+        return self._used
+
+    def _grow(self) -> None:
+        larger = array("Q", bytes(16 * len(self._slots)))
+        for number in self._slots:
+            if number:
+                larger[_find(larger, number)] = number
+        self._slots = larger
+
+
+def _number(key: str) -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1  # 0 marks a free slot
+
+
+def _find(slots: array[int], number: int) -> int:
+    """Where a number is, or the free slot where it belongs."""
+    mask = len(slots) - 1
+    at = number & mask
+    while slots[at] and slots[at] != number:
+        at = (at + 1) & mask
+    return at

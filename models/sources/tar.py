@@ -21,7 +21,6 @@ from models.sources.files import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
-    SeenKeys,
     absolute,
     display_name,
     expand_shards,
@@ -29,7 +28,7 @@ from models.sources.files import (
     open_plain,
 )
 from models.sources.options import ReadOptions
-from models.sources.records import Plan, Record, Reject, Row
+from models.sources.records import Plan, Record, Reject, Row, SeenKeys, Source
 from models.sources.tar_stream import DamagedTarError, Member, members
 
 __all__ = ["TarSource", "expand_shards"]
@@ -42,10 +41,11 @@ _MAX_IGNORED = 100
 _SPLIT = re.compile(rb"^((?:.*/)?[^./][^./]*)\.([^/]*)$", re.DOTALL)
 
 
-class TarSource:
+class TarSource(Source):
     """Rows of tar shards in shard order, then member order."""
 
     kind = "tar"
+    in_archives = True
 
     def __init__(self, shards: Sequence[str], options: ReadOptions, *, name: str) -> None:
         """Raises SourceError for a shard that is missing, special or compressed."""
@@ -81,7 +81,7 @@ class TarSource:
                 continue
         return Plan(total, total, size, self._bytes, exact=True)
 
-    def parts(self) -> list[TarSource]:
+    def parts(self) -> list[Source]:
         """Each shard as a source of its own, to be read in any order."""
         return [TarSource([shard], self._options, name=shard) for shard in self._shards]
 

@@ -15,7 +15,7 @@ from random import Random
 from typing import Final
 
 from models.errors import SourceError
-from models.sources.records import Record, Source, parts_of
+from models.sources.records import Record, Source
 
 OPEN_PARTS: Final = 4
 """Files read at a time: more mix better, and each is an open file."""
@@ -56,7 +56,7 @@ class Shuffled:
         name: str,
         buffer: int = BUFFER_RECORDS,
     ) -> None:
-        self._parts = [part for source in sources for part in parts_of(source)]
+        self._parts = [part for source in sources for part in source.parts()]
         self._usable = usable
         self._seed = seed
         self._name = name

@@ -11,8 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Final
 
-from models.sources.holdout import is_held_out
-from models.sources.records import Plan, Record, Row, Source, parts_of
+from models.sources.records import Record, Row, Source, SourceWrapper, is_held_out
 from models.training.mixing import usable
 
 LADDER: Final = (10, 100, 1_000, 10_000)
@@ -21,7 +20,7 @@ FEWEST_TO_HOLD: Final = 100
 _MOST_HELD: Final = 1_000
 
 
-class Surveyed:
+class Surveyed(SourceWrapper):
     """A source that counts its pairs as it is read. Reading it again counts again.
 
     Attributes:
@@ -31,32 +30,19 @@ class Surveyed:
     """
 
     def __init__(self, source: Source) -> None:
-        self.source = source
+        super().__init__(source)
         self.pairs = 0
         self.held = dict.fromkeys(LADDER, 0)
         self._digest = hashlib.sha256()
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def kind(self) -> str:
-        return self.source.kind
 
     @property
     def digest(self) -> str:
         """Of keys, captions and sizes of pictures, in order: other data, another digest."""
         return self._digest.hexdigest()[:32]
 
-    def count(self) -> int | None:
-        return self.source.count()
-
-    def plan(self) -> Plan:
-        return self.source.plan()
-
     def parts(self) -> list[Source]:
-        return parts_of(self.source)
+        """The source's own, uncounted: they are read in pieces and again and again."""
+        return self.source.parts()
 
     def __iter__(self) -> Iterator[Row]:
         self.pairs = 0

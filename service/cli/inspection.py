@@ -71,5 +71,5 @@ def fields_with_text(reopen: Callable[[Sequence[str]], Sequence[Source]]) -> lis
     fields: list[str] = []
     for source in reopen(PROBE_FIELDS):
         # standard input was read to its end and cannot be looked into again
-        fields += named_fields(source) if source.kind != "stdin" else []
+        fields += named_fields(source) if source.rereadable else []
     return list(dict.fromkeys(fields))

@@ -44,7 +44,7 @@ from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText  # 
 from models.images.decode import decode_image  # noqa: E402
 from models.images.geometry import Geometry, Pixels  # noqa: E402
 from models.sources import open_source  # noqa: E402
-from models.sources.records import Plan, Record  # noqa: E402
+from models.sources.records import Plan, Record, Source  # noqa: E402
 from models.vectors import Vectors, unit_rows  # noqa: E402
 
 NAMES = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg")
@@ -97,7 +97,7 @@ def tiny(count: int) -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-class Made:
+class Made(Source):
     """Tiny pictures that are on no disk, as a source."""
 
     kind = "made"

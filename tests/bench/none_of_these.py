@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -23,26 +21,12 @@ from models.labels.abstain import background_logits, background_matrix, none_of_
 from models.labels.zeroshot import background, chances, class_logits, class_matrix
 from models.sources import open_source
 from models.sources.embedded import collect
-from models.sources.records import Row, Source
+from models.sources.records import FirstRows
 
 Figures = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 SIZES = (3, 8, 20)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-
-class First:
-    """The first rows of a source."""
-
-    def __init__(self, source: Source, rows: int) -> None:
-        self.name, self.kind = source.name, source.kind
-        self._source, self._rows = source, rows
-
-    def count(self) -> int | None:
-        return self._rows
-
-    def __iter__(self) -> Iterator[Row]:
-        return islice(iter(self._source), self._rows)
 
 
 def auroc(inside: Figures, outside: Figures) -> float:
@@ -66,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     encoder = load_encoder(options.model)
     source = open_source(options.source, label_field=options.label_field)
-    collected = collect([First(source, options.pictures)], encoder)
+    collected = collect([FirstRows(source, options.pictures)], encoder)
     names = sorted({label for label in collected.labels if label is not None})
     target_N = np.array([-1 if label is None else names.index(label) for label in collected.labels])
     image_ND, scale = collected.image_ND, encoder.logit_scale

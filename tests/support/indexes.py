@@ -9,13 +9,13 @@ from fakes import COLOURS, ColourEncoder, solid
 
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
 from indexer.search.snapshot import Snapshot, open_snapshot
-from models.sources.records import Record, Reject, Row
+from models.sources.records import Record, Reject, Row, Source
 
 NAMES = list(COLOURS)
 PICTURES = {name: solid(name, size=(8, 8)) for name in NAMES}
 
 
-class ListSource:
+class ListSource(Source):
     """A source that yields the rows it was given; an exception among them is raised."""
 
     kind = "list"

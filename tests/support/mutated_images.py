@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bad_images import exif, frames, picture, saved
 from mutated_sources import mutate
 
-from models.sources.records import Plan, Record
+from models.sources.records import Plan, Record, Source
 
 
 def seeds() -> list[bytes]:
@@ -29,7 +29,7 @@ def seeds() -> list[bytes]:
     ]
 
 
-class MutatedPictures:
+class MutatedPictures(Source):
     """Every picture is a mutant of one of the seeds; the same seed gives the same mutants."""
 
     kind = "mutants"

@@ -21,7 +21,7 @@ from models.evaluation.captions.alignment import score_pairs
 from models.evaluation.captions.mixture import FEWEST, best_floor, wrong_share
 from models.evaluation.captions.samples import BestScores, Samples
 from models.evaluation.captions.score_memory import ScoreMemory
-from models.sources.records import Plan, Record, Reject, Row, Source, parts_of
+from models.sources.records import Record, Reject, Row, Source, SourceWrapper
 
 Floor = float | Literal["auto"]
 
@@ -76,39 +76,19 @@ class FilterReport:
         return lines
 
 
-class FilteredSource:
+class FilteredSource(SourceWrapper):
     """A source without the captions below the floor of their language, and without the records
     that had captions and have none left. What was never scored stays as it is: pictures that do
     not decode are for the trainer to report.
     """
 
     def __init__(self, source: Source, memory: ScoreMemory, floors: Mapping[str, float]) -> None:
-        self._source = source
+        super().__init__(source)
         self._memory = memory
         self._floors = dict(floors)
 
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def kind(self) -> str:
-        return self._source.kind
-
-    def count(self) -> int | None:
-        """The source's own: an upper bound."""
-        return self._source.count()
-
-    def plan(self) -> Plan:
-        """The source's own: what is left out is read too."""
-        return self._source.plan()
-
-    def parts(self) -> list[Source]:
-        """The source's own parts, filtered alike."""
-        return [FilteredSource(part, self._memory, self._floors) for part in parts_of(self._source)]
-
     def __iter__(self) -> Iterator[Row]:
-        for row in self._source:
+        for row in self.source:
             if not isinstance(row, Record) or row.image is None or not row.texts:
                 yield row
                 continue
@@ -149,7 +129,7 @@ def filter_sources(
     """
     if floor != "auto" and not -1.0 <= floor <= 1.0:
         raise InputError(f"the floor {floor} is not a cosine between -1 and 1")
-    if any(source.kind == "stdin" for source in sources):
+    if not all(source.rereadable for source in sources):
         raise InputError(
             "filtering reads a source twice, and standard input can be read once",
             hint="write it to a file first",

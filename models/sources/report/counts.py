@@ -28,10 +28,8 @@ import numpy as np
 from PIL.Image import Image
 
 from models.encoder import PreparedImage, PreparedText
-from models.sources.holdout import is_held_out
 from models.sources.prepared import prepare_rows
-from models.sources.records import Record, Reject, Row, Source
-from models.sources.seen import SeenKeys
+from models.sources.records import Record, Reject, Row, SeenKeys, Source, is_held_out
 
 
 class Frequent:

@@ -16,8 +16,7 @@ from dataclasses import replace
 from models.encoders.starter.heads import StarterHeads
 from models.encoders.starter.pair import StarterEncoder
 from models.encoders.starter.towers import ImageTower
-from models.sources.holdout import HoldOut
-from models.sources.records import Source
+from models.sources.records import HoldOut, Source
 from models.training.starter.config import TrainConfig
 from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import Step, train

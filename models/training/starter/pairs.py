@@ -18,8 +18,7 @@ from torch import Tensor
 from models.encoders.starter.concepts import TEMPLATES
 from models.errors import SourceError
 from models.labels.prompts import build_prompts
-from models.sources.holdout import HoldOut
-from models.sources.records import Record, Reject, Source
+from models.sources.records import HoldOut, Record, Reject, Source
 from models.training.starter.features import FeatureMaker
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from models.encoders.starter.heads import StarterHeads
-from models.sources.holdout import is_held_out
+from models.sources.records import is_held_out
 from models.training.finishing import interpolate
 from models.training.journal import Journal
 from models.training.starter.config import TrainConfig

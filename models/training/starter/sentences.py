@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from models.sources.records import Plan, Record, Row, Source
+from models.sources.records import Record, Row, SourceWrapper
 
 _CREDIT = re.compile(
     r"\s*\((?:credit|attribution|photo|crédito|źródło)\b[^()]*(?:\([^()]*\)[^()]*)*\)?",
@@ -35,28 +35,11 @@ def sentences(caption: str) -> list[str]:
     return usable[:_PER_CAPTION] or [" ".join(caption.split()[:_MOST])]
 
 
-class InSentences:
+class InSentences(SourceWrapper):
     """A source whose captions are sentences. Rejects pass through."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def kind(self) -> str:
-        return self._source.kind
-
-    def count(self) -> int | None:
-        return self._source.count()
-
-    def plan(self) -> Plan:
-        return self._source.plan()
-
     def __iter__(self) -> Iterator[Row]:
-        for row in self._source:
+        for row in self.source:
             if isinstance(row, Record) and row.texts:
                 texts = {
                     language: tuple(one for caption in captions for one in sentences(caption))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -20,12 +19,13 @@ from models.sources.files import file_uri
 from models.sources.records import Plan, Record, Reject, Row, Source
 
 
-@dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(Source):
     """Pictures named one by one; a missing one is a reject, not the end of the run."""
 
-    name: str
-    kind: str = "file"
+    kind = "file"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def count(self) -> int:
         return 1
@@ -70,9 +70,9 @@ def open_inputs(specs: Sequence[str], label_field: str | None = None) -> list[So
     ]
 
 
-def display(source: str, kind: str, key: str) -> str:
+def display(source: Source, key: str) -> str:
     """What a picture is called in results: its path where it has one of its own."""
-    return str(Path(source) / key) if kind == "folder" else key
+    return str(Path(source.name) / key) if source.keys_are_paths else key
 
 
 def own_file(record: Record) -> Path | None:

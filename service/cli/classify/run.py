@@ -70,7 +70,7 @@ def run(images: Sequence[str], options: dict[str, Any], label_set: LabelSet) -> 
     examples = open_inputs(options["examples"], label_field)
     sort_into = options["sort_into"]
     by: By = options["by"] or "copy"
-    if sort_into is not None and by != "copy" and any(s.kind == "tar" for s in sources):
+    if sort_into is not None and by != "copy" and any(s.in_archives for s in sources):
         raise click.UsageError(
             f"pictures inside an archive can be copied, but --by {by} cannot work"
         )
@@ -183,11 +183,11 @@ def embedded(sources: Sequence[Source], encoder: Encoder) -> Iterator[list[Pictu
         for source in sources:
             for ready in prepare_rows(source, encoder.prepare_image, source=source.name):
                 if isinstance(ready, Reject):
-                    name = display(source.name, source.kind, ready.key)
+                    name = display(source, ready.key)
                     error = ImageError(ready.detail, code=ready.code)
                     waiting.append((Picture(name, error=error), None))
                 elif ready[1] is not None:
-                    name = display(source.name, source.kind, ready[0].key)
+                    name = display(source, ready[0].key)
                     waiting.append((Picture(name, ready[0]), ready[1]))
                 if len(waiting) == _BATCH:
                     yield _embed(waiting, encoder)

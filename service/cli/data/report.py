@@ -54,7 +54,7 @@ def run(
 
     sources = reading.open(specs)
     others = reading.open(against)
-    if wanted.scores and any(source.kind == "stdin" for source in sources):
+    if wanted.scores and not all(source.rereadable for source in sources):
         raise click.UsageError("standard input can be read once; save it, or give --no-scores")
     encoder = load_encoder(loading.pop("model") or default_model(), **loading)
     prepare_text = encoder.prepare_text

@@ -117,7 +117,7 @@ def _refuse_without_captions(reading: Reading, spec: str) -> None:
 
 
 def _held_out(sources: list[Source], one_in: int | None) -> list[Source]:
-    from models.sources.holdout import HoldOut
+    from models.sources.records import HoldOut
 
     if one_in is None:
         return sources

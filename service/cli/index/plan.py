@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,36 +19,10 @@ from service.cli.output import emit_json, note
 if TYPE_CHECKING:
     from indexer.ingest.options import BuildOptions
     from models.encoder import Encoder
-    from models.sources import Row, Source
-    from models.sources.records import Plan
+    from models.sources import Source
 
 _SAMPLE: Final = 64
 """Pictures of one source: a second or two of work, two batches."""
-
-
-@dataclass(frozen=True, slots=True)
-class _First:
-    """The first rows of a source."""
-
-    source: Source
-    rows: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def kind(self) -> str:
-        return self.source.kind
-
-    def count(self) -> int | None:
-        return None
-
-    def plan(self) -> Plan:
-        return self.source.plan()
-
-    def __iter__(self) -> Iterator[Row]:
-        return islice(iter(self.source), self.rows)
 
 
 def show_plan(
@@ -100,9 +73,10 @@ def _measure(
     from dataclasses import replace
 
     from indexer.ingest.build import build_index
+    from models.sources.records import FirstRows
 
     # standard input can be read only once, and that is the build's
-    usable = [_First(source, _SAMPLE) for source in sources if source.kind != "stdin"]
+    usable = [FirstRows(source, _SAMPLE) for source in sources if source.rereadable]
     if not usable:
         return None, None
     encoder = load()
@@ -120,7 +94,9 @@ def _measure(
             max_errors=None,
             workers=0,
         )
-        build_index([_First(usable[0].source, 4)], Path(folder) / "warm", encoder, options=sample)
+        build_index(
+            [FirstRows(usable[0].source, 4)], Path(folder) / "warm", encoder, options=sample
+        )
         report = build_index(usable, out, encoder, options=sample)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if not report.images:

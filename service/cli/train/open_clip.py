@@ -115,7 +115,7 @@ class _Data:
 
 
 def _data(options: TrainOptions, pair: TrainablePair, world: World) -> _Data:
-    from models.sources.holdout import HoldOut
+    from models.sources.records import HoldOut
     from models.sources.report.checks import report_lines
     from models.training.run import Feed
     from models.training.survey import Surveyed, one_in_for
@@ -193,7 +193,7 @@ def _filtered(
 def _refuse_streams(sources: Sequence[Source]) -> None:
     from models.errors import SourceError
 
-    if any(source.kind == "stdin" for source in sources):
+    if not all(source.rereadable for source in sources):
         raise SourceError(
             "training reads its data again and again, and standard input can be read once",
             code="not-rereadable",
@@ -202,7 +202,7 @@ def _refuse_streams(sources: Sequence[Source]) -> None:
 
 
 def _classes(options: TrainOptions) -> list[Source]:
-    from models.sources.holdout import HoldOut
+    from models.sources.records import HoldOut
 
     found = []
     for spec, field in options.class_data:

@@ -126,6 +126,7 @@ def test_a_folder_tells_what_it_could_not_read(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_keeps_what_is_below_it(out: Path) -> None:
     class Folder(ListSource):
         kind = "folder"
+        keys_are_paths = True
 
     def mirror(source: list[Row]) -> BuildReport:
         options = BuildOptions(mirror=True, mirror_all=True)

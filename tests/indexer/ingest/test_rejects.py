@@ -16,8 +16,8 @@ import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/support", sys.argv[1] + "/tests/bench"]
 from pathlib import Path
 from embed import FlatTower, peak_mb
-from indexer.build.builder import BuildOptions, build_index
-from models.data import open_source
+from indexer.ingest.build import BuildOptions, build_index
+from models.sources import open_source
 out = Path(sys.argv[3])
 options = BuildOptions(workers=2, thumbnails=False, relevance=False)
 report = build_index([open_source(sys.argv[2])], out, FlatTower(), options=options)

@@ -20,12 +20,12 @@ from models.evaluation.captions.filter import filter_sources
 from models.evaluation.captions.mixture import best_floor, wrong_share
 from models.evaluation.captions.samples import BestScores
 from models.evaluation.captions.score_memory import ScoreMemory
-from models.sources import Record, Reject, Row
+from models.sources import Record, Reject, Row, Source
 
 NAMES = list(COLOURS)
 
 
-class Listed:
+class Listed(Source):
     kind = "list"
     name = "listed"
 

@@ -17,7 +17,7 @@ from models.evaluation.accuracy import evaluate_zero_shot
 from models.evaluation.retrieval import evaluate_retrieval
 from models.sources import open_source
 from models.sources.embedded import collect
-from models.sources.holdout import HoldOut, is_held_out
+from models.sources.records import HoldOut, is_held_out
 
 CHINESE = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄"}
 

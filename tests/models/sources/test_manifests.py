@@ -25,7 +25,7 @@ from models.sources.globs import Globs
 from models.sources.jsonl import StdinSource
 from models.sources.options import ReadOptions
 from models.sources.prepared import prepare_rows
-from models.sources.seen import SeenKeys
+from models.sources.records import SeenKeys
 
 RED = solid("red", size=(8, 8))
 

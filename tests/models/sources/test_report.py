@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import SourceError
-from models.sources import Record, Reject, Row, open_source
+from models.sources import Record, Reject, Row, Source, open_source
 from models.sources.report.checks import PROBE_FIELDS, check, named_fields, report_lines, warnings
 from models.sources.report.counts import (
     LENGTH_BINS,
@@ -31,7 +31,7 @@ from models.sources.report.counts import (
 NAMES = list(COLOURS)
 
 
-class Listed:
+class Listed(Source):
     """A source of given rows."""
 
     kind = "list"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from indexes import ListSource
 
 from models.sources.records import Record
 from models.training.starter.sentences import InSentences, sentences
@@ -28,6 +29,6 @@ def test_captions_are_cut(caption: str, expected: list[str] | int) -> None:
 def test_only_the_captions_of_a_source_change() -> None:
     record = Record("k", "file:k", b"x", {"en": ("A cat sits. A dog runs.",), "es": ("Un gato.",)})
     silent = Record("s", "file:s", b"x")
-    wrapped = list(InSentences([record, silent]))  # type: ignore[arg-type]
+    wrapped = list(InSentences(ListSource([record, silent])))
     assert wrapped[0].texts == {"en": ("A cat sits.", "A dog runs."), "es": ("Un gato.",)}  # type: ignore[union-attr]
     assert wrapped[1] is silent

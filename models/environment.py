@@ -7,7 +7,6 @@ here only where our behaviour depends on them.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
@@ -23,14 +22,6 @@ def hub_offline() -> bool:
 def default_model() -> str:
     """`DIPTYCH_MODEL`: the model id used where a command names none; `starter` if unset."""
     return os.environ.get("DIPTYCH_MODEL", "").strip() or "starter"
-
-
-def cache_dir() -> Path:
-    """Where Diptych may keep derived files: `DIPTYCH_CACHE`, `XDG_CACHE_HOME`, `~/.cache`."""
-    if own := os.environ.get("DIPTYCH_CACHE", "").strip():
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "diptych"
 
 
 def torchrun_place() -> tuple[int, int, int] | None:

@@ -1,8 +1,9 @@
 """The one error tree.
 
 Every failure a user can cause or must act on is one of these; anything else that escapes is a
-defect of ours. Each surface translates the tree exactly once: `service/wire/problems.py` into HTTP
-problem documents, `service/cli/exits.py` into exit codes. Nothing below `service/` knows either.
+defect of ours. Each surface translates the tree exactly once: `service/http/middleware/problems.py`
+into HTTP problem documents, `service/cli/exits.py` into exit codes. Nothing below `service/` knows
+either.
 
     DiptychError
     ├── InputError              the caller's values are wrong

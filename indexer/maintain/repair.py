@@ -56,7 +56,6 @@ from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError
 
 _FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
-_VERSION_FILES: Final = (TOMBSTONES, ERASED)
 
 
 @dataclass(slots=True)

@@ -102,8 +102,3 @@ class SplitPreparation(Protocol):
     def finish_image(self, pixels: Pixels) -> PreparedImage:
         """uint8 [height, width, 3] -> what `embed_images` takes; thread-safe."""
         ...
-
-
-def geometry_of(encoder: object) -> Geometry | None:
-    """The encoder's geometry, if its preparation can be split."""
-    return encoder.geometry if isinstance(encoder, SplitPreparation) else None

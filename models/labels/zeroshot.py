@@ -56,7 +56,7 @@ def background(encoder: Encoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -
     """The direction of "a picture of nothing in particular" -> float32 [D], unit length.
 
     The mean over neutral words in the same templates. It is what a label has to beat when a
-    softmax-trained pair judges labels one by one (see `probabilities`).
+    softmax-trained pair judges labels one by one (see `chances`).
     """
     chinese = any("\u4e00" <= character <= "\u9fff" for text in templates for character in text)
     words = _NEUTRAL_CHINESE if chinese else _NEUTRAL
@@ -120,38 +120,6 @@ def chances(
     if background_B is None:
         raise ValueError("a softmax-trained pair needs a background to judge labels one by one")
     return _sigmoid((logits_BC - background_B[:, None]) / temperature)
-
-
-def probabilities(
-    image_BD: Vectors,
-    class_CD: Vectors,
-    *,
-    logit_scale: float,
-    logit_bias: float | None = None,
-    multi_label: bool = False,
-    background_D: Vectors | None = None,
-) -> npt.NDArray[np.float64]:
-    """How probable each label is for each picture: `chances` of `class_logits`.
-
-    Args:
-        image_BD: unit rows.
-        class_CD: unit rows, from `class_matrix`.
-        logit_scale: the encoder's, already exponentiated.
-        background_D: from `background`; needed by a softmax-trained pair with `multi_label`.
-
-    Returns:
-        float64 [B, C]; rows add up to one unless `multi_label`.
-
-    Raises:
-        InvalidLabelsError, ValueError: as `chances` and `class_logits`.
-    """
-    logits_BC = class_logits(image_BD, class_CD, logit_scale=logit_scale)
-    background_B = None
-    if background_D is not None:
-        background_B = class_logits(image_BD, background_D[None], logit_scale=logit_scale)[:, 0]
-    return chances(
-        logits_BC, logit_bias=logit_bias, multi_label=multi_label, background_B=background_B
-    )
 
 
 def _softmax(logits_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -77,7 +77,6 @@ class KarpathyFormat:
 
 
 _MAX_SPLITS: Final = 100
-_ATTRIBUTES: Final = ("split", "imgid", "cocoid")
 
 
 def _karpathy_row(image: Any) -> Mapping[str, Any]:

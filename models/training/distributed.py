@@ -6,13 +6,11 @@ Knows nothing of models, data or optimisers. Legend: W ranks, b pairs of one ran
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -83,14 +81,6 @@ def wait_for_all() -> None:
     """Return when every rank has come here: after rank 0 wrote what the others will read."""
     if dist.is_initialized():
         dist.barrier()
-
-
-def seed_rank(seed: int, rank: int) -> None:
-    """Seed Python, numpy and torch; ranks differ, so that their dropout and augmentation do."""
-    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
 
 
 def broadcast_from_main(module: nn.Module) -> None:

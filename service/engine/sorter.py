@@ -34,7 +34,6 @@ _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _MAX_NAME_BYTES = 120
-_CHUNK = 1 << 20
 
 
 def folder_names(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Every figure the service reports about itself, in one Prometheus registry.
 
-Whoever has something to count imports it from here; only `service/wire/metrics_port.py` reads it
+Whoever has something to count imports it from here; only `service/http/metrics_port.py` reads it
 out, on a port of its own. Labels are our own words (route templates, towers, index names, reasons),
 never a caller's text. Counters belong to the process: tests compare before and after.
 """

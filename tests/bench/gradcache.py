@@ -28,10 +28,12 @@ import psutil
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
-from models.training.gradcache import cached_backward
-from models.training.losses import objective_for
+from loss_inputs import objective_for  # noqa: E402
+
+from models.training.gradcache import cached_backward  # noqa: E402
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,

@@ -11,6 +11,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models.training.losses import InfoNCEObjective, SigmoidObjective
+from models.training.losses.objectives import DEFAULT_CHUNK
+
 
 def unit(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -28,6 +31,19 @@ def gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, lis
 def assert_same(one: Callable[..., Tensor], other: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Two forms of a loss: equal values and equal gradients."""
     torch.testing.assert_close(gradients(one, *inputs), gradients(other, *inputs))
+
+
+def objective_for(
+    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = DEFAULT_CHUNK
+) -> InfoNCEObjective | SigmoidObjective:
+    """The objective an open_clip pair was trained with, around the pair's own parameters.
+
+    A pair with a `logit_bias` was trained with the sigmoid loss; smoothing does not apply to it.
+    """
+    bias = getattr(pair, "logit_bias", None)
+    if bias is None:
+        return InfoNCEObjective(pair.logit_scale, label_smoothing=label_smoothing, chunk=chunk)
+    return SigmoidObjective(pair.logit_scale, bias, chunk=chunk)
 
 
 class Largest(TorchDispatchMode):

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from models.encoders.base.logit_scale import MAX_LOGIT_SCALE, LogitScale
 from models.training.losses.info_nce import info_nce, info_nce_rows
-from models.training.losses.objectives import (
-    InfoNCEObjective,
-    Objective,
-    SigmoidObjective,
-    objective_for,
-)
+from models.training.losses.objectives import InfoNCEObjective, Objective, SigmoidObjective
 from models.training.losses.sigmoid import sigmoid_loss, sigmoid_rows
 
 __all__ = [
@@ -24,7 +19,6 @@ __all__ = [
     "SigmoidObjective",
     "info_nce",
     "info_nce_rows",
-    "objective_for",
     "sigmoid_loss",
     "sigmoid_rows",
 ]

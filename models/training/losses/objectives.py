@@ -163,18 +163,5 @@ class SigmoidObjective(nn.Module):
             )
 
 
-def objective_for(
-    pair: Any, *, label_smoothing: float = 0.0, chunk: int | None = DEFAULT_CHUNK
-) -> InfoNCEObjective | SigmoidObjective:
-    """The objective an open_clip pair was trained with, around the pair's own parameters.
-
-    A pair with a `logit_bias` was trained with the sigmoid loss; smoothing does not apply to it.
-    """
-    bias = getattr(pair, "logit_bias", None)
-    if bias is None:
-        return InfoNCEObjective(pair.logit_scale, label_smoothing=label_smoothing, chunk=chunk)
-    return SigmoidObjective(pair.logit_scale, bias, chunk=chunk)
-
-
 def _full(rows: Tensor) -> Tensor:
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows

@@ -95,11 +95,6 @@ def mint(
     return key, stored
 
 
-def well_formed(key: str) -> bool:
-    """Whether the text is a key by its form and its check characters; says nothing of validity."""
-    return _KEY.fullmatch(key) is not None and _check(key[:-_CHECK_CHARS]) == key[-_CHECK_CHARS:]
-
-
 def _base62(number: int, width: int) -> str:
     digits = []
     for _ in range(width):

@@ -52,7 +52,13 @@ def test_a_third_of_the_rows_is_bad(tmp_path: Path) -> None:
     path, out = manifest(tmp_path / "rows", 600), tmp_path / "x.index"
     report = built(path, out)
     assert (report["added"], report["rejected"], lines(out)) == (420, 180, 180)
-    command = [sys.executable, str(ROOT / "tests" / "colour_cli.py"), "index", "build", str(path)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "support" / "colour_cli.py"),
+        "index",
+        "build",
+        str(path),
+    ]
     run = subprocess.run(
         [*command, "--out", str(tmp_path / "y.index"), "--max-errors", "50", "--json"],
         capture_output=True, text=True, timeout=240,

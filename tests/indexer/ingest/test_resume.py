@@ -29,7 +29,7 @@ import os, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 sys.path.append(str(Path(sys.argv[2]).parent / "indexer" / "ingest"))
-import test_index_resume as here
+import test_resume as here
 here.die(Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "True")
 """
 

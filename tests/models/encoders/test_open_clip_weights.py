@@ -122,8 +122,8 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     size = (folder / WEIGHTS).stat().st_size
     code = f"""
 import resource, open_clip, models.encoders.open_clip.pair
-from models.registry import load_encoder
-from models.openclip import build, text
+from models.encoders.registry import load_encoder
+from models.encoders.open_clip import assembly, tokens
 def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 encoder = load_encoder("local-dir:{folder}", device="cpu", precision="fp32", threads=1)

@@ -231,20 +231,31 @@ def test_threads_hold_where_others_embed() -> None:
         torch.zeros(1)
         seen.append(openmp_threads())
 
-    try:
-        set_threads(1)
+    def in_a_thread() -> None:
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
+
+    try:
+        set_threads(before)
+        in_a_thread()
+        chosen = 1 + max(*seen[0], *seen[1])
+        set_threads(chosen)
+        in_a_thread()
     finally:
         set_threads(before)
-    if max(seen[0]) == 1:
-        pytest.skip("OpenMP starts with one thread here anyway")
-    assert 1 in seen[1]
+    assert chosen not in seen[2]
+    assert chosen in seen[3]
 
 
 def test_one_thread_is_one_only_inside() -> None:
-    before = openmp_threads()
-    with one_thread():
-        assert openmp_threads() == {1}
-    assert openmp_threads() == before
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        several = openmp_threads()
+        assert 2 in several
+        with one_thread():
+            assert openmp_threads() == {1}
+        assert openmp_threads() == several
+    finally:
+        torch.set_num_threads(before)

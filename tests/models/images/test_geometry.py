@@ -11,7 +11,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from models.encoders.open_clip.assembly import geometry
-from models.images.geometry import Geometry, SplitPreparation, geometry_of
+from models.images.geometry import Geometry, SplitPreparation
 from models.images.pictures import Wanted
 
 SIZES = [(1, 1), (3, 200), (200, 3), (50, 37), (224, 224), (225, 224), (301, 227), (640, 481)]
@@ -62,5 +62,4 @@ def test_only_encoders_that_split_have_a_geometry() -> None:
     class Whole:
         def prepare_image(self, image: Image.Image) -> None: ...
 
-    assert geometry_of(Whole()) is None
     assert not isinstance(Whole(), SplitPreparation)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from fakes import COLOURS, ColourEncoder, halves, solid
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from models.errors import InvalidLabelsError
 from models.images.decode import decode_image
 from models.labels.prompts import TEMPLATE_SETS
-from models.labels.zeroshot import background, class_matrix, probabilities
+from models.labels.zeroshot import background, chances, class_logits, class_matrix
 from models.vectors import Vectors, unit_rows
 
 DICE = np.random.default_rng(7)
@@ -21,6 +23,22 @@ DICE = np.random.default_rng(7)
 
 def directions(rows: int, dim: int = 6) -> Vectors:
     return unit_rows(DICE.normal(size=(rows, dim)))
+
+
+def probabilities(
+    image_BD: Vectors,
+    class_CD: Vectors,
+    *,
+    logit_scale: float,
+    background_D: Vectors | None = None,
+    **options: Any,
+) -> npt.NDArray[np.float64]:
+    """`chances` of `class_logits`."""
+    logits_BC = class_logits(image_BD, class_CD, logit_scale=logit_scale)
+    if background_D is not None:
+        background_B1 = class_logits(image_BD, background_D[None], logit_scale=logit_scale)
+        options["background_B"] = background_B1[:, 0]
+    return chances(logits_BC, **options)
 
 
 def embed(encoder: ColourEncoder, *pictures: bytes) -> Vectors:

@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from loss_inputs import objective_for
 from PIL import Image
 from tiny import sixteen, tiny_pair
 from torch import Tensor
@@ -26,7 +27,6 @@ from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.gradcache import cached_backward
-from models.training.losses import objective_for
 from models.training.pair import load_pair
 from models.training.progress import Step
 from models.training.run import Feed, Watching, run_training

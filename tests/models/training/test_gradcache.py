@@ -8,11 +8,12 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from loss_inputs import objective_for
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.training.gradcache import cached_backward
-from models.training.losses import InfoNCEObjective, SigmoidObjective, objective_for
+from models.training.losses import InfoNCEObjective, SigmoidObjective
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,

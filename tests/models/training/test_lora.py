@@ -10,13 +10,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from loss_inputs import objective_for
 from tiny import TINY, TINY_SIGLIP
 from torch import Tensor, nn
 
 from models.errors import TrainingError
 from models.training.layers import frozen_towers, places
 from models.training.lora import GAIN, LowRank, attach_lora, merge_lora
-from models.training.losses import objective_for
 
 RESNET: dict[str, Any] = {
     **TINY,

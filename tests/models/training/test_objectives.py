@@ -7,7 +7,7 @@ import math
 import open_clip
 import pytest
 import torch
-from loss_inputs import assert_same, unit
+from loss_inputs import assert_same, objective_for, unit
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from models.training.losses import (
     InfoNCEObjective,
     SigmoidObjective,
     info_nce,
-    objective_for,
     sigmoid_loss,
 )
 

@@ -132,7 +132,7 @@ def test_a_label_set_is_put_once_too(client: TestClient) -> None:
 
 KILLED = """
 import os, signal
-from service.engine.writing import ItemWriter
+from service.engine.item_writer import ItemWriter
 really = ItemWriter._take_up
 def dies(self):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -38,15 +38,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.format.segment import HalfVectors
+from indexer.search.options import Target
+from indexer.search.reader import QueryKind
 from models.vectors import Vectors, unit_rows
 
-QueryKind = Literal["text", "image", "mixed"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Part: TypeAlias = tuple[HalfVectors, npt.NDArray[np.bool_]]
 """The rows of one segment, float16 [N, D], and which of them live, bool [N]."""
@@ -116,8 +117,8 @@ class Background:
     """
 
     queries_QD: Vectors
-    mean_D: dict[Literal["images", "texts"], Vectors]
-    targets: dict[Literal["images", "texts"], TargetBackground]
+    mean_D: dict[Target, Vectors]
+    targets: dict[Target, TargetBackground]
 
     @cached_property
     def mean_query(self) -> Floats:
@@ -131,7 +132,7 @@ class Background:
         scores_K: Sequence[float],
         *,
         kind: QueryKind,
-        target: Literal["images", "texts"],
+        target: Target,
     ) -> list[float] | None:
         """Relevance of each score, in (0, 1); None where this index cannot judge such a query."""
         scale = getattr(self.targets[target], kind)
@@ -155,8 +156,8 @@ def measure(queries_QD: Vectors, images: Sequence[Part], texts: Sequence[Part]) 
     """
     sample_SD = _sample(images, queries_QD.shape[1])
     probes = _Probes(queries_QD.astype(np.float32), sample_SD)
-    mean_D: dict[Literal["images", "texts"], Vectors] = {}
-    targets: dict[Literal["images", "texts"], TargetBackground] = {}
+    mean_D: dict[Target, Vectors] = {}
+    targets: dict[Target, TargetBackground] = {}
     for target, parts in (("images", images), ("texts", texts)):
         mean, rows = mean_vector(parts, queries_QD.shape[1])
         mean_D[target] = mean  # type: ignore[index]

@@ -9,51 +9,21 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
 
-from indexer.filters.declared import BUILT_IN, Field, FieldType
+from indexer.filters.declared import BUILT_IN, Field
 from indexer.filters.sql import Column
 from indexer.format.field_table import columns_of, count_present, extreme, value_counts, values_at
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion
+from indexer.search.reader import Facet, FacetValue
 
 TOP_VALUES: Final = 50
 _NUMBERS: Final = frozenset({"int", "float"})
-
-
-@dataclass(frozen=True, slots=True)
-class FacetValue:
-    """A value, and how many living pictures and texts have it."""
-
-    value: str | bool
-    images: int
-    texts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Facet:
-    """A field's values.
-
-    Attributes:
-        images, texts: how many living items have a value at all.
-        distinct: how many different values there are; None for numbers.
-        values: the most frequent, by pictures, then texts, then value; None for numbers.
-        low, high: the range of a number; None for others, and where no item has a value.
-    """
-
-    name: str
-    type: FieldType
-    images: int
-    texts: int
-    distinct: int | None = None
-    values: tuple[FacetValue, ...] | None = None
-    low: int | float | None = None
-    high: int | float | None = None
 
 
 def facets(version: OpenVersion) -> tuple[Facet, ...]:

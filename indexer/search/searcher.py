@@ -1,8 +1,5 @@
 """Search in one version of an index: from query vectors to a page of hits.
 
-    Searcher.search    checks the request, chooses what scans each segment, merges and orders
-    Hit                one result
-
 Each segment proposes rows (`indexer.search.vector_index`, `indexer.search.selection`),
 `indexer.search.ranking` scores them again, `indexer.search.fusion` puts them in order, with the
 ranking by words (`indexer.search.words`) where that is wanted, and here the page is cut. It
@@ -15,47 +12,30 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.filters.language import Filter, check_filter
-from indexer.format.items import Item
 from indexer.format.manifest import Modality
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion
 from indexer.search.ann_scan import AnnScan, check_canaries
 from indexer.search.fusion import DEPTH, Ranked, distinct, fuse, ranked
-from indexer.search.ranking import candidates
+from indexer.search.options import SearchOptions, Target
+from indexer.search.ranking import Scanner, candidates
+from indexer.search.reader import Hit
 from indexer.search.selection import Part, Selections
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex
 from indexer.search.words import WordSearch
 from models.errors import InputError, InvalidVectorError
 from models.vectors import Vectors, unit_rows
 
-Target = Literal["images", "texts"]
 _MODALITY: Final[dict[Target, Modality]] = {"images": "image", "texts": "text"}
 _DEEPER: Final = 4
 _Page: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 """Places in a ranking, each with those of its duplicates."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A search result.
-
-    Attributes:
-        score: the cosine between item and query, in [-1, 1], whatever decided the order.
-        fused: what decided it in hybrid search (`indexer.search.fusion`), otherwise None.
-        duplicates: ids of the near-duplicates that this hit stands for, best first.
-    """
-
-    item: Item
-    score: float
-    fused: float | None = None
-    duplicates: tuple[str, ...] = ()
 
 
 class Searcher:
@@ -78,44 +58,24 @@ class Searcher:
     def search(
         self,
         queries_QD: Vectors,
-        k: int,
-        *,
-        target: Target = "images",
-        offset: int = 0,
-        filter: Filter | None = None,
-        exact: bool = False,
-        effort: int | None = None,
+        options: SearchOptions,
         texts: Sequence[str | None] | None = None,
-        hybrid: float = 0.0,
-        deduplicate: float | None = None,
     ) -> list[list[Hit]]:
-        """As `indexer.search.snapshot.Snapshot.search`, where it is described."""
-        if target not in _MODALITY:
-            raise InputError(f"target must be images or texts, not {target!r}")
-        if k < 1 or offset < 0:
-            raise InputError("k must be at least 1 and offset at least 0")
-        if effort is not None and effort < 1:
-            raise InputError("effort must be at least 1")
-        if not 0.0 <= hybrid <= 1.0:
-            raise InputError("hybrid is a weight between 0 and 1")
-        if deduplicate is not None and not 0.0 < deduplicate <= 1.0:
-            raise InputError("deduplicate is a cosine above 0 and at most 1")
+        """As `indexer.search.reader.IndexReader.search`, where it is described."""
         queries_QD = self._checked(queries_QD)
-        parts = self._parts[_MODALITY[target]]
-        scanners = [part.scanner(exact=exact) for part in parts]
-        if filter is not None:
-            check_filter(filter, self._manifest.declared)
-            scanners = self._selections.scanners(filter, parts, exact=exact)
-        scanners = [scanner if scanner.exact else scanner.at(effort) for scanner in scanners]
+        modality = _MODALITY[options.target]
+        parts = self._parts[modality]
+        scanners = self._scanners(parts, options)
         total = sum(scanner.live for scanner in scanners)
-        want = min(offset + k, total)
+        offset, want = options.offset, min(options.offset + options.k, total)
         if want <= offset or not len(queries_QD):
             return [[] for _ in queries_QD]
         segments = [part.segment for part in parts]
         vectors = [segment.vectors_ND for segment in segments]
         worded: list[Ranked | None] = [None] * len(queries_QD)
+        hybrid, deduplicate = options.hybrid, options.deduplicate
         if hybrid:
-            worded = self._by_words(_MODALITY[target], queries_QD, texts, filter)
+            worded = self._by_words(modality, queries_QD, texts, options.filter)
 
         def rank(chosen_Q: list[int], depth: int) -> list[Ranked]:
             depth = min(total, max(depth, DEPTH)) if hybrid else min(total, depth)
@@ -130,7 +90,7 @@ class Searcher:
         if deduplicate is None:
             page: _Page = [(place, []) for place in range(offset, want)]
             every = rank(list(range(len(queries_QD))), want)
-            return _hits(segments, [(one, page) for one in every])
+            return _hits(segments, [(one, page) for one in every], options)
         kept_Q: list[tuple[Ranked, _Page] | None] = [None] * len(queries_QD)
         pending, depth = list(range(len(queries_QD))), want
         while pending:
@@ -142,7 +102,16 @@ class Searcher:
                 if len(kept) == want or depth == total:
                     kept_Q[number] = (one, kept[offset:])
                     pending.remove(number)
-        return _hits(segments, [one for one in kept_Q if one is not None])
+        return _hits(segments, [one for one in kept_Q if one is not None], options)
+
+    def _scanners(self, parts: Sequence[Part], options: SearchOptions) -> list[Scanner | AnnScan]:
+        """What scans each part, over the rows that may be found."""
+        exact = options.exact
+        scanners = [part.scanner(exact=exact) for part in parts]
+        if options.filter is not None:
+            check_filter(options.filter, self._manifest.declared)
+            scanners = self._selections.scanners(options.filter, parts, exact=exact)
+        return [one if one.exact else one.at(options.effort) for one in scanners]
 
     def _by_words(
         self,
@@ -193,11 +162,17 @@ def structure_of(
     return AnnScan(ann, entry, index)
 
 
-def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) -> list[list[Hit]]:
+def _hits(
+    segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]], options: SearchOptions
+) -> list[list[Hit]]:
     """Load the items of each query's page, those of a segment at once."""
+    kept = [
+        (rows, [(place, others) for place, others in page if options.keeps(_score(rows, place))])
+        for rows, page in pages
+    ]
     wanted: dict[int, set[int]] = {}
     keys_Q = []
-    for rows, page in pages:
+    for rows, page in kept:
         places = [place for place, _ in page]
         keys = list(
             zip(rows.segments_M[places].tolist(), rows.rows_M[places].tolist(), strict=True)
@@ -212,12 +187,16 @@ def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) ->
         [
             Hit(
                 items[position][row],
-                # a rounded row may be a hair longer than 1
-                score=max(-1.0, min(1.0, float(rows.scores_M[place]))),
+                _score(rows, place),
                 fused=None if rows.fused_M is None else float(rows.fused_M[place]),
                 duplicates=tuple(rows.ids[other] for other in duplicates),
             )
             for (place, duplicates), (position, row) in zip(page, keys, strict=True)
         ]
-        for (rows, page), keys in zip(pages, keys_Q, strict=True)
+        for (rows, page), keys in zip(kept, keys_Q, strict=True)
     ]
+
+
+def _score(rows: Ranked, place: int) -> float:
+    # a rounded row may be a hair longer than 1
+    return max(-1.0, min(1.0, float(rows.scores_M[place])))

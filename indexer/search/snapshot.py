@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,7 +19,6 @@ from typing import Any, Final, Self
 from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
 from indexer.format.checking import Verify
-from indexer.format.items import Item
 from indexer.format.manifest import (
     Head,
     Modality,
@@ -28,55 +29,24 @@ from indexer.format.manifest import (
 )
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion, open_version
-from indexer.search.background import Background, QueryKind
-from indexer.search.facets import Facet, facets
+from indexer.search.background import Background
+from indexer.search.facets import facets
+from indexer.search.options import DEFAULTS, SearchOptions
+from indexer.search.reader import Facet, Hit, IndexInfo, Item, QueryKind, Target
 from indexer.search.relevance import read_background
-from indexer.search.searcher import Hit, Searcher, Target
+from indexer.search.searcher import Searcher
 from models.encoder import Fingerprint
 from models.errors import IndexCorruptError, NotFoundError
 from models.vectors import Vectors, unit_rows
 
-__all__ = ["Hit", "IndexInfo", "Item", "Snapshot", "Target", "open_snapshot", "read_fingerprint"]
-
-
 _LOG: Final = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """What an index is; `bytes` counts the files of this version, `created` dates it (ISO 8601)."""
-
-    version: int
-    uuid: str
-    created: str
-    writer: str
-    model: str
-    fingerprint: str
-    dim: int
-    images: int
-    texts: int
-    segments: int
-    tombstones: int
-    bytes: int
-    sources: list[dict[str, str]]
-    fields: list[dict[str, str]]
-    relevance: dict[str, Any] | None = None
-    """Per target what hits are judged against: rows measured, queries, kinds; None: nothing."""
-    degraded: list[str] = field(default_factory=list)
-    """Search structures that are damaged; their segments are searched exactly, which is slower."""
-
-    structures: list[dict[str, Any]] = field(default_factory=list)
-    """ANN structures: the target, rows, and what `indexer.format.entries.AnnEntry` says."""
-
-    wordless: int = 0
-    """Segments of format 1, which lack what hybrid search needs."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 class Snapshot:
-    """See the module. Get one from `open_snapshot`; close it, or use it as a context manager."""
+    """An `indexer.search.reader.IndexReader`, whose docstrings say what each method answers.
+
+    Get one from `open_snapshot`; close it, or use it as a context manager.
+    """
 
     def __init__(self, version: OpenVersion) -> None:
         self._open = version
@@ -93,6 +63,8 @@ class Snapshot:
                 version.root,
                 damage,
             )
+        # where each segment's items begin when all are laid end to end, for `number`
+        self._starts = [0, *accumulate(len(live_N) for live_N in self._live)]
         self._facets: tuple[Facet, ...] | None = None
         self._counting = threading.Lock()
         for position, segment in enumerate(version.segments):
@@ -157,121 +129,38 @@ class Snapshot:
     def relevance(
         self, query_D: Vectors, scores_K: Sequence[float], *, kind: QueryKind, target: Target
     ) -> list[float] | None:
-        """How far hits of these scores stand above this index's background, each in (0, 1).
-
-        One half is the gate below which nothing fits well; see `indexer.search.background`.
-
-        Args:
-            query_D: the query, a unit vector [D].
-            scores_K: cosines of hits of `target`.
-            kind: what the query was made of: `text`, `image`, or both (`mixed`).
-
-        Returns:
-            One number per score, never falling as the score rises; None where the index keeps no
-            background, or too few items to judge by.
-        """
         if self._background is None:
             return None
         return self._background.relevance(query_D, scores_K, kind=kind, target=target)
 
     def facets(self) -> tuple[Facet, ...]:
-        """The values of the filterable fields; counted on the first call, then kept."""
+        """Counted on the first call, then kept."""
         with self._counting:
             if self._facets is None:
                 self._facets = facets(self._open)
             return self._facets
 
     def check_filter(self, wanted: Filter) -> None:
-        """Refuse a filter that this index cannot answer.
-
-        Raises:
-            InvalidFilterError: an undeclared field, or a test or value that is not for its type.
-        """
         check_filter(wanted, self._open.manifest.declared)
 
     def search(
         self,
         queries_QD: Vectors,
-        k: int,
-        *,
-        target: Target = "images",
-        offset: int = 0,
-        filter: Filter | None = None,
-        exact: bool = False,
-        effort: int | None = None,
+        options: SearchOptions = DEFAULTS,
         texts: Sequence[str | None] | None = None,
-        hybrid: float = 0.0,
-        deduplicate: float | None = None,
     ) -> list[list[Hit]]:
-        """The k best live items of each query after skipping `offset`.
-
-        Exactly the best, except in segments with an ANN structure (`diptych index optimize`): of
-        those nearly all of the best, at the recall recorded in the manifest.
-
-        Ordered by score (the cosine, to float32) falling, then by id, so that pages of one
-        snapshot neither overlap nor leave anything out. Fewer than k come back only where fewer
-        exist.
-
-        Args:
-            queries_QD: [Q, D] of any length but zero; they are scaled to unit length.
-            k: at least 1.
-            target: which modality to search.
-            offset: how many of the best to skip.
-            filter: which items may be found at all; None lets all.
-            exact: use no ANN structure.
-            effort: efSearch or nprobe of this call; None takes the recorded operating point.
-                Segments without an ANN structure do not need it.
-            texts: each query as words, for `hybrid`; None for a query that has none.
-            hybrid: weight, in [0, 1], of the ranking by words (BM25 over the item's text, for a
-                picture over its captions) when it is fused with that by cosine. The order is then
-                that of `Hit.fused`; a query without a known word keeps the order by cosine.
-            deduplicate: cosine from which an item is a near-duplicate of a better one: it is left
-                out and named by that hit, and the page is filled with the next best.
-
-        Raises:
-            InputError: a number out of range; `no-words`: hybrid search of an index that has
-                segments of format 1.
-            InvalidFilterError: as `check_filter`.
-            InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
-        """
-        return self._searcher.search(
-            queries_QD,
-            k,
-            target=target,
-            offset=offset,
-            filter=filter,
-            exact=exact,
-            effort=effort,
-            texts=texts,
-            hybrid=hybrid,
-            deduplicate=deduplicate,
-        )
+        return self._searcher.search(queries_QD, options, texts)
 
     def item(self, item_id: str) -> Item:
-        """The live item of an id; where a picture and a text share it, the picture.
-
-        Raises:
-            NotFoundError: no live item has it.
-        """
         segment, row = self._find(item_id)
         return segment.items.items([row])[row]
 
     def vector(self, item_id: str) -> Vectors:
-        """The stored embedding, float32 [D], unit length.
-
-        Raises:
-            NotFoundError: no live item has this id.
-        """
         segment, row = self._find(item_id)
         vector_D: Vectors = unit_rows(segment.vectors_ND[row][None])[0]
         return vector_D
 
     def thumbnail(self, item_id: str) -> bytes:
-        """The picture's thumbnail as JPEG.
-
-        Raises:
-            NotFoundError: no live item has this id, or none was stored for it.
-        """
         segment, row = self._find(item_id)
         thumbnail = segment.items.thumbnail(row)
         if thumbnail is None:
@@ -279,7 +168,6 @@ class Snapshot:
         return thumbnail
 
     def captions(self, image_id: str) -> list[Item]:
-        """The live texts that belong to a picture, in source order; none is not an error."""
         found = []
         for part in self._parts["text"]:
             items = self._open.segments[part].items
@@ -287,6 +175,21 @@ class Snapshot:
             loaded = items.items(rows)
             found += [loaded[row] for row in sorted(rows)]
         return [item for item in found if item.image_id == image_id]
+
+    def number(self, item: Item) -> int:
+        for position in self._parts[item.modality]:
+            row = self._open.segments[position].items.find(item.id)
+            if row is not None and self._live[position][row]:
+                return self._starts[position] + row
+        raise NotFoundError("no item has this id")
+
+    def numbered(self, number: int) -> Item:
+        if 0 <= number < self._starts[-1]:
+            position = bisect_right(self._starts, number) - 1
+            row = number - self._starts[position]
+            if self._live[position][row]:
+                return self._open.segments[position].items.items([row])[row]
+        raise NotFoundError("no item has this number")
 
     def _find(self, item_id: str) -> tuple[Segment, int]:
         for modality in ("image", "text"):

@@ -6,20 +6,28 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import unquote, urlsplit
 
 import click
 
+from indexer.search.options import (
+    DEFAULTS,
+    HYBRID,
+    MAX_K,
+    MAX_OFFSET,
+    NEAR_DUPLICATE,
+    SearchOptions,
+    Target,
+)
 from models.errors import InvalidFilterError
 from service.cli.exits import OK
 from service.cli.output import emit_json, json_option, model_options, note
-from service.engine.manners import DEDUPLICATE, HYBRID
 
 if TYPE_CHECKING:
     from indexer.filters.language import Filter
-    from indexer.search.snapshot import Item
-    from service.engine.queries import SearchAnswer, SearchQuery, Target
+    from indexer.search.reader import Item
+    from service.engine.queries import SearchAnswer, SearchQuery
 
 _TEXT_WIDTH = 80
 
@@ -83,23 +91,23 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
 )
 @click.option(
     "--target",
-    type=click.Choice(["images", "texts"]),
-    default="images",
+    type=click.Choice(get_args(Target)),
+    default=DEFAULTS.target,
     show_default=True,
     help="What to look for.",
 )
 @click.option(
     "-k",
-    default=10,
+    default=DEFAULTS.k,
     show_default=True,
-    type=click.IntRange(1, 1000),
+    type=click.IntRange(1, MAX_K),
     help="How many hits.",
 )
 @click.option(
     "--offset",
-    default=0,
+    default=DEFAULTS.offset,
     show_default=True,
-    type=click.IntRange(0, 10_000),
+    type=click.IntRange(0, MAX_OFFSET),
     help="How many of the best to skip.",
 )
 @click.option(
@@ -116,9 +124,9 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
     metavar="[T]",
     type=Share("deduplicate"),
     is_flag=False,
-    flag_value=str(DEDUPLICATE),
+    flag_value=str(NEAR_DUPLICATE),
     help="Leave out hits whose cosine to a better one reaches T; the better one names them. "
-    f"[{DEDUPLICATE} if T is left out]",
+    f"[{NEAR_DUPLICATE} if T is left out]",
 )
 @click.option("--exact", is_flag=True, help="Compare with every item, whatever was optimized.")
 @click.option(
@@ -158,14 +166,22 @@ def search(
 
     # what is wrong with the query is said before a model is loaded for it
     query = _query(text, image, plus, minus, like)
-    wanted = None if filter_json is None else _filter(filter_json)
+    options = SearchOptions(
+        k=k,
+        offset=offset,
+        target=target,
+        filter=None if filter_json is None else _filter(filter_json),
+        hybrid=hybrid or 0.0,
+        deduplicate=deduplicate,
+        exact=exact,
+        effort=effort,
+    )
     with open_snapshot(index_dir, fingerprint=None) as snapshot:
-        if wanted is not None:
+        if options.filter is not None:
             with _pointing_into_the_filter():
-                snapshot.check_filter(wanted)
+                snapshot.check_filter(options.filter)
         from models.encoders.registry import load_encoder
         from service.engine.engine import Engine
-        from service.engine.queries import Manner
 
         encoder = load_encoder(
             model or snapshot.fingerprint.model,
@@ -173,14 +189,7 @@ def search(
             precision=precision,
             threads=threads,
         )
-        answer = Engine(encoder, snapshot).search(
-            query,
-            target=target,
-            k=k,
-            offset=offset,
-            filter=wanted,
-            manner=Manner(exact, effort, hybrid or 0.0, deduplicate),
-        )
+        answer = Engine(encoder, snapshot).search(query, options)
     if as_json:
         emit_json(_document(answer))
     else:
@@ -249,7 +258,7 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
     return {
         "hits": [
             {
-                "rank": answer.offset + rank,
+                "rank": answer.options.offset + rank,
                 "score": round(hit.score, 6),
                 "relevance": _relevance(answer, rank - 1),
                 **({} if hit.fused is None else {"fused": round(hit.fused, 6)}),
@@ -266,9 +275,9 @@ def _document(answer: SearchAnswer) -> dict[str, Any]:
             for rank, hit in enumerate(answer.hits, start=1)
         ],
         "no_good_match": answer.no_good_match,
-        "k": answer.k,
-        "offset": answer.offset,
-        "target": answer.target,
+        "k": answer.options.k,
+        "offset": answer.options.offset,
+        "target": answer.options.target,
         "truncated": answer.truncated,
         "index_version": answer.index_version,
         "model": answer.model,
@@ -285,7 +294,7 @@ def _print(answer: SearchAnswer) -> None:
         note("Nothing found.")
     elif answer.no_good_match:
         note("Nothing here fits well; these are the closest.")
-    for rank, hit in enumerate(answer.hits, start=answer.offset + 1):
+    for rank, hit in enumerate(answer.hits, start=answer.options.offset + 1):
         line = f"{rank:3d}  {hit.score:6.3f}  {_where(hit.item)}"
         if hit.item.text:
             line += f"  {_one_line(hit.item.text)}"

@@ -21,7 +21,7 @@ from typing import Final, Literal, TypeVar
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
 from indexer.maintain.editor import Editor, PutReport
-from indexer.search.holder import SnapshotHolder
+from indexer.search.reader import IndexHolder
 from models.errors import DeadlineError, IndexLockedError, NotFoundError
 from models.sources.records import Record
 from service.engine import deadline
@@ -48,7 +48,7 @@ class ItemWriter:
     """See the module. Safe to call from several threads."""
 
     def __init__(
-        self, editor: Editor, holder: SnapshotHolder, name: str, *, patience_s: float = _PATIENCE_S
+        self, editor: Editor, holder: IndexHolder, name: str, *, patience_s: float = _PATIENCE_S
     ) -> None:
         """
         Args:

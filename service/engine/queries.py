@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from models.errors import DiptychError, InputError, InvalidTextError, InvalidVectorError
+from models.errors import (
+    DiptychError,
+    InputError,
+    InvalidTextError,
+    InvalidVectorError,
+    NotFoundError,
+)
 from models.vectors import Vectors, unit_rows
 
 if TYPE_CHECKING:
-    from indexer.search.snapshot import Hit
+    from indexer.search.options import SearchOptions
+    from indexer.search.reader import Hit
 
-Target: TypeAlias = Literal["images", "texts"]
-
-MAX_K = 1000
-MAX_OFFSET = 10_000
 MAX_TEXT_CHARS = 10_000
 MAX_PARTS = 16
 MAX_WEIGHT = 100.0
@@ -76,30 +79,13 @@ SearchQuery: TypeAlias = Part | ComposedQuery
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How an index is searched.
-
-    Attributes:
-        exact: compare with every item, whatever was optimized.
-        effort: this search's efSearch or nprobe; None for what `optimize` recorded.
-        hybrid: weight of the words of the query's texts, those with a positive weight; 0 for none.
-            A query without a text is searched by its vector alone.
-        deduplicate: cosine from which a hit is left out as a near-duplicate of a better one.
-    """
-
-    exact: bool = False
-    effort: int | None = None
-    hybrid: float = 0.0
-    deduplicate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SearchAnswer:
     """Hits best first.
 
     Attributes:
+        options: what was asked for.
         relevance_K: per hit how far it stands above the index's background, 0 to 1; None where
-            the index cannot tell (`service.engine.judgement`).
+            the index cannot tell (`service.engine.retrieval`).
         no_good_match: the best hit of the whole query does not stand above it; None likewise.
         vectors_KD: the hits' embeddings in hit order, when asked for.
         truncated: the query text was longer than the model's context and was cut.
@@ -107,9 +93,7 @@ class SearchAnswer:
     """
 
     hits: tuple[Hit, ...]
-    k: int
-    offset: int
-    target: Target
+    options: SearchOptions
     truncated: bool
     index_version: int
     model: str
@@ -191,6 +175,15 @@ def check_text(text: str) -> str:
     return text
 
 
+def check_id(item_id: str) -> str:
+    """The id, if a store could hold it; anything else is no item's id."""
+    if len(item_id) > MAX_TEXT_CHARS:
+        raise NotFoundError("no item has this id")
+    if not storable(item_id):
+        raise InvalidTextError("the id holds NUL or a lone surrogate, which is not valid Unicode")
+    return item_id
+
+
 def check_embedding(values: Sequence[float], dim: int) -> Vectors:
     """A caller's embedding as one unit row, float32 [1, D].
 
@@ -215,14 +208,6 @@ def words_of(parts: Sequence[Weighted]) -> str | None:
     """
     texts = [one.part.text for one in parts if isinstance(one.part, TextQuery) and one.weight > 0]
     return " ".join(texts) or None
-
-
-def check_page(k: int, offset: int) -> None:
-    """Refuse a page outside `1..MAX_K` hits or an offset outside `0..MAX_OFFSET`."""
-    if not 1 <= k <= MAX_K:
-        raise InputError(f"k must be between 1 and {MAX_K}")
-    if not 0 <= offset <= MAX_OFFSET:
-        raise InputError(f"offset must be between 0 and {MAX_OFFSET}")
 
 
 def check_parts(query: SearchQuery) -> tuple[Weighted, ...]:

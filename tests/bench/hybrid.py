@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
@@ -105,7 +106,9 @@ def _measure(
         with open_snapshot(path, fingerprint=encoder.fingerprint) as snapshot:
             for weight in WEIGHTS:
                 started = time.perf_counter()
-                found = snapshot.search(queries_QD, K, texts=queries, hybrid=weight)
+                found = snapshot.search(
+                    queries_QD, SearchOptions(k=K, hybrid=weight), texts=queries
+                )
                 spent = (time.perf_counter() - started) / len(queries) * 1e3
                 ranks = np.array(
                     [

@@ -73,6 +73,7 @@ def child(path: Path, verify: str) -> None:
     import indexer.search.snapshot  # noqa: F401  imports are no part of opening
     from indexer.format.checking import open_checked
     from indexer.format.manifest import read_manifest
+    from indexer.search.options import SearchOptions
     from indexer.search.snapshot import open_snapshot
 
     process = psutil.Process()
@@ -89,7 +90,7 @@ def child(path: Path, verify: str) -> None:
     ready = time.perf_counter() - start
     query = np.ones((1, snapshot.info().dim), dtype=np.float32)
     start = time.perf_counter()
-    hits = snapshot.search(query, 10)
+    hits = snapshot.search(query, SearchOptions(k=10))
     first = time.perf_counter() - start
     assert len(hits[0]) == 10
     print(

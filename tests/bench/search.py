@@ -134,6 +134,7 @@ def one(arguments: argparse.Namespace) -> None:
 def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int], dict[str, Any]]:
     import faiss
 
+    from indexer.search.options import SearchOptions
     from indexer.search.ranking import candidates
     from indexer.search.snapshot import open_snapshot
 
@@ -165,10 +166,10 @@ def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int],
     sweep = sorted({*sweep, (point.effort, point.refine)})
     report = json.loads((arguments.work / f"{arguments.rows}-{arguments.noise}.json").read_text())
     queries_QD = np.load(arguments.work / "data" / "queries.npy")[:200]
-    snapshot.search(queries_QD[:8], 10)
+    snapshot.search(queries_QD[:8], SearchOptions(k=10))
     started = time.perf_counter()
     for query_D in queries_QD:
-        snapshot.search(query_D[None], 10)
+        snapshot.search(query_D[None], SearchOptions(k=10))
     whole = (time.perf_counter() - started) / len(queries_QD)
     about = {
         "recipe": entry.recipe,

@@ -24,6 +24,7 @@ import numpy as np
 
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from indexer.search.vector_index import ExactIndex
 from indexer.store.writer import IndexWriter
@@ -108,7 +109,9 @@ def main() -> None:
         results["index_bytes"] = snapshot.info().bytes
         for batch in (1, 16):
             queries_QD = unit_rows(rng.standard_normal((batch, arguments.dim)))
-            entry = timed(lambda q=queries_QD: snapshot.search(q, K), max(5, 60 // batch))
+            entry = timed(
+                lambda q=queries_QD: snapshot.search(q, SearchOptions(k=K)), max(5, 60 // batch)
+            )
             entry["queries_per_s"] = round(batch / float(entry["p50_ms"]) * 1e3, 1)
             results[f"snapshot_search_{batch}"] = entry
             print(f"Snapshot.search, batch {batch}: {entry}")

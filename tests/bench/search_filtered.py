@@ -27,6 +27,7 @@ from indexer.filters.declared import parse_fields, values_of
 from indexer.filters.language import Filter, parse_filter
 from indexer.format.items import Item
 from indexer.format.segment_writer import NewRow
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
@@ -71,10 +72,10 @@ def recall(snapshot: Snapshot, wanted: Filter, stored_ND: np.ndarray, chosen: np
     allowed = {f"photos/{row:08}.jpg" for row in chosen}
     for query_D in queries_QD:
         truth = brute_force(stored_ND, chosen, query_D)
-        hits = snapshot.search(query_D[None], K, filter=wanted)[0]
+        hits = snapshot.search(query_D[None], SearchOptions(k=K, filter=wanted))[0]
         found = {hit.item.id for hit in hits}
         assert len(hits) == len(truth), "k hits come back whenever k exist"
-        unfiltered = {hit.item.id for hit in snapshot.search(query_D[None], K)[0]}
+        unfiltered = {hit.item.id for hit in snapshot.search(query_D[None], SearchOptions(k=K))[0]}
         inside += len(found & truth)
         after += len(unfiltered & allowed & truth)
         possible += len(truth)
@@ -107,15 +108,17 @@ def main() -> None:
         snapshot.facets()
         results["facets_ms"] = round((time.perf_counter() - started) * 1e3, 1)
         query_1D = queries_QD[:1]
-        results["unfiltered"] = timed(lambda: snapshot.search(query_1D, K), 30)
+        results["unfiltered"] = timed(lambda: snapshot.search(query_1D, SearchOptions(k=K)), 30)
         for name, share in SHARES.items():
             bound = int(arguments.rows * share)
             wanted = parse_filter({"field": "rank", "lt": bound})
             chosen = np.flatnonzero(ranks_N < bound)
             started = time.perf_counter()
-            snapshot.search(query_1D, K, filter=wanted)
+            snapshot.search(query_1D, SearchOptions(k=K, filter=wanted))
             first = round((time.perf_counter() - started) * 1e3, 2)
-            later = timed(lambda w=wanted: snapshot.search(query_1D, K, filter=w), 30)
+            later = timed(
+                lambda w=wanted: snapshot.search(query_1D, SearchOptions(k=K, filter=w)), 30
+            )
             entry = {"rows": len(chosen), "first_ms": first, **later}
             entry |= recall(snapshot, wanted, stored_ND, chosen, queries_QD)
             results[name] = entry

@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
+    from indexer.search.options import SearchOptions
     from indexer.search.snapshot import open_snapshot
     from models.encoders.registry import load_encoder
 
@@ -143,7 +144,10 @@ def main() -> None:
         texts = arguments.texts.read_text(encoding="utf-8").splitlines()
     else:
         some = encoder.embed_texts([encoder.prepare_text("a photo")])
-        texts = [hit.item.text or "" for hit in snapshot.search(some, 500, target="texts")[0]]
+        texts = [
+            hit.item.text or ""
+            for hit in snapshot.search(some, SearchOptions(k=500, target="texts"))[0]
+        ]
     bodies = cycle([json.dumps({"text": text, "k": K}).encode() for text in texts])
     stages: dict[str, list[float]] = {"encode": [], "search": []}
 
@@ -154,7 +158,7 @@ def main() -> None:
             began = time.perf_counter()
             vector = encoder.embed_texts([encoder.prepare_text(text)])
             middle = time.perf_counter()
-            snapshot.search(vector, K)
+            snapshot.search(vector, SearchOptions(k=K))
             now = time.perf_counter()
             stages["encode"].append(middle - began)
             stages["search"].append(now - middle)

@@ -22,6 +22,7 @@ from indexes import NAMES, ListSource
 from indexer.filters.declared import parse_fields
 from indexer.filters.language import parse_filter
 from indexer.ingest.build import BuildOptions, build_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.sources.records import Record
 
@@ -83,7 +84,7 @@ def answers(snapshot: Snapshot) -> dict[str, Any]:
         wanted = {name: search[name] for name in ("target", "k", "offset") if name in search}
         if "filter" in search:
             wanted["filter"] = parse_filter(search["filter"])
-        [hits] = snapshot.search(query_D[None], **wanted)
+        [hits] = snapshot.search(query_D[None], SearchOptions(**wanted))
         scores = [hit.score for hit in hits]
         relevance = snapshot.relevance(query_D, scores, kind="text", target=wanted["target"])
         found = [[hit.item.id, hit.score] for hit in hits]
@@ -91,7 +92,7 @@ def answers(snapshot: Snapshot) -> dict[str, Any]:
     everything = encoder.embed_texts([encoder.prepare_text("red")])
     items = {}
     for target in ("images", "texts"):
-        [hits] = snapshot.search(everything, 100, target=target)  # type: ignore[arg-type]
+        [hits] = snapshot.search(everything, SearchOptions(k=100, target=target))  # type: ignore[arg-type]
         for hit in hits:
             one = asdict(hit.item)
             one["vector"] = [round(float(x), 6) for x in snapshot.vector(hit.item.id)]

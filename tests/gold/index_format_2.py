@@ -28,6 +28,7 @@ from indexer.format.manifest import read_manifest
 from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items
 from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.history import history
 from indexer.store.sweep import Sweeper
@@ -42,7 +43,9 @@ def answers(snapshot: Snapshot) -> dict[str, Any]:
     for text in HYBRID:
         query_QD = encoder.embed_texts([encoder.prepare_text(text)])
         for target in ("images", "texts"):
-            [hits] = snapshot.search(query_QD, 6, target=target, texts=[text], hybrid=0.5)  # type: ignore[arg-type]
+            [hits] = snapshot.search(
+                query_QD, SearchOptions(k=6, target=target, hybrid=0.5), texts=[text]
+            )  # type: ignore[arg-type]
             told = [[hit.item.id, hit.score, hit.fused] for hit in hits]
             found.append({"text": text, "target": target, "hits": told})
     return {**answers_of_format_1(snapshot), "hybrid": found}

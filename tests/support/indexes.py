@@ -8,6 +8,7 @@ from pathlib import Path
 from fakes import COLOURS, ColourEncoder, solid
 
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.sources.records import Record, Reject, Row, Source
 
@@ -69,7 +70,7 @@ def ids(snapshot: Snapshot, query: str, k: int = 1000, target: str = "images") -
     """Ids of the hits of a text query, best first."""
     encoder = ColourEncoder()
     vectors = encoder.embed_texts([encoder.prepare_text(query)])
-    return [hit.item.id for hit in snapshot.search(vectors, k, target=target)[0]]  # type: ignore[arg-type]
+    return [hit.item.id for hit in snapshot.search(vectors, SearchOptions(k=k, target=target))[0]]  # type: ignore[arg-type]
 
 
 def rejects_of(path: Path) -> list[dict[str, str]]:

@@ -242,7 +242,7 @@ def _engines(
     """An engine per index; indexes of one encoder pair share it, and its batches."""
     from service.engine.batching import BatchingEncoder
     from service.engine.engine import Engine
-    from service.engine.searches import BatchedSearch
+    from service.engine.retrieval import BatchedSearch
 
     decode = _decoders(closing)
     searches = BatchedSearch()

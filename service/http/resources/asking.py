@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from service.engine.manners import DEDUPLICATE, HYBRID
+from indexer.filters.language import parse_filter
+from indexer.search.options import SearchOptions, Target
 from service.engine.queries import (
     ComposedQuery,
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
-    Manner,
     Part,
     SearchQuery,
     TextQuery,
@@ -38,14 +38,23 @@ def search_query(given: schemas.Query | list[schemas.Query], fetch: Fetch) -> Se
     )
 
 
-def manner(page: schemas.Page) -> Manner:
-    """How a request wants its search done."""
-    near: float | None = page.deduplicate or None
-    return Manner(
+def search_options(page: schemas.Page, target: Target) -> SearchOptions:
+    """How a request wants its search done.
+
+    Raises:
+        InvalidFilterError: the filter is none.
+    """
+    return SearchOptions(
+        k=page.k,
+        offset=page.offset,
+        target=target,
+        filter=None if page.filter is None else parse_filter(page.filter),
+        min_score=page.min_score,
+        hybrid=page.hybrid,
+        deduplicate=page.deduplicate,
         exact=page.exact,
         effort=page.effort,
-        hybrid=HYBRID if page.hybrid is True else float(page.hybrid),
-        deduplicate=DEDUPLICATE if near is True else near,
+        include=frozenset(page.include),
     )
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 from fastapi.exceptions import RequestValidationError
 
-from indexer.filters.language import parse_filter
 from models.errors import DeadlineError, DiptychError, StoreError
 from service.engine.engine import Engine
 from service.engine.queries import SearchAnswer
@@ -17,7 +16,7 @@ from service.http.middleware import problems
 from service.http.middleware.auth import reads
 from service.http.middleware.problems import Problem, ProblemError
 from service.http.resources import bodies, presenting, schemas
-from service.http.resources.asking import manner, search_query
+from service.http.resources.asking import search_options, search_query
 from service.http.resources.batch_shapes import BatchResponse, BatchResult, SearchError, Searches
 from service.http.resources.fetching import Fetch, FetchOf
 from service.http.resources.openapi import body_json
@@ -53,22 +52,14 @@ def batch(
             raise one
     results = [_result(index, one, engine) for index, one in enumerate(found)]
     document = BatchResponse(results=results).model_dump_json(exclude_unset=True)
-    headers = {"Index-Version": str(engine.snapshot.version)}
+    headers = {"Index-Version": str(engine.reader.version)}
     return Response(document, headers=headers, media_type="application/json")
 
 
 def _search(one: Any, engine: Engine, fetch: Fetch) -> Steps[_Answered]:
     body = bodies.validated(schemas.SearchRequest, one)
-    answer = yield from engine.search_steps(
-        search_query(body.query, fetch),
-        target=body.target,
-        k=body.k,
-        offset=body.offset,
-        filter=None if body.filter is None else parse_filter(body.filter),
-        min_score=body.min_score,
-        include_vectors="embedding" in body.include,
-        manner=manner(body),
-    )
+    query = search_query(body.query, fetch)
+    answer = yield from engine.search_steps(query, search_options(body, body.target))
     return body, answer
 
 

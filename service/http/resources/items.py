@@ -67,5 +67,5 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
 @router.get("/items/{id:path}", summary="One item")
 def item(id: ItemId, engine: EngineOf, response: Response) -> answers.Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
-    response.headers["Index-Version"] = str(engine.snapshot.version)
+    response.headers["Index-Version"] = str(engine.reader.version)
     return presenting.item(engine, id)

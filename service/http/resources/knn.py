@@ -13,16 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from indexer.search.row_numbers import Numbering
+from indexer.search.options import SearchOptions
 from models.errors import NotFoundError
 from service.engine.engine import Engine
-from service.engine.manners import DEDUPLICATE
 from service.engine.queries import (
     EmbeddingQuery,
     ImageQuery,
-    Manner,
     SearchQuery,
-    Target,
     TextQuery,
 )
 from service.http.middleware.auth import reads
@@ -66,16 +63,18 @@ def knn_service(
     """The nearest pictures or texts. Hits beyond `num_images` carry only `id` and `similarity`."""
     query = _query(body, fetch)
     with state.engine(body.indice_name).pin() as engine:
-        target: Target = "images" if body.modality == "image" else "texts"
-        manner = Manner(deduplicate=DEDUPLICATE if body.deduplicate else None)
-        answer = engine.search(query, target=target, k=body.k, manner=manner)
-        numbering = Numbering(engine.snapshot)
+        options = SearchOptions(
+            k=body.k,
+            target="images" if body.modality == "image" else "texts",
+            deduplicate=body.deduplicate,
+        )
+        answer = engine.search(query, options)
         hits = []
         for rank, hit in enumerate(answer.hits):
             known: dict[str, Any] = {}
             if rank < body.num_images:
                 known = _known(engine, hit.item).model_dump()
-            hits.append(KnnHit(**known, id=numbering.number(hit.item), similarity=hit.score))
+            hits.append(KnnHit(**known, id=engine.reader.number(hit.item), similarity=hit.score))
     headers = {"Index-Version": str(answer.index_version)}
     document = KnnResponse(hits).model_dump_json(exclude_none=True)
     return Response(document, headers=headers, media_type="application/json")
@@ -96,12 +95,11 @@ async def indices_list(state: StateOf) -> IndicesResponse:
 def metadata(body: Annotated[MetadataRequest, Depends(_metadata)], state: StateOf) -> Response:
     """What is known of the items that /knn-service named by these numbers."""
     with state.engine(body.indice_name).pin() as engine:
-        numbering = Numbering(engine.snapshot)
         found = [
-            MetadataOf(id=number, metadata=_known(engine, numbering.item(number)))
+            MetadataOf(id=number, metadata=_known(engine, engine.reader.numbered(number)))
             for number in body.ids
         ]
-        headers = {"Index-Version": str(engine.snapshot.version)}
+        headers = {"Index-Version": str(engine.reader.version)}
     document = MetadataResponse(found).model_dump_json(exclude_none=True)
     return Response(document, headers=headers, media_type="application/json")
 

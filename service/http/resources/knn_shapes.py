@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.engine.queries import MAX_K
+from indexer.search.options import MAX_K
 from service.http.resources.schemas import EXAMPLE_PNG
 
 MAX_ASKED = 1_000_000

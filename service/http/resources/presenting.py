@@ -14,8 +14,7 @@ from service.http.middleware import problems
 from service.http.resources import answers, index_shapes
 
 if TYPE_CHECKING:
-    from indexer.search.facets import Facet
-    from indexer.search.snapshot import Item
+    from indexer.search.reader import Facet, Item
 
 
 def thumbnail_url(engine: Engine, item: Item) -> str | None:
@@ -128,9 +127,9 @@ def search(
     return answers.SearchResponse(
         hits=hits,
         no_good_match=answer.no_good_match,
-        k=answer.k,
-        offset=answer.offset,
-        target=answer.target,
+        k=answer.options.k,
+        offset=answer.options.offset,
+        target=answer.options.target,
         truncated=answer.truncated,
         index_version=answer.index_version,
         model=answer.model,

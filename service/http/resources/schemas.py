@@ -6,7 +6,7 @@ in the documentation, and the tests run them. Answers are in `service.http.resou
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -21,14 +21,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from indexer.search.options import (
+    DEFAULTS,
+    HYBRID,
+    MAX_K,
+    MAX_OFFSET,
+    NEAR_DUPLICATE,
+    Include,
+    Target,
+)
 from models.errors import InputError
 from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.hierarchy import MAX_DEPTH
 from service.engine.label_sets import MAX_ALPHA, MAX_BETA
-from service.engine.manners import DEDUPLICATE, HYBRID
 from service.engine.queries import (
-    MAX_K,
-    MAX_OFFSET,
     MAX_PARTS,
     MAX_TEXT_CHARS,
     MAX_WEIGHT,
@@ -72,7 +78,6 @@ SearchText = Annotated[
 Base64Image = Annotated[
     str, Field(min_length=1, description="A picture in base64, bare or as a `data:` URI.")
 ]
-Include = Literal["attributes", "embedding", "thumbnail"]
 
 
 class Strict(BaseModel):
@@ -152,7 +157,7 @@ Deduplicate = Annotated[
     _Cosine | bool,
     Field(
         description="Leave out hits whose cosine to a better one reaches this, or true for "
-        f"{DEDUPLICATE}; the better one names them in `duplicates`."
+        f"{NEAR_DUPLICATE}; the better one names them in `duplicates`."
     ),
 ]
 Exact = Annotated[bool, Field(description="Compare with every item, whatever was optimized.")]
@@ -167,9 +172,13 @@ Effort = Annotated[
 ]
 
 
+K = Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")]
+
+
 class Page(Strict):
-    k: Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")] = 10
-    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")] = 0
+    k: K = DEFAULTS.k
+    offset: Offset = DEFAULTS.offset
     min_score: Annotated[
         float | None, Field(ge=-1, le=1, description="Leave out hits with a lower cosine.")
     ] = None
@@ -181,7 +190,7 @@ class Page(Strict):
     include: Annotated[
         list[Include],
         Field(max_length=3, description="Optional parts of each hit; `thumbnail` as a data URI."),
-    ] = ["attributes"]
+    ] = list(DEFAULTS.include)
     hybrid: Hybrid = False
     deduplicate: Deduplicate = False
     exact: Exact = False
@@ -215,7 +224,7 @@ class SearchRequest(Page):
         }
     )
     query: Queries
-    target: Literal["images", "texts"] = "images"
+    target: Target = DEFAULTS.target
 
 
 class TextToImageRequest(Page):
@@ -232,20 +241,22 @@ class TextToImageRequest(Page):
 
 
 class ImageSearchOptions(BaseModel):
-    """Options beside an uploaded picture, as query parameters or form fields: text, so coerced."""
+    """Options beside an uploaded picture, as query parameters or form fields: text, so coerced.
+
+    Without `hybrid`: a picture alone has no words.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    k: Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")] = 10
-    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")] = 0
+    k: K = DEFAULTS.k
+    offset: Offset = DEFAULTS.offset
     min_score: Annotated[
         float | None,
         Field(ge=-1, le=1, allow_inf_nan=False, description="Leave out lower cosines."),
     ] = None
-    target: Annotated[Literal["images", "texts"], Field(description="What to look for.")] = "texts"
+    target: Annotated[Target, Field(description="What to look for.")] = "texts"
     filter: Annotated[
         str | None, Field(max_length=1 << 20, description="A filter, as JSON. " + FILTER_WORDS)
     ] = None
-    # no `hybrid`: a picture alone has no words
     deduplicate: Deduplicate = False
     exact: Exact = False
     effort: Effort = None

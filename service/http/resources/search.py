@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from indexer.filters.language import parse_filter
-from service.engine.engine import Engine, only_waits
-from service.engine.queries import ImageQuery, SearchQuery, Target, TextQuery
+from indexer.search.options import Target
+from service.engine.engine import Engine
+from service.engine.queries import ImageQuery, SearchQuery, TextQuery
+from service.engine.retrieval import only_waits
 from service.engine.steps import finish_async
 from service.http.middleware.auth import reads
 from service.http.resources import answers, bodies, presenting, schemas
-from service.http.resources.asking import manner, needs_thread, search_query
+from service.http.resources.asking import needs_thread, search_options, search_query
 from service.http.resources.direct import DirectRoute, direct
 from service.http.resources.fetching import Fetch, FetchOf, fetch_by
 from service.http.resources.openapi import body_json, body_picture
@@ -30,24 +31,16 @@ _SMALL_PAGE = 100
 async def _answer(
     engine: Engine, query: SearchQuery, target: Target, page: schemas.Page
 ) -> Response:
-    asked: dict[str, Any] = {
-        "target": target,
-        "k": page.k,
-        "offset": page.offset,
-        "filter": None if page.filter is None else parse_filter(page.filter),
-        "min_score": page.min_score,
-        "include_vectors": "embedding" in page.include,
-        "manner": manner(page),
-    }
-    reads_more = "embedding" in page.include or "thumbnail" in page.include
-    if only_waits(query) and not reads_more and page.k <= _SMALL_PAGE:
+    options = search_options(page, target)
+    reads_more = not options.include.isdisjoint(("embedding", "thumbnail"))
+    if only_waits(query) and not reads_more and options.k <= _SMALL_PAGE:
         # no thread for what only waits: each would have to be woken twice, and 32 of them at once
         # fight over Python's lock with the thread that embeds
-        answer = await finish_async(engine.search_steps(query, **asked))
-        found = presenting.search(engine, answer, page.include)
+        answer = await finish_async(engine.search_steps(query, options))
+        found = presenting.search(engine, answer, options.include)
     else:
-        answer = await run_in_threadpool(engine.search, query, **asked)
-        found = await run_in_threadpool(presenting.search, engine, answer, page.include)
+        answer = await run_in_threadpool(engine.search, query, options)
+        found = await run_in_threadpool(presenting.search, engine, answer, options.include)
     # optional parts appear only when asked for
     body = found.model_dump_json(exclude_unset=True)
     response = Response(
@@ -132,13 +125,6 @@ async def image_to_text(
     query parameters, or fields of the form.
     """
     options = upload.options
-    page = schemas.Page(
-        k=options.k,
-        offset=options.offset,
-        min_score=options.min_score,
-        filter=upload.filter,
-        deduplicate=options.deduplicate,
-        exact=options.exact,
-        effort=options.effort,
-    )
+    given = options.model_dump(exclude={"target", "filter"})
+    page = schemas.Page(**given, filter=upload.filter)
     return await _answer(engine, ImageQuery(upload.image), options.target, page)

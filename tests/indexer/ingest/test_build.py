@@ -27,6 +27,7 @@ from PIL import Image
 
 from indexer.format.manifest import read_manifest
 from indexer.ingest.build import BuildOptions, BuildProgress, build_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot, read_fingerprint
 from models.encoder import PreparedImage
 from models.errors import (
@@ -64,7 +65,7 @@ def test_every_colour_is_found_by_its_name_and_by_its_picture(out: Path) -> None
             assert ids(snapshot, name, 2, "texts") == [f"{name}#en/0", f"{name}#en/1"]
         assert ids(snapshot, "红")[0] == CHINESE["红"]
         picture = encoder.prepare_image(Image.open(BytesIO(halves("red", "blue"))))
-        hits = snapshot.search(encoder.embed_images([picture]), 3)[0]
+        hits = snapshot.search(encoder.embed_images([picture]), SearchOptions(k=3))[0]
         assert [hit.item.id for hit in hits[:2]] == ["blue", "red"]
         assert hits[0].score == pytest.approx(2**-0.5, abs=1e-3)
         assert hits[2].score == 0.0
@@ -159,14 +160,14 @@ def test_pages_neither_overlap_nor_leave_out(out: Path) -> None:
     encoder = ColourEncoder()
     query = encoder.embed_texts([encoder.prepare_text("red green")])
     with opened(out) as snapshot:
-        whole = [hit.item.id for hit in snapshot.search(query, 500)[0]]
+        whole = [hit.item.id for hit in snapshot.search(query, SearchOptions(k=500))[0]]
         assert sorted(whole) == sorted(row.key for row in rows)
         reds_and_greens = [row.key for i, row in enumerate(rows) if i % 3 != 2]
         assert whole[: len(reds_and_greens)] == sorted(reds_and_greens)
         paged = [
             hit.item.id
             for offset in range(0, 110, 9)
-            for hit in snapshot.search(query, 9, offset=offset)[0]
+            for hit in snapshot.search(query, SearchOptions(k=9, offset=offset))[0]
         ]
         assert paged == whole
 
@@ -177,14 +178,14 @@ def test_bad_queries_are_refused(out: Path) -> None:
     with opened(out) as snapshot:
         for query in (np.ones((1, 8)), np.zeros((1, 9)), np.full((1, 9), np.nan), np.ones(9)):
             with pytest.raises(InvalidVectorError):
-                snapshot.search(query, 1)
+                snapshot.search(query, SearchOptions(k=1))
         for arguments in ({"k": 0}, {"k": -1}, {"k": 1, "offset": -1}, {"k": 1, "target": "all"}):
             with pytest.raises(InputError):
-                snapshot.search(good, **arguments)  # type: ignore[arg-type]
-        assert snapshot.search(np.ones((0, 9), dtype=np.float32), 3) == []
-        assert snapshot.search(good, 3, offset=8) == [[]]
+                snapshot.search(good, SearchOptions(**arguments))  # type: ignore[arg-type]
+        assert snapshot.search(np.ones((0, 9), dtype=np.float32), SearchOptions(k=3)) == []
+        assert snapshot.search(good, SearchOptions(k=3, offset=8)) == [[]]
         # length does not matter, direction does
-        loud = snapshot.search(good * 1e6, 1)[0][0]
+        loud = snapshot.search(good * 1e6, SearchOptions(k=1))[0][0]
         assert loud.score == pytest.approx(1 / 3, abs=1e-3)
 
 
@@ -364,7 +365,7 @@ def test_nothing_to_index_is_an_empty_index(out: Path) -> None:
     report = build([], out)
     assert (report.version, report.images) == (0, 0)
     with opened(out) as snapshot:
-        assert snapshot.search(np.ones((2, 9), dtype=np.float32), 5) == [[], []]
+        assert snapshot.search(np.ones((2, 9), dtype=np.float32), SearchOptions(k=5)) == [[], []]
         assert snapshot.info().images == 0
 
 

@@ -19,6 +19,7 @@ from indexes import build
 
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.relevance import read_background
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.errors import NotFoundError
@@ -133,7 +134,9 @@ class IndexHistory(RuleBasedStateMachine):
             score = np.float32(sum(a * float(b) for a, b in zip(row_D, query_D, strict=True)))
             scored.append((-float(score), key))
         wanted = sorted(scored)[offset : offset + k]
-        [hits] = self.snapshot.search(query_D[None], k, target=wanted_kind, offset=offset)  # type: ignore[arg-type]
+        [hits] = self.snapshot.search(
+            query_D[None], SearchOptions(k=k, target=wanted_kind, offset=offset)
+        )  # type: ignore[arg-type]
         assert [hit.item.id for hit in hits] == [key for _, key in wanted]
         for hit, (negative, _) in zip(hits, wanted, strict=True):
             assert abs(hit.score + negative) < 1e-6

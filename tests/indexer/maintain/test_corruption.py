@@ -14,6 +14,7 @@ from indexes import NAMES, build, opened, record
 
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot, read_fingerprint
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
 
@@ -254,7 +255,7 @@ def test_an_open_snapshot_survives_the_deletion_of_its_directory(index: Path) ->
         assert snapshot.thumbnail("p1")
         assert snapshot.info().images == 12
         assert snapshot.vector("p1") is not None
-        assert len(snapshot.search(snapshot.vector("p1")[None], 12)[0]) == 12
+        assert len(snapshot.search(snapshot.vector("p1")[None], SearchOptions(k=12))[0]) == 12
 
 
 def test_a_read_only_directory_can_be_searched(index: Path) -> None:

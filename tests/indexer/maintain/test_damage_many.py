@@ -20,6 +20,7 @@ from indexer.format.manifest import read_manifest
 from indexer.maintain.edit import delete_items
 from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from models.errors import IndexCorruptError
 
@@ -33,7 +34,7 @@ def populate(path: Path) -> None:
     report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8))
     assert report.images.structure == "hnsw", report.images.notes
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
-        [hits] = snapshot.search(texts(1), 3)
+        [hits] = snapshot.search(texts(1), SearchOptions(k=3))
     delete_items(path, [hit.item.id for hit in hits])
     kinds = {Path(name).name for name in read_manifest(path).files()}
     assert {"vectors.npy", "items.sqlite", "ann.faiss"} < kinds

@@ -12,6 +12,7 @@ from indexer.format.manifest import read_manifest
 from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.maintain.repair import repair
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 
 ROWS = 1200
@@ -38,7 +39,7 @@ def test_it_is_searched_exactly_told_once_and_rebuilt(
 ) -> None:
     queries = texts(20, seed=9)
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
-        exact = snapshot.search(queries, 10, exact=True)
+        exact = snapshot.search(queries, SearchOptions(k=10, exact=True))
         assert snapshot.info().degraded == []
     file = structure(path)
     data = bytearray(file.read_bytes())
@@ -59,7 +60,7 @@ def test_it_is_searched_exactly_told_once_and_rebuilt(
         assert "ann.faiss: " in told
         [line] = caplog.records
         assert "searched exactly until `diptych index repair`" in line.getMessage()
-        assert snapshot.search(queries, 10) == exact
+        assert snapshot.search(queries, SearchOptions(k=10)) == exact
     [problem] = verify_index(path).problems
     assert problem.file.endswith("ann.faiss")
     before = read_manifest(path)
@@ -70,8 +71,8 @@ def test_it_is_searched_exactly_told_once_and_rebuilt(
     assert report.ok
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
         assert snapshot.info().degraded == []
-        assert snapshot.search(queries, 10, exact=True) == exact
-        found = snapshot.search(queries, 10)
+        assert snapshot.search(queries, SearchOptions(k=10, exact=True)) == exact
+        found = snapshot.search(queries, SearchOptions(k=10))
         hits = sum(
             len({hit.item.id for hit in one} & {hit.item.id for hit in best})
             for one, best in zip(found, exact, strict=True)

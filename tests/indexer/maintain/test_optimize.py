@@ -18,6 +18,7 @@ from indexer.format.items import Item
 from indexer.format.manifest import read_manifest
 from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.errors import InputError
 from models.vectors import Vectors, unit_rows
@@ -56,13 +57,13 @@ def opened(path: Path) -> Snapshot:
 
 
 def ids(snapshot: Snapshot, queries_QD: Vectors, k: int, **more: object) -> list[list[str]]:
-    found = snapshot.search(queries_QD, k, **more)  # type: ignore[arg-type]
+    found = snapshot.search(queries_QD, SearchOptions(k=k, **more))  # type: ignore[arg-type]
     return [[hit.item.id for hit in hits] for hits in found]
 
 
 def contents(snapshot: Snapshot) -> dict[str, tuple[Item, bytes, tuple[float, ...]]]:
     """Everything stored of every live picture, by id."""
-    hits = snapshot.search(pictures(1), 10**6, exact=True)[0]
+    hits = snapshot.search(pictures(1), SearchOptions(k=10**6, exact=True))[0]
     return {
         hit.item.id: (
             hit.item,
@@ -160,7 +161,9 @@ def test_k_hits_come_back_whenever_k_exist(
     )
     exist = len([n for n in range(low, min(low + width, ROWS)) if n not in DEAD])
     with opened(optimized) as snapshot:
-        hits = snapshot.search(texts(1, seed=seed), k, filter=wanted, effort=effort)[0]
+        hits = snapshot.search(
+            texts(1, seed=seed), SearchOptions(k=k, filter=wanted, effort=effort)
+        )[0]
         assert len({hit.item.id for hit in hits}) == len(hits) == min(k, exist)
         assert all(low <= hit.item.attributes["rank"] < low + width for hit in hits)
 
@@ -205,7 +208,7 @@ def test_new_rows_are_found_at_once_and_merged_next_time(tmp_path: Path) -> None
     optimize(path, OptimizeOptions(structure="ivf", **SMALL))
     fill(path, pictures(40, seed=77), texts(1, seed=77), start=ROWS, segments=1)
     with opened(path) as snapshot:
-        found = snapshot.search(pictures(40, seed=77), 1)
+        found = snapshot.search(pictures(40, seed=77), SearchOptions(k=1))
         assert [hits[0].item.id for hits in found] == [f"p{ROWS + n:06}" for n in range(40)]
     report = optimize(path, OptimizeOptions(structure="ivf", **SMALL))
     assert (report.images.merged, report.images.rows) == (2, ROWS + 40)

@@ -19,6 +19,7 @@ from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.relevance import read_background
 from indexer.search.snapshot import open_snapshot
 from indexer.store.history import history
@@ -133,7 +134,7 @@ def test_what_is_left_answers_as_before(index: Path) -> None:
             return [
                 (hit.item, hit.score, snapshot.thumbnail(hit.item.id) if target == "images" else 0)
                 for target in ("images", "texts")
-                for hit in snapshot.search(query, 100, target=target)[0]  # type: ignore[arg-type]
+                for hit in snapshot.search(query, SearchOptions(k=100, target=target))[0]  # type: ignore[arg-type]
             ]
 
     before = answers()
@@ -235,7 +236,7 @@ def test_readers_of_an_old_version_go_on(index: Path) -> None:
     with open_snapshot(index, fingerprint=NoiseEncoder().fingerprint) as old:
         delete_items(index, [item(1).key])
         purge(index)
-        assert len(old.search(query, 100)[0]) == 20
+        assert len(old.search(query, SearchOptions(k=100))[0]) == 20
         assert old.thumbnail(item(1).key)
     assert item(1).key not in ids_of(index)
 
@@ -243,4 +244,4 @@ def test_readers_of_an_old_version_go_on(index: Path) -> None:
 def ids_of(index: Path) -> list[str]:
     query = NoiseEncoder().embed_texts([PreparedText(["anything"])])
     with open_snapshot(index, fingerprint=NoiseEncoder().fingerprint) as snapshot:
-        return [hit.item.id for hit in snapshot.search(query, 100)[0]]
+        return [hit.item.id for hit in snapshot.search(query, SearchOptions(k=100))[0]]

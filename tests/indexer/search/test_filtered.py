@@ -26,6 +26,7 @@ from indexer.format.manifest import read_manifest
 from indexer.format.segment_writer import NewRow
 from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
+from indexer.search.options import SearchOptions
 from indexer.search.selection import RowScan
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.writer import IndexWriter
@@ -80,7 +81,9 @@ def brute_force(
 
 
 def found(snapshot: Snapshot, query_D: Vectors, k: int, document: Any, **more: Any) -> Any:
-    hits = snapshot.search(query_D[None], k, filter=parse_filter(document), **more)[0]
+    hits = snapshot.search(
+        query_D[None], SearchOptions(k=k, filter=parse_filter(document), **more)
+    )[0]
     return [(hit.item.id, pytest.approx(hit.score, abs=1e-6)) for hit in hits]
 
 

@@ -16,6 +16,7 @@ from indexes import NAMES, build, record
 
 from indexer.search import holder as holder_module
 from indexer.search.holder import SnapshotHolder
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot
 from models.errors import EncoderMismatchError, IndexCorruptError, IndexNotFoundError, StoreError
 
@@ -30,7 +31,7 @@ def generation(path: Path, number: int) -> None:
 
 def generations(snapshot: Snapshot) -> set[int]:
     query = ColourEncoder().embed_texts([ColourEncoder().prepare_text("red")])
-    [hits] = snapshot.search(query, 10)
+    [hits] = snapshot.search(query, SearchOptions(k=10))
     assert len(hits) == 4
     return {int(hit.item.attributes["generation"]) for hit in hits}
 

@@ -12,6 +12,7 @@ from indexes import NAMES, build, opened, record
 
 from indexer.filters.declared import parse_fields
 from indexer.filters.language import parse_filter
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Hit, Snapshot
 from indexer.search.words import WordIndex
 from models.errors import InputError
@@ -30,7 +31,7 @@ def search(
     snapshot: Snapshot, text: str, k: int = 10, words: str | None = None, **options: object
 ) -> list[Hit]:
     given = [text if words is None else words] if options.get("hybrid") else None
-    return snapshot.search(vector(text), k, texts=given, **options)[0]  # type: ignore[arg-type]
+    return snapshot.search(vector(text), SearchOptions(k=k, **options), texts=given)[0]  # type: ignore[arg-type]
 
 
 def ids(hits: list[Hit]) -> list[str]:
@@ -64,7 +65,7 @@ def expected_order(
     snapshot: Snapshot, text: str, words: str, weight: float, target: str, wanted: object
 ) -> list[str]:
     """Rank fusion by loop over all items: cosines and BM25 computed apart."""
-    every = snapshot.search(vector(text), 1000, target=target, filter=wanted)[0]  # type: ignore[arg-type]
+    every = snapshot.search(vector(text), SearchOptions(k=1000, target=target, filter=wanted))[0]  # type: ignore[arg-type]
     cosine_order = ids(every)
     modality = {"images": "image", "texts": "text"}[target]
     version = snapshot._open
@@ -155,10 +156,14 @@ def test_queries_of_a_batch_are_answered_as_if_alone(several: Path) -> None:
     texts = ["old bicycle", None, "女孩"]
     queries = np.concatenate([vector("red"), vector("blue"), vector("red white")])
     with opened(several) as snapshot:
-        together = snapshot.search(queries, 9, texts=texts, hybrid=0.5, deduplicate=0.99)
+        together = snapshot.search(
+            queries, SearchOptions(k=9, hybrid=0.5, deduplicate=0.99), texts=texts
+        )
         for number, text in enumerate(texts):
             alone = snapshot.search(
-                queries[number][None], 9, texts=[text], hybrid=0.5, deduplicate=0.99
+                queries[number][None],
+                SearchOptions(k=9, hybrid=0.5, deduplicate=0.99),
+                texts=[text],
             )
             assert alone == [together[number]]
         assert together[1][0].fused is None
@@ -217,5 +222,7 @@ def test_near_duplicates_are_named_by_the_best_and_the_page_is_filled(tmp_path: 
     ],
 )
 def test_numbers_out_of_range_are_refused(several: Path, options: dict[str, object]) -> None:
+    texts = options.get("texts")
+    options = {name: value for name, value in options.items() if name != "texts"}
     with opened(several) as snapshot, pytest.raises(InputError):
-        snapshot.search(vector("red"), 3, **options)  # type: ignore[arg-type]
+        snapshot.search(vector("red"), SearchOptions(k=3, **options), texts=texts)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from indexes import build, opened, record
 
 from indexer.format.version import open_version
 from indexer.maintain.optimize import optimize
+from indexer.search.options import SearchOptions
 from models.errors import InputError
 
 GOLD = Path(__file__).parents[2] / "gold" / "index-format-1" / "index"
@@ -24,21 +25,23 @@ def test_an_old_index_says_what_it_lacks_and_optimize_adds_it(tmp_path: Path) ->
     encoder = ColourEncoder()
     query = encoder.embed_texts([encoder.prepare_text("red")])
     with opened(path) as snapshot, pytest.raises(InputError, match="before search by words") as why:
-        snapshot.search(query, 3, texts=["brand"], hybrid=0.5)
+        snapshot.search(query, SearchOptions(k=3, hybrid=0.5), texts=["brand"])
     assert why.value.code == "no-words"
     assert "index optimize" in (why.value.hint or "")
     encoder.texts_embedded = encoder.images_embedded = 0
     optimize(path)
     assert encoder.texts_embedded == encoder.images_embedded == 0
     with opened(path) as snapshot:
-        [hits] = snapshot.search(query, 1, texts=["brand"], hybrid=1.0)
+        [hits] = snapshot.search(query, SearchOptions(k=1, hybrid=1.0), texts=["brand"])
         assert hits[0].item.id == "new"
-        for hit in snapshot.search(query, 100)[0]:
+        for hit in snapshot.search(query, SearchOptions(k=100))[0]:
             # every word of every caption finds its picture
             captions = [one.text or "" for one in snapshot.captions(hit.item.id)]
             for text in [*captions, hit.item.text or ""]:
                 if text:
-                    found = snapshot.search(query, 100, texts=[text], hybrid=1.0)[0]
+                    found = snapshot.search(query, SearchOptions(k=100, hybrid=1.0), texts=[text])[
+                        0
+                    ]
                     worded = [one.item.id for one in found if (one.fused or 0) > 0]
                     assert hit.item.id in worded
     version = open_version(path)

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from models.errors import IndexCorruptError
 from service.engine.engine import Engine
-from service.engine.judgement import GATE
 from service.engine.queries import (
     ComposedQuery,
     EmbeddingQuery,
@@ -26,6 +26,7 @@ from service.engine.queries import (
     TextQuery,
     Weighted,
 )
+from service.engine.retrieval import GATE
 from service.http.app import create_app
 
 THERE = ("red", "green", "blue")
@@ -46,7 +47,7 @@ def engine(index: Path) -> Iterator[Engine]:
 
 
 def answer_to(engine: Engine, query: SearchQuery, **options: object) -> SearchAnswer:
-    return engine.search(query, **options)  # type: ignore[arg-type]
+    return engine.search(query, SearchOptions(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("colour", [*COLOURS, "gibberish"])

@@ -25,6 +25,7 @@ from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.history import history
 from models.errors import NotFoundError
@@ -184,10 +185,12 @@ class Life:
         wanted = sorted(scored)[offset : offset + k]
         [hits] = self.snapshot.search(
             query_D[None],
-            k,
-            target=kind,  # type: ignore[arg-type]
-            offset=offset,
-            filter=parse_filter({"field": "year", "gte": low}) if filtered else None,
+            SearchOptions(
+                k=k,
+                target=kind,
+                offset=offset,
+                filter=parse_filter({"field": "year", "gte": low}) if filtered else None,
+            ),
         )
         # a rounded row may be a hair longer than 1; a cosine is not
         scores = np.clip([-score for score, _ in wanted], -1.0, 1.0)

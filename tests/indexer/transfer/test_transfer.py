@@ -22,6 +22,7 @@ from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
+from indexer.search.options import SearchOptions
 from indexer.transfer import exports as exporting_module
 from indexer.transfer.clip_retrieval import write_folders
 from indexer.transfer.exports import export_index
@@ -107,12 +108,12 @@ def test_what_was_exported_comes_back_the_same(path: Path, tmp_path: Path, form:
         for query in (*COLOURS, "nothing"):
             vector = ColourEncoder().embed_texts([ColourEncoder().prepare_text(query)])
             for target in ("images", "texts"):
-                assert new.search(vector, 20, target=target) == old.search(  # type: ignore[arg-type]
-                    vector,
-                    20,
-                    target=target,  # type: ignore[arg-type]
+                assert new.search(vector, SearchOptions(k=20, target=target)) == old.search(
+                    vector, SearchOptions(k=20, target=target)
                 )
-            assert new.search(vector, 5, filter=wanted) == old.search(vector, 5, filter=wanted)
+            assert new.search(vector, SearchOptions(k=5, filter=wanted)) == old.search(
+                vector, SearchOptions(k=5, filter=wanted)
+            )
         assert new.info().relevance is not None
     assert verify_index(tmp_path / "back.index", deep=True).problems == []
     manifest = read_manifest(tmp_path / "back.index")
@@ -198,9 +199,11 @@ def test_folders_of_others_are_read(tmp_path: Path) -> None:
             assert caption.id == f"{name}#und/0"
             np.testing.assert_allclose(snapshot.vector(caption.id), vectors[i][::-1], atol=1e-3)
         # rows of one file order by cosine as brute force says
-        best = [hit.item.id for hit in snapshot.search(vectors[2:3], 6)[0]]
+        best = [hit.item.id for hit in snapshot.search(vectors[2:3], SearchOptions(k=6))[0]]
         assert best == [paths[i] for i in np.argsort(-(vectors @ vectors[2]))]
-        few = snapshot.search(vectors[:1], 9, filter=parse_filter({"field": "width", "gte": 5}))
+        few = snapshot.search(
+            vectors[:1], SearchOptions(k=9, filter=parse_filter({"field": "width", "gte": 5}))
+        )
         assert {hit.item.id for hit in few[0]} == set(paths[4:])
 
 
@@ -211,7 +214,7 @@ def test_only_pictures_and_no_metadata_will_do(tmp_path: Path) -> None:
     report = bring(tmp_path / "emb", tmp_path / "x.index")
     assert (report.images, report.texts) == (5, 0)
     with opened(tmp_path / "x.index") as snapshot:
-        assert snapshot.search(vectors[3:4], 1)[0][0].item.id == "row-000000000003"
+        assert snapshot.search(vectors[3:4], SearchOptions(k=1))[0][0].item.id == "row-000000000003"
 
 
 def test_vectors_of_any_length_are_scaled_and_those_without_direction_left_out(

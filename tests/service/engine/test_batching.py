@@ -14,13 +14,13 @@ from PIL import Image
 from services import build_colours
 
 from indexer.filters.language import parse_filter
+from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.encoder import PreparedText
 from models.errors import ModelError, OverloadedError
 from models.vectors import Vectors
 from service.engine.batching import BatchingEncoder
-from service.engine.queries import Manner
-from service.engine.searches import Ask, BatchedSearch, DirectSearch
+from service.engine.retrieval import Ask, BatchedSearch, DirectSearch
 
 NAMES = list(COLOURS)
 
@@ -130,10 +130,10 @@ class Watched:
         self.sizes: list[int] = []
         self.held = threading.Event()
 
-    def search(self, queries_QD, k, **options):  # type: ignore[no-untyped-def]
+    def search(self, queries_QD, *asked):  # type: ignore[no-untyped-def]
         assert self.held.wait(20)
         self.sizes.append(len(queries_QD))
-        return self._snapshot.search(queries_QD, k, **options)
+        return self._snapshot.search(queries_QD, *asked)
 
 
 def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
@@ -145,12 +145,16 @@ def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
     wanted = []
     for number in range(24):
         query = encoder.embed_texts([encoder.prepare_text(NAMES[number % len(NAMES)])])
-        page = (2 + number % 2, 0, ("images", "texts")[number // 12], filters[number % 3], Manner())
-        wanted.append((page, query))
-    calls = [batched.submit(Ask(watched, *page), query) for page, query in wanted]  # type: ignore[arg-type]
+        options = SearchOptions(
+            k=2 + number % 2,
+            target=("images", "texts")[number // 12],  # type: ignore[arg-type]
+            filter=filters[number % 3],
+        )
+        wanted.append((options, query))
+    calls = [batched.submit(Ask(watched, options), query) for options, query in wanted]  # type: ignore[arg-type]
     watched.held.set()
-    for call, (page, query) in zip(calls, wanted, strict=True):
-        assert call.result() == direct.submit(Ask(snapshot, *page), query).result()  # type: ignore[arg-type]
+    for call, (options, query) in zip(calls, wanted, strict=True):
+        assert call.result() == direct.submit(Ask(snapshot, options), query).result()
     # k x target x filter: 8 kinds, of which the first ran alone
     assert len(watched.sizes) <= 9
     assert sum(watched.sizes) == 24

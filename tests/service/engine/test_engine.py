@@ -11,6 +11,7 @@ import pytest
 from fakes import ColourEncoder, halves, solid
 from services import APPLE, FLAG, LEAF, SKY, build_colours, colour_engine
 
+from indexer.search.options import SearchOptions
 from models.errors import (
     EncoderMismatchError,
     ImageError,
@@ -55,7 +56,7 @@ def ids(answer: SearchAnswer) -> list[str]:
 
 
 def test_a_text_finds_its_picture_and_scores_are_cosines(engine: Engine) -> None:
-    answer = engine.search(TextQuery("red"), k=2)
+    answer = engine.search(TextQuery("red"), SearchOptions(k=2))
     assert ids(answer) == [APPLE, FLAG]
     assert [hit.score for hit in answer.hits] == pytest.approx([1.0, 2**-0.5], abs=1e-3)
     assert (answer.index_version, answer.model, answer.truncated) == (1, "colours", False)
@@ -63,48 +64,55 @@ def test_a_text_finds_its_picture_and_scores_are_cosines(engine: Engine) -> None
 
 
 def test_a_picture_finds_its_captions_in_both_languages(engine: Engine) -> None:
-    answer = engine.search(ImageQuery(solid("red")), target="texts", k=2)
+    answer = engine.search(ImageQuery(solid("red")), SearchOptions(target="texts", k=2))
     assert {hit.item.text for hit in answer.hits} == {"a red apple", "一个红苹果"}
     assert {hit.item.image_id for hit in answer.hits} == {APPLE}
 
 
 def test_texts_find_texts_across_languages(engine: Engine) -> None:
-    answer = engine.search(TextQuery("红"), target="texts", k=2)
+    answer = engine.search(TextQuery("红"), SearchOptions(target="texts", k=2))
     assert {hit.item.language for hit in answer.hits} == {"en", "zh"}
 
 
 def test_an_embedding_is_scaled_and_searched(engine: Engine) -> None:
-    assert ids(engine.search(EmbeddingQuery((RED_D * 7).tolist()), k=1)) == [APPLE]
+    assert ids(engine.search(EmbeddingQuery((RED_D * 7).tolist()), SearchOptions(k=1))) == [APPLE]
 
 
 def test_more_like_an_item_leaves_it_out_of_every_page(engine: Engine) -> None:
-    everything = ids(engine.search(ItemQuery(FLAG), k=10))
+    everything = ids(engine.search(ItemQuery(FLAG), SearchOptions(k=10)))
     assert everything[:2] == sorted([APPLE, SKY])
     assert FLAG not in everything
     assert len(everything) == 3
-    pages = [ids(engine.search(ItemQuery(FLAG), k=1, offset=at))[0] for at in range(3)]
+    pages = [
+        ids(engine.search(ItemQuery(FLAG), SearchOptions(k=1, offset=at)))[0] for at in range(3)
+    ]
     assert pages == everything
 
 
 def test_more_like_an_item_among_texts(engine: Engine) -> None:
-    assert {h.item.text for h in engine.search(ItemQuery(APPLE), target="texts", k=2).hits} == {
+    assert {
+        h.item.text
+        for h in engine.search(ItemQuery(APPLE), SearchOptions(target="texts", k=2)).hits
+    } == {
         "a red apple",
         "一个红苹果",
     }
 
 
 def test_pages_follow_each_other(engine: Engine) -> None:
-    whole = ids(engine.search(TextQuery("red"), k=4))
-    assert [ids(engine.search(TextQuery("red"), k=1, offset=at))[0] for at in range(4)] == whole
+    whole = ids(engine.search(TextQuery("red"), SearchOptions(k=4)))
+    assert [
+        ids(engine.search(TextQuery("red"), SearchOptions(k=1, offset=at)))[0] for at in range(4)
+    ] == whole
 
 
 def test_a_floor_leaves_out_what_is_below(engine: Engine) -> None:
-    assert ids(engine.search(TextQuery("red"), min_score=0.9)) == [APPLE]
-    assert ids(engine.search(TextQuery("red"), min_score=0.5)) == [APPLE, FLAG]
+    assert ids(engine.search(TextQuery("red"), SearchOptions(min_score=0.9))) == [APPLE]
+    assert ids(engine.search(TextQuery("red"), SearchOptions(min_score=0.5))) == [APPLE, FLAG]
 
 
 def test_vectors_come_back_in_hit_order(engine: Engine) -> None:
-    answer = engine.search(TextQuery("red"), k=3, include_vectors=True)
+    answer = engine.search(TextQuery("red"), SearchOptions(k=3, include=frozenset({"embedding"})))
     assert answer.vectors_KD is not None
     assert answer.vectors_KD.shape == (3, 9)
     scores = answer.vectors_KD @ RED_D
@@ -127,7 +135,7 @@ def test_text_that_is_refused(engine: Engine, text: str) -> None:
     "text", ["x" * 10_000, "!", "👩‍👩‍👧‍👦", "\u202ered", "e" + "\u0301" * 9_000, "\x07"]
 )
 def test_text_that_is_strange_but_searchable(engine: Engine, text: str) -> None:
-    assert engine.search(TextQuery(text), k=1).hits
+    assert engine.search(TextQuery(text), SearchOptions(k=1)).hits
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ def test_embeddings_that_are_refused(engine: Engine, values: list[float]) -> Non
 @pytest.mark.parametrize(("k", "offset"), [(0, 0), (1001, 0), (-1, 0), (1, -1), (1, 10_001)])
 def test_pages_that_are_refused(engine: Engine, k: int, offset: int) -> None:
     with pytest.raises(InputError):
-        engine.search(TextQuery("red"), k=k, offset=offset)
+        engine.search(TextQuery("red"), SearchOptions(k=k, offset=offset))
 
 
 def test_an_unknown_item_and_one_no_store_could_hold(engine: Engine) -> None:
@@ -333,8 +341,8 @@ def test_a_vector_of_nan_is_an_error_and_never_an_answer(index: Path) -> None:
 
 
 def test_the_sky_is_there_too(engine: Engine) -> None:
-    assert ids(engine.search(TextQuery("blue"), k=1)) == [SKY]
-    assert ids(engine.search(TextQuery("绿"), k=1)) == [LEAF]
+    assert ids(engine.search(TextQuery("blue"), SearchOptions(k=1))) == [SKY]
+    assert ids(engine.search(TextQuery("绿"), SearchOptions(k=1))) == [LEAF]
 
 
 # -- composed queries -----------------------------------------------------------------------------
@@ -346,10 +354,10 @@ def composed(*parts: tuple[Part, float]) -> ComposedQuery:
 
 def test_parts_add_up_and_pull_apart(engine: Engine) -> None:
     red, blue = TextQuery("red"), TextQuery("blue")
-    both = engine.search(composed((red, 1.0), (blue, 1.0)), k=1)
+    both = engine.search(composed((red, 1.0), (blue, 1.0)), SearchOptions(k=1))
     assert ids(both) == [FLAG]
     assert both.hits[0].score == pytest.approx(1.0, abs=1e-3)
-    away = engine.search(composed((red, 1.0), (blue, -0.5)), k=4)
+    away = engine.search(composed((red, 1.0), (blue, -0.5)), SearchOptions(k=4))
     assert ids(away)[0] == APPLE
     assert ids(away)[-1] == SKY
     # (1, -0.5) normalised against the basis: closed form
@@ -364,7 +372,7 @@ def test_every_kind_of_part_takes_part(engine: Engine) -> None:
         (EmbeddingQuery(list(RED_D * 7)), 1.0),
         (ItemQuery(LEAF), 0.1),
     )
-    answer = engine.search(query, k=4, include_vectors=True)
+    answer = engine.search(query, SearchOptions(k=4, include=frozenset({"embedding"})))
     expected_D = 2 * np.eye(9)[0] + np.eye(9)[2] + 0.1 * np.eye(9)[1]
     expected_D /= np.sqrt((expected_D**2).sum())
     assert answer.vectors_KD is not None
@@ -376,13 +384,13 @@ def test_every_kind_of_part_takes_part(engine: Engine) -> None:
 
 def test_all_items_of_a_query_are_left_out_on_every_page(engine: Engine) -> None:
     query = composed((ItemQuery(APPLE), 1.0), (ItemQuery(FLAG), 1.0), (ItemQuery(APPLE), 1.0))
-    assert ids(engine.search(query, k=4)) == [SKY, LEAF]
-    assert ids(engine.search(query, k=1)) == [SKY]
-    assert ids(engine.search(query, k=1, offset=1)) == [LEAF]
+    assert ids(engine.search(query, SearchOptions(k=4))) == [SKY, LEAF]
+    assert ids(engine.search(query, SearchOptions(k=1))) == [SKY]
+    assert ids(engine.search(query, SearchOptions(k=1, offset=1))) == [LEAF]
 
 
 def test_a_lone_negative_part_asks_for_the_opposite(engine: Engine) -> None:
-    answer = engine.search(composed((TextQuery("red"), -3.0)), k=4)
+    answer = engine.search(composed((TextQuery("red"), -3.0)), SearchOptions(k=4))
     assert ids(answer)[-1] == APPLE
     assert answer.hits[-1].score == pytest.approx(-1.0, abs=1e-3)
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from indexer.search.snapshot import open_snapshot
 from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine
-from service.engine.searches import BatchedSearch
+from service.engine.retrieval import BatchedSearch
 from service.http.app import create_app
 
 RED = base64.b64encode(solid("red")).decode()

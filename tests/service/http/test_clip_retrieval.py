@@ -19,7 +19,7 @@ from services import APPLE, FLAG, LEAF, SKY, build_colours, colour_client
 from serving import server
 from starlette.testclient import TestClient
 
-from indexer.search.row_numbers import Numbering
+from indexer.search.options import SearchOptions
 from models.errors import NotFoundError
 from service.http.resources import knn as clip_retrieval
 
@@ -148,20 +148,19 @@ def test_numbers_keep_their_items_while_an_index_grows_and_shrinks(tmp_path: Pat
 
     def numbers() -> dict[str, int]:
         with opened(path) as snapshot:
-            numbering = Numbering(snapshot)
             vector = ColourEncoder().embed_texts([ColourEncoder().prepare_text("red")])
             items = [
                 hit.item
                 for target in ("images", "texts")
-                for hit in snapshot.search(vector, 10, target=target)[0]  # type: ignore[arg-type]
+                for hit in snapshot.search(vector, SearchOptions(k=10, target=target))[0]  # type: ignore[arg-type]
             ]
-            found = {f"{item.modality} {item.id}": numbering.number(item) for item in items}
+            found = {f"{item.modality} {item.id}": snapshot.number(item) for item in items}
             for item in items:
-                assert numbering.item(numbering.number(item)) == item
+                assert snapshot.numbered(snapshot.number(item)) == item
             total = max(found.values()) + 1
             for number in (-1, total + 5, *(set(range(total)) - set(found.values()))):
                 with pytest.raises(NotFoundError):
-                    numbering.item(number)
+                    snapshot.numbered(number)
             return found
 
     before = numbers()

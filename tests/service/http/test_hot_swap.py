@@ -12,6 +12,7 @@ from indexes import build, record
 from starlette.testclient import TestClient
 
 from indexer.search.holder import SnapshotHolder
+from indexer.search.options import SearchOptions
 from models.errors import DiptychError
 from service.engine.engine import Engine
 from service.engine.queries import TextQuery
@@ -41,7 +42,7 @@ def engine(index: Path) -> Iterator[Engine]:
 
 def found(engine: Engine) -> tuple[int, int]:
     """Version and number of pictures that answer."""
-    answer = engine.search(TextQuery("red"), k=100)
+    answer = engine.search(TextQuery("red"), SearchOptions(k=100))
     return answer.index_version, len(answer.hits)
 
 

@@ -15,10 +15,10 @@ from starlette.testclient import TestClient
 from writable import writable_client
 
 from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.search.options import HYBRID, NEAR_DUPLICATE
 from indexer.search.snapshot import open_snapshot
 from models.encoder import Fingerprint
 from service.engine.engine import Engine
-from service.engine.manners import DEDUPLICATE, HYBRID
 from service.http.resources import presenting
 
 
@@ -62,7 +62,7 @@ def test_words_find_what_vectors_do_not(client: TestClient, route: str) -> None:
         assert hits(client, "red xylophone", route, hybrid=none) == plain
 
 
-@pytest.mark.parametrize("wanted", [True, DEDUPLICATE, 1])
+@pytest.mark.parametrize("wanted", [True, NEAR_DUPLICATE, 1])
 def test_near_duplicates_are_left_out_and_named(client: TestClient, wanted: Any) -> None:
     assert len([one for one in hits(client, "red") if one["score"] > 0.99]) == 2
     best = hits(client, "red", deduplicate=wanted)

@@ -24,9 +24,10 @@ from service.http.middleware import problems
 from service.http.middleware.admission import Admission, AdmissionControl
 from service.http.middleware.auth import Authentication, Guard, confirm
 from service.http.middleware.cors import CrossOrigin
+from service.http.middleware.endpoints import EndpointTable
 from service.http.middleware.frame import RequestFrame
 from service.http.middleware.idempotency import Answers, Idempotency
-from service.http.middleware.lane_rules import AdmissionLimits, threads
+from service.http.middleware.lanes import AdmissionLimits, threads
 from service.http.middleware.limits import Limits, RequestLimits
 from service.http.resources import (
     batch,
@@ -75,6 +76,7 @@ def create_app(
 
     Raises:
         InputError: two engines share a name.
+        TypeError: a route does not declare what it needs and costs.
     """
     settings = settings or ServiceSettings()
     state = AppState(
@@ -104,6 +106,7 @@ def create_app(
         "already, requests are refused with 429 and `Retry-After`. `X-Request-Timeout` says how "
         "many seconds an answer is worth waiting for; after them it is 504.",
         lifespan=lifespan,
+        openapi_url=None,  # ours is a route like any other
         docs_url=None,
         redoc_url=None,
         # a redirect would answer a wrong path with something that is not a problem
@@ -126,15 +129,17 @@ def create_app(
         embeddings.router,
         clip_retrieval.router,
         health.router,
+        openapi.router,
         page_router(),
     ):
         app.include_router(router)
+    endpoints = EndpointTable(app.routes)
     openapi.install(app, keys=settings.guard is not None)
     # each that is added surrounds those before
-    app.add_middleware(Idempotency, answers=Answers())
-    app.add_middleware(Admission, control=state.admission)
+    app.add_middleware(Idempotency, answers=Answers(), endpoints=endpoints)
+    app.add_middleware(Admission, control=state.admission, endpoints=endpoints)
     if settings.guard is not None:
-        app.add_middleware(Authentication, guard=settings.guard)
+        app.add_middleware(Authentication, guard=settings.guard, endpoints=endpoints)
     if settings.cors_origins:
         # outside of the keys: a preflight carries none
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)

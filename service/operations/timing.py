@@ -1,32 +1,36 @@
-"""The `Server-Timing` header (W3C Server Timing): where the milliseconds of an answer went.
+"""Where the milliseconds of a request go: a stopwatch for the engine, `Server-Timing` for HTTP.
 
     Server-Timing: queue;dur=0.1, prepare;dur=0.03, embed;dur=2.6, search;dur=0.3, total;dur=3.6
 
-Stages: `queue` waiting for a tower or the index, `decode` a picture, `prepare` it (or a text) for
-the model, `embed`, `search` the index, `meta` what is told about the hits; of classification also
-`classes` (of labels not seen before), `judge` and, where asked, `explain`; of explanations
-`explain` and `render`. `total` is the whole request from its head on, so that what the stages leave
-is HTTP's: parsing, admission, the answer's JSON.
-
-Milliseconds per stage of one request, on the monotonic clock.
+Stages (W3C Server Timing): `queue` waiting for a tower or the index, `decode` a picture, `prepare`
+it (or a text) for the model, `embed`, `search` the index, `meta` what is told about the hits; of
+classification also `classes` (of labels not seen before), `judge` and, where asked, `explain`; of
+explanations `explain` and `render`. `total` is the whole request from its head on, so that what the
+stages leave is HTTP's: parsing, admission, the answer's JSON.
 """
 
 from __future__ import annotations
 
-from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from models.encoder import PreparedImage
 from collections.abc import Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol
 
-from starlette.responses import Response
+from starlette.types import Scope
 
 from service.operations import metrics
 
+if TYPE_CHECKING:
+    from models.encoder import PreparedImage
+
+HEADER: Final = "Server-Timing"
+_STAGES: Final = "stages_ms"
+
 
 class Stopwatch:
-    """`lap` names the stage that just ended; `stop` adds `total` and gives all of them."""
+    """Milliseconds by stage of one request, on the monotonic clock.
+
+    `lap` names the stage that just ended; `stop` adds `total` and gives all of them.
+    """
 
     def __init__(self) -> None:
         self._start = self._last = perf_counter()
@@ -56,18 +60,26 @@ class Prepare(Protocol):
     def __call__(self, data: bytes, watch: Stopwatch | None = None, /) -> PreparedImage: ...
 
 
-HEADER = "Server-Timing"
+def report(scope: Scope, timings_ms: Mapping[str, float]) -> None:
+    """Leave the stages of an answer with its request, and count them.
 
-
-def report(response: Response, timings_ms: Mapping[str, float]) -> None:
-    """Put the stages of an answer into its header, and into the histograms."""
+    `RequestFrame` tells them in the header, the log line and the span.
+    """
     metrics.observe_stages(timings_ms)
-    response.headers[HEADER] = ", ".join(
-        f"{stage};dur={took_ms:g}" for stage, took_ms in timings_ms.items() if stage != "total"
-    )
+    scope["state"][_STAGES] = {
+        stage: took_ms for stage, took_ms in timings_ms.items() if stage != "total"
+    }
 
 
-def with_total(stages: str | None, began: float) -> str:
-    """The header's value once the answer is ready; `began` is of `perf_counter`."""
-    total = f"total;dur={(perf_counter() - began) * 1000:.3f}"
-    return f"{stages}, {total}" if stages else total
+def stages_of(scope: Scope) -> Mapping[str, float]:
+    """What `report` left."""
+    found: Mapping[str, float] = scope["state"].get(_STAGES, {})
+    return found
+
+
+def header(scope: Scope, began: float | None) -> str:
+    """The header's value; with the total since `began` (of `perf_counter`) where that is told."""
+    stages = [f"{stage};dur={took_ms:g}" for stage, took_ms in stages_of(scope).items()]
+    if began is not None:
+        stages.append(f"total;dur={(perf_counter() - began) * 1000:.3f}")
+    return ", ".join(stages)

@@ -7,9 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from service.http.app import ServiceSettings
-from service.http.middleware.auth import Guard
+from service.http.middleware.auth import Guard, Throttle
 from service.http.middleware.keys import KeyFile, LiveKeys, mint
-from service.http.middleware.throttle import Throttle
 
 
 def bearer(key: str) -> dict[str, str]:

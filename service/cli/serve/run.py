@@ -125,7 +125,7 @@ def run(
     from dataclasses import replace
 
     from service.http.app import create_app
-    from service.http.middleware.lane_rules import AdmissionLimits
+    from service.http.middleware.lanes import AdmissionLimits
     from service.http.protocol import ConnectionLimits
     from service.http.server import Server, ServerSettings
 

@@ -1,4 +1,4 @@
-"""Who may join the queue, and how long each may take. Pure ASGI; knows lanes, not routes.
+"""Who may join the queue, and how long each may take: a layer of `app`. Pure ASGI.
 
 A request is judged at its head, before a byte of its body is read: one that could not be answered
 in time is refused there. It joins its lane when its body is complete, so that a caller who drips a
@@ -21,8 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import DeadlineError
 from service.engine import deadline
 from service.engine.deadline import Deadline
-from service.http.middleware.lane_rules import AdmissionLimits, cost_of, lane_of, lane_rules
-from service.http.middleware.lanes import Lane, LaneRule
+from service.http.middleware.endpoints import EndpointTable
+from service.http.middleware.lanes import (
+    AdmissionLimits,
+    Lane,
+    LaneName,
+    LaneRule,
+    cost_of,
+    lane_rules,
+)
 from service.http.middleware.problems import ProblemError, of_domain, refuse
 from service.operations import metrics
 
@@ -55,7 +62,7 @@ class AdmissionControl:
     """
 
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
-    lanes: dict[str, Lane] = field(init=False)
+    lanes: dict[LaneName, Lane] = field(init=False)
     bodies: BodyBudget = field(init=False)
     closing: bool = False
     _open: set[Deadline] = field(default_factory=set)
@@ -102,20 +109,20 @@ def overloaded(reason: str, retry_after_s: int, *, close: bool = False) -> Probl
 class Admission:
     """ASGI middleware; inside `Limits`, which has bounded what a body may be."""
 
-    def __init__(self, app: ASGIApp, control: AdmissionControl) -> None:
+    def __init__(self, app: ASGIApp, control: AdmissionControl, endpoints: EndpointTable) -> None:
         self._app = app
         self._control = control
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        kind = _header(scope, b"content-type").lower()
-        name = lane_of(scope["method"], scope["path"], kind)
-        if name is None:
+        endpoint = self._endpoints.of(scope)
+        if endpoint.lane is None:
             await self._app(scope, receive, send)
             return
-        lane = self._control.lanes[name]
+        lane = self._control.lanes[endpoint.lane]
         declared = _header(scope, b"content-length")
         size = int(declared) if declared.isdigit() else 0
         visit: _Visit | None = None
@@ -124,7 +131,7 @@ class Admission:
             self._control.judge(lane, cost_of(size), timeout_s, size)
             with deadline.until(math.inf) as allowed:
                 visit = _Visit(self._control, lane, allowed, timeout_s, receive, send)
-                if name == "light":  # has no body to wait for, and is too short to be watched
+                if endpoint.cost == "one":  # has no body to wait for
                     await visit.join(1)
                 await self._app(scope, visit.receive, visit.send)
         except ProblemError as error:

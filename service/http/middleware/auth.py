@@ -1,60 +1,33 @@
-"""Who may call what: API keys, denied by default, decided on the route that matched.
+"""Who may call what: API keys, asked for by the route that takes the request. A layer of `app`.
 
-Every route needs a key unless its endpoint is marked `public`: the two health checks and the files
-of the web page, which hold nothing of an index. Reading (`GET`, and endpoints marked `reads`) needs
-the scope `read`, everything else `write`, so that a route nobody thought about is closed. What no
-route takes needs a key as well: without one, not even the addresses can be explored.
-
-The decision falls twice: in the ASGI layer, before a byte of the body is read, and once more as a
-dependency of the route that FastAPI chose, so that the two can never part ways unnoticed.
+Every route needs a key with the scope it declares, unless it declares itself `public`: the two
+health checks and the files of the web page, which hold nothing of an index. The decision falls
+twice: in the ASGI layer, before a byte of the body is read, and once more as a dependency of the
+route that FastAPI chose, so that the two can never part ways unnoticed.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final, Literal, TypeVar
 
 from fastapi import Request
-from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import KeyFileError
+from service.http.middleware.endpoints import EndpointTable, declared
 from service.http.middleware.keys import MAX_KEY_CHARS, KeyFile, KeyScope, LiveKeys, StoredKey
 from service.http.middleware.problems import Problem, ProblemError
-from service.http.middleware.throttle import Throttle
 from service.operations import metrics
 
 _LOG = logging.getLogger("diptych.service")
-_MARK: Final = "_diptych_access"
-_READING = frozenset({"GET", "HEAD"})
 _BEARER = re.compile(rb"(?i:bearer) +([\x21-\x7e]+) *")
-E = TypeVar("E", bound=Callable[..., Any])
-
-Access = KeyScope | Literal["public"]
-_Route = tuple[re.Pattern[str], frozenset[str], object]
-
-
-def public(endpoint: E) -> E:
-    """Mark an endpoint that answers without a key."""
-    setattr(endpoint, _MARK, "public")
-    return endpoint
-
-
-def reads(endpoint: E) -> E:
-    """Mark an endpoint that changes nothing although its method is POST."""
-    setattr(endpoint, _MARK, "read")
-    return endpoint
-
-
-def access_of(endpoint: object, method: str) -> Access:
-    """What calling an endpoint needs; one that is not marked is judged by its method."""
-    marked: Access | None = getattr(endpoint, _MARK, None)
-    return marked or ("read" if method in _READING else "write")
 
 
 def missing_key() -> Problem:
@@ -64,6 +37,57 @@ def missing_key() -> Problem:
         "This needs an API key: Authorization: Bearer KEY, or api-key: KEY.",
         headers={"WWW-Authenticate": 'Bearer realm="diptych"'},
     )
+
+
+class Throttle:
+    """How often one address may fail: `burst` at once, then `rate` a second (IPv6: per /64).
+
+    A token bucket each, in bounded memory. Addresses are those of connections: what a header claims
+    about them counts only where the operator named the proxies that may claim it, and then the
+    server has already replaced the address. The library `limits` has moving windows instead, holds
+    every address until its window ends however many come, and starts a timer thread to forget them.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate: float = 1.0,
+        burst: float = 20.0,
+        capacity: int = 4096,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        assert rate > 0, "a bucket fills"
+        assert burst >= 1, "a bucket holds a token"
+        self._rate, self._burst, self._capacity, self._clock = rate, burst, capacity, clock
+        # bucket -> (tokens, when), the one touched longest ago first
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def spend(self, address: str) -> float:
+        """Count one failure: 0 if it was allowed, else the seconds until one will be."""
+        now = self._clock()
+        bucket = _bucket(address)
+        tokens, when = self._buckets.pop(bucket, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - when) * self._rate)
+        wait = 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
+        # what is refused is not charged, or a steady flood would never be let up
+        self._buckets[bucket] = (tokens if wait else tokens - 1.0, now)
+        if len(self._buckets) > self._capacity:
+            self._buckets.popitem(last=False)
+        return wait
+
+
+def _bucket(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if isinstance(found, ipaddress.IPv6Address):
+        # whoever has one IPv6 address has its whole /64
+        return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+    return str(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +149,16 @@ def _presented(scope: Scope) -> str | Problem:
 class Authentication:
     """ASGI middleware: refuses before anything is read, and remembers whose the key was."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, endpoints: EndpointTable) -> None:
         self._app = app
         self._guard = guard
-        self._routes: list[_Route] | None = None
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._routes is None:
-            self._routes = list(_routes(scope["app"]))
-        wanted = _wanted(scope, self._routes)
+        wanted = self._endpoints.of(scope).access
         state = scope.setdefault("state", {})
         if wanted != "public":
             found = self._guard.admit(scope, wanted)
@@ -148,26 +170,9 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-def _wanted(scope: Scope, routes: Sequence[_Route]) -> Access:
-    """What the first route that takes the request needs, by the router's own patterns."""
-    method = scope["method"]
-    if not scope.get("root_path"):  # with one, paths mean something else: nothing is public
-        for pattern, methods, endpoint in routes:
-            if method in methods and pattern.match(scope["path"]):
-                return access_of(endpoint, method)
-    return "read"
-
-
-def _routes(app: Any) -> Iterator[_Route]:
-    for route in iter_route_contexts(app.router.routes):
-        pattern, methods = getattr(route, "path_regex", None), getattr(route, "methods", None)
-        if pattern is not None and methods:
-            yield pattern, frozenset(methods), getattr(route, "endpoint", None)
-
-
 async def confirm(request: Request) -> None:
     """A dependency of every route: what the layer granted is what the chosen route needs."""
     granted = request.scope.get("state", {}).get("access")
-    needed = access_of(request.scope.get("endpoint"), request.method)
-    if needed != "public" and granted != needed:
+    endpoint = declared(request.scope.get("endpoint"))
+    if endpoint is None or endpoint.access not in ("public", granted):
         raise ProblemError(missing_key())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import traceback
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -35,7 +34,6 @@ STRICT_PAGE_POLICY = PAGE_POLICY + "; require-trusted-types-for 'script'; truste
 DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"
 # others would be labels of a caller's choice
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
-_TIMING = re.compile(r"(?P<stage>[a-z_-]{1,32});dur=(?P<ms>[0-9]{1,9}(?:\.[0-9]{1,6})?)")
 _IDS = random.Random()  # noqa: S311  # names a log line, guards nothing; seeded by the system
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -77,10 +75,9 @@ class RequestFrame:
     ) -> None:
         began = perf_counter()
         status = 0
-        stages = ""
 
         async def framed(message: Message) -> None:
-            nonlocal status, stages
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = _Headers(message["headers"])
@@ -92,9 +89,9 @@ class RequestFrame:
                 headers.add(_RAW_HEADERS)
                 if scope.get("scheme") == "https":  # as a believed proxy says
                     headers.add(_HTTPS_HEADERS)
-                stages = headers.own.get(_TIMING_HEADER, b"").decode("latin-1")
-                if scope["path"].startswith("/v1/"):
-                    headers.set(_TIMING_HEADER, timing.with_total(stages or None, began))
+                told = timing.header(scope, began if scope["path"].startswith("/v1/") else None)
+                if told:
+                    headers.set(_TIMING_HEADER, told)
                 message["headers"] = headers.pairs
             await send(message)
 
@@ -121,7 +118,7 @@ class RequestFrame:
             )
             if not status:
                 await problems.internal().response(request_id)(scope, receive, framed)
-        _report(scope, request_id, status, perf_counter() - began, _milliseconds(stages), trace)
+        _report(scope, request_id, status, perf_counter() - began, trace)
 
 
 class _Headers:
@@ -143,10 +140,9 @@ class _Headers:
         self.pairs += [pair for pair in more if pair[0] not in self.own]
 
 
-def _report(
-    scope: Scope, request_id: str, status: int, took: float, stages: dict[str, float], trace: Trace
-) -> None:
+def _report(scope: Scope, request_id: str, status: int, took: float, trace: Trace) -> None:
     """Count, trace and log one answered request, in our own words."""
+    stages = timing.stages_of(scope)
     route = getattr(scope.get("route"), "path", "-")
     method = scope["method"] if scope["method"] in _METHODS else "other"
     metrics.REQUESTS.labels(route, method, str(status)).inc()
@@ -177,8 +173,3 @@ def _report(
         took * 1000,
         extra={"fields": fields},
     )
-
-
-def _milliseconds(server_timing: str) -> dict[str, float]:
-    """Stages from a `Server-Timing` header of ours."""
-    return {found["stage"]: float(found["ms"]) for found in _TIMING.finditer(server_timing)}

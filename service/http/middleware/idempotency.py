@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a write that is sent again is answered again, and done once. Pure ASGI.
+"""`Idempotency-Key`: a write that is sent again is answered again, and done once. A layer of `app`.
 
 As draft-ietf-httpapi-idempotency-key-header. The first answer to a key is kept for a day and
 repeated to the same request, byte for byte, with `Idempotency-Replayed: true`; another request
@@ -23,16 +23,15 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.middleware.endpoints import EndpointTable
 from service.http.middleware.problems import Problem
 
 HEADER: Final = b"idempotency-key"
-_WRITES: Final = frozenset({"PUT", "POST", "DELETE", "PATCH"})
-_WRITTEN: Final = ("/v1/items", "/v1/label-sets")
 # RFC 9110's visible characters, with or without the quotes of a structured field
 _FORM: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 _AGAIN: Final = frozenset({408, 409, 429})
 # of one exchange, not of its answer
-_OWN: Final = frozenset({b"x-request-id", b"server-timing", b"traceparent", b"connection", b"date"})
+_OWN: Final = frozenset({b"x-request-id", b"traceparent", b"connection", b"date"})
 
 
 @dataclass(slots=True)
@@ -116,18 +115,14 @@ class Answers:
 class Idempotency:
     """ASGI middleware; inside of what bounds bodies and knows whose the key is."""
 
-    def __init__(self, app: ASGIApp, answers: Answers) -> None:
+    def __init__(self, app: ASGIApp, answers: Answers, endpoints: EndpointTable) -> None:
         self._app = app
         self._answers = answers
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = [value for name, value in scope.get("headers", ()) if name == HEADER]
-        if (
-            not given
-            or scope["type"] != "http"
-            or scope["method"] not in _WRITES
-            or not scope["path"].startswith(_WRITTEN)
-        ):
+        if not given or scope["type"] != "http" or not self._endpoints.of(scope).idempotency_key:
             await self._app(scope, receive, send)
             return
         request_id = str(scope.get("state", {}).get("request_id", "unknown"))

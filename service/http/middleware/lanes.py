@@ -1,4 +1,4 @@
-"""How much work waits, how long it will take, and who may still join: arithmetic without HTTP.
+"""How much work waits, how long it takes, who may still join: `admission`'s arithmetic, no HTTP.
 
 Requests that cost alike share a lane, so that an hour-long pile of pictures to classify does not
 make a text search look hopeless. A lane knows the cost of all it has accepted and not finished, and
@@ -13,9 +13,10 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
+from typing import Literal
 
 from models.errors import DeadlineError
 from service.engine.deadline import Deadline
@@ -31,6 +32,10 @@ _FIRST_WORTH = 8.0
 # what is remembered of the past: a change of speed is believed after about so many busy seconds
 _MEMORY_S = 2.0
 _MAX_RETRY_S = 60
+_COST_BYTES = 32 << 10
+_MAX_COST = 64
+
+LaneName = Literal["search", "pictures", "long", "write", "light"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,56 @@ class LaneRule:
         capacity: cost accepted and not finished.
     """
 
-    name: str
+    name: LaneName
     timeout_s: float
     slots: int
     capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """What the service takes on.
+
+    Attributes:
+        timeout_s: time allowed to a search that asks for no other.
+        long_timeout_s: the same for classification, explanations, batches and writes.
+        most_s: the most that `X-Request-Timeout` can ask for.
+        body_bytes: of all request bodies in memory together.
+        capacity: cost that a lane may have accepted and not answered.
+    """
+
+    timeout_s: float = 2.0
+    long_timeout_s: float = 30.0
+    most_s: float = 120.0
+    body_bytes: int = 256 << 20
+    capacity: int = 1000
+
+
+def lane_rules(limits: AdmissionLimits) -> Mapping[LaneName, LaneRule]:
+    """Requests by what they cost: texts, pictures, long work, changes, and looking things up."""
+    short, long, room = (
+        limits.timeout_s,
+        max(limits.timeout_s, limits.long_timeout_s),
+        limits.capacity,
+    )
+    rules = (
+        LaneRule("search", short, slots=48, capacity=room),
+        LaneRule("pictures", short, slots=32, capacity=room),
+        LaneRule("long", long, slots=16, capacity=room),
+        LaneRule("write", long, slots=4, capacity=room),
+        LaneRule("light", short, slots=32, capacity=room),
+    )
+    return {rule.name: rule for rule in rules}
+
+
+def threads(limits: AdmissionLimits) -> int:
+    """Handlers that may run at once, so that none waits for a thread once it has its turn."""
+    return sum(rule.slots for rule in lane_rules(limits).values())
+
+
+def cost_of(body_bytes: int) -> int:
+    """A text is one unit; a picture, or a pile of texts, is more by its size."""
+    return min(_MAX_COST, 1 + body_bytes // _COST_BYTES)
 
 
 class Lane:

@@ -13,13 +13,18 @@ from service.engine.queries import SearchAnswer
 from service.engine.steps import Steps
 from service.engine.together import finish_together
 from service.http.middleware import problems
-from service.http.middleware.auth import reads
+from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.middleware.problems import Problem, ProblemError
 from service.http.resources import bodies, presenting, schemas
 from service.http.resources.asking import search_options, search_query
-from service.http.resources.batch_shapes import BatchResponse, BatchResult, SearchError, Searches
+from service.http.resources.batch_shapes import (
+    BatchRequest,
+    BatchResponse,
+    BatchResult,
+    SearchError,
+    Searches,
+)
 from service.http.resources.fetching import Fetch, FetchOf
-from service.http.resources.openapi import body_json
 from service.http.resources.state import EngineOf
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
@@ -29,10 +34,11 @@ _Answered = tuple[schemas.SearchRequest, SearchAnswer]
 @router.post(
     "/batch",
     summary="Several searches in one request",
-    openapi_extra=body_json("BatchRequest"),
     response_model=BatchResponse,
 )
-@reads
+@Endpoint(
+    access="read", lane="long", cost="body", idempotency_key=False, body=json_of(BatchRequest)
+)
 def batch(
     body: Annotated[Searches, Depends(bodies.json_body(Searches))],
     engine: EngineOf,

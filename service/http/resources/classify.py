@@ -5,31 +5,38 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request
 
 from models.errors import InvalidLabelsError
 from service.engine.engine import Engine
 from service.engine.explanations import direction_of
 from service.engine.label_sets import LabelSet, check_label_set
 from service.http.middleware import problems
-from service.http.middleware.auth import reads
+from service.http.middleware.endpoints import Endpoint, RequestBody
 from service.http.resources import answers, presenting
 from service.http.resources.explain import data_uri
-from service.http.resources.openapi import body_classify
-from service.http.resources.schemas import MAX_EXPLAINED, MAX_IMAGES
+from service.http.resources.schemas import (
+    MAX_EXPLAINED,
+    MAX_IMAGES,
+    ClassifyForm,
+    ClassifyRequest,
+)
 from service.http.resources.state import EngineOf
 from service.http.resources.uploads import PictureClasses, picture_classes
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/classify", tags=["classify"])
+_BODY = RequestBody(
+    content={"application/json": ClassifyRequest, "multipart/form-data": ClassifyForm}
+)
 
 
-@router.post("", summary="Sort pictures into labels you name", openapi_extra=body_classify())
-@reads
+@router.post("", summary="Sort pictures into labels you name")
+@Endpoint(access="read", lane="long", cost="body", idempotency_key=False, body=_BODY)
 def classify(
     upload: Annotated[PictureClasses, Depends(picture_classes)],
     engine: EngineOf,
-    response: Response,
+    request: Request,
 ) -> answers.ClassifyResponse:
     """Probabilities of every label for every picture, most likely first.
 
@@ -66,7 +73,7 @@ def classify(
                 drawn = engine.explanations.explain_direction(image, direction_D)
                 shown.heatmap = data_uri(drawn.png)
         stages["explain"] = round((perf_counter() - began) * 1000, 3)
-    timing.report(response, stages)
+    timing.report(request.scope, stages)
     return found
 
 

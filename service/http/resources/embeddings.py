@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request
 
 from service.engine.embedding import EmbeddingError
 from service.engine.engine import Engine
 from service.engine.queries import ImageQuery, TextQuery
 from service.http.middleware import problems
-from service.http.middleware.auth import reads
+from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.resources import bodies, embedding_shapes
 from service.http.resources.embedding_shapes import (
@@ -22,7 +22,6 @@ from service.http.resources.embedding_shapes import (
     ModelList,
 )
 from service.http.resources.fetching import Fetch, FetchOf
-from service.http.resources.openapi import body_json
 from service.http.resources.schemas import MAX_IMAGES
 from service.http.resources.state import EngineOf, StateOf
 from service.operations import timing
@@ -35,11 +34,12 @@ _Body = Annotated[EmbeddingRequest, Depends(bodies.json_body(EmbeddingRequest))]
 @router.post(
     "/v1/embeddings",
     summary="Embed texts and pictures",
-    openapi_extra=body_json("EmbeddingRequest"),
 )
-@reads
+@Endpoint(
+    access="read", lane="long", cost="body", idempotency_key=False, body=json_of(EmbeddingRequest)
+)
 def embeddings(
-    body: _Body, state: StateOf, engine: EngineOf, fetch: FetchOf, response: Response
+    body: _Body, state: StateOf, engine: EngineOf, fetch: FetchOf, request: Request
 ) -> EmbeddingResponse:
     """Vectors of unit length in the space of the index, in the order of the inputs.
 
@@ -58,7 +58,7 @@ def embeddings(
         answer = embedder.embed(_inputs(body, fetch))
     except EmbeddingError as refused:
         raise ProblemError(_at(problems.of_domain(refused.error), refused.position)) from refused
-    timing.report(response, answer.timings)
+    timing.report(request.scope, answer.timings)
     compact = body.encoding_format == "base64"
     return EmbeddingResponse(
         data=[
@@ -75,11 +75,13 @@ def embeddings(
 
 @router.get("/models", include_in_schema=False)
 @router.get("/v1/models", summary="The models that embed")
+@LOOKUP
 async def models(state: StateOf) -> ModelList:
     return ModelList(data=list(_models(state.engines).values()))
 
 
 @router.get("/v1/models/{model:path}", summary="One model")
+@LOOKUP
 async def model(
     model: Annotated[str, Path(description="As /v1/models names it.")], state: StateOf
 ) -> ModelInfo:

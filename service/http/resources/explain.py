@@ -8,24 +8,27 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from service.engine.explanations import Explanation
-from service.http.middleware.auth import reads
+from service.http.middleware.endpoints import Endpoint, RequestBody
 from service.http.resources.explain_shapes import (
+    ExplainForm,
+    ExplainRequest,
     ExplainResponse,
     HeatMap,
     PictureText,
     picture_text,
 )
-from service.http.resources.openapi import body_explain
 from service.http.resources.state import EngineOf
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/explain", tags=["classify"])
+_BODY = RequestBody(
+    content={"application/json": ExplainRequest, "multipart/form-data": ExplainForm}
+)
 
 
 @router.post(
     "",
     summary="Which part of a picture answers to a text",
-    openapi_extra=body_explain(),
     response_model=ExplainResponse,
     responses={
         200: {
@@ -35,7 +38,7 @@ router = APIRouter(prefix="/v1/explain", tags=["classify"])
         }
     },
 )
-@reads
+@Endpoint(access="read", lane="long", cost="body", idempotency_key=False, body=_BODY)
 def explain(
     asked: Annotated[PictureText, Depends(picture_text)], engine: EngineOf, request: Request
 ) -> Response:
@@ -50,13 +53,10 @@ def explain(
         image = engine.thumbnail(asked.id)
     found = engine.explanations.explain(image, asked.text)
     accepted = request.headers.get("accept", "")
+    timing.report(request.scope, found.timings)
     if "application/json" in accepted and "image/png" not in accepted:
-        answer = Response(_document(found).model_dump_json(), media_type="application/json")
-    else:
-        headers = {"Cache-Control": "no-store"}
-        answer = Response(found.png, media_type="image/png", headers=headers)
-    timing.report(answer, found.timings)
-    return answer
+        return Response(_document(found).model_dump_json(), media_type="application/json")
+    return Response(found.png, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 def _document(found: Explanation) -> ExplainResponse:

@@ -12,18 +12,26 @@ from models.errors import ImageError
 from models.sources.records import Record, Reject
 from service.engine.engine import Engine
 from service.engine.item_writer import ItemWriter, outcome
+from service.http.middleware.endpoints import Endpoint, json_of, picture_of
 from service.http.middleware.problems import CATALOGUE, ProblemError, of_domain, refuse
 from service.http.resources import bodies
 from service.http.resources.fetching import FetchOf
 from service.http.resources.item_bodies import item_body, record_of
-from service.http.resources.item_shapes import BulkRequest, BulkWritten, ItemWritten, RefusedItem
+from service.http.resources.item_shapes import (
+    BulkRequest,
+    BulkWritten,
+    ItemOptions,
+    ItemRequest,
+    ItemWritten,
+    RefusedItem,
+)
 from service.http.resources.items import ItemId
-from service.http.resources.openapi import body_item, body_json
 from service.http.resources.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 # said of something else than the item that has the id
 _STORED = frozenset({"invalid-field", "duplicate-id"})
+_ITEM_BODY = picture_of(ItemOptions, json=ItemRequest)
 _UNSUITABLE = frozenset({"unusable-record", "duplicate-id", "embedding-invalid"})
 
 
@@ -40,9 +48,9 @@ def _writer(engine: Engine) -> ItemWriter:
 @router.put(
     "/items/{id:path}",
     summary="Store an item",
-    openapi_extra=body_item(),
     responses={201: {"model": ItemWritten, "description": "The id is new."}},
 )
+@Endpoint(access="write", lane="write", cost="body", idempotency_key=True, body=_ITEM_BODY)
 def put_item(
     id: ItemId,
     sent: Annotated[Any, Depends(item_body)],
@@ -75,6 +83,7 @@ def put_item(
 
 
 @router.delete("/items/{id:path}", summary="Delete an item", status_code=status.HTTP_204_NO_CONTENT)
+@Endpoint(access="write", lane="write", cost="one", idempotency_key=True, body=None)
 def delete_item(id: ItemId, engine: EngineOf) -> Response:
     """A picture goes with its texts, a text goes alone. No search finds it after this answers.
 
@@ -87,7 +96,10 @@ def delete_item(id: ItemId, engine: EngineOf) -> Response:
     )
 
 
-@router.post("/items", summary="Store several items", openapi_extra=body_json("BulkRequest"))
+@router.post("/items", summary="Store several items")
+@Endpoint(
+    access="write", lane="write", cost="body", idempotency_key=True, body=json_of(BulkRequest)
+)
 def post_items(
     body: Annotated[BulkRequest, Depends(bodies.json_body(BulkRequest))],
     engine: EngineOf,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from service.http.middleware.endpoints import LOOKUP
 from service.http.resources import answers, index_shapes, presenting, schemas
 from service.http.resources.state import EngineOf, StateOf
 
@@ -23,6 +24,7 @@ ItemId = Annotated[
 
 
 @router.get("/index", summary="What is loaded")
+@LOOKUP
 def index(engine: EngineOf, response: Response) -> index_shapes.IndexResponse:
     """Version, counts and model of the index that answers now."""
     info = presenting.index_info(engine)
@@ -31,6 +33,7 @@ def index(engine: EngineOf, response: Response) -> index_shapes.IndexResponse:
 
 
 @router.get("/indexes", summary="All that is served")
+@LOOKUP
 def indexes(state: StateOf) -> index_shapes.IndexesResponse:
     """The indexes this service answers from, the one that needs no naming first."""
     return presenting.indexes(state.engines)
@@ -49,6 +52,7 @@ def indexes(state: StateOf) -> index_shapes.IndexesResponse:
         304: {"description": "The copy named by If-None-Match is current."},
     },
 )
+@LOOKUP
 def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
     """A small JPEG without metadata, re-encoded when the picture was indexed."""
     if not request.scope.get("raw_path", b"/thumbnail").endswith(_THUMBNAIL.encode()):
@@ -65,6 +69,7 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
 
 
 @router.get("/items/{id:path}", summary="One item")
+@LOOKUP
 def item(id: ItemId, engine: EngineOf, response: Response) -> answers.Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
     response.headers["Index-Version"] = str(engine.reader.version)

@@ -22,7 +22,7 @@ from service.engine.queries import (
     SearchQuery,
     TextQuery,
 )
-from service.http.middleware.auth import reads
+from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.middleware.problems import refuse
 from service.http.resources import bodies
 from service.http.resources.fetching import Fetch, FetchOf
@@ -36,7 +36,6 @@ from service.http.resources.knn_shapes import (
     MetadataRequest,
     MetadataResponse,
 )
-from service.http.resources.openapi import body_json
 from service.http.resources.state import StateOf
 
 router = APIRouter(tags=["clip-retrieval"])
@@ -53,10 +52,11 @@ async def _metadata(request: Request) -> MetadataRequest:
 @router.post(
     "/knn-service",
     summary="Search, as clip-retrieval's clients ask",
-    openapi_extra=body_json("KnnRequest"),
     response_model=KnnResponse,
 )
-@reads
+@Endpoint(
+    access="read", lane="search", cost="body", idempotency_key=False, body=json_of(KnnRequest)
+)
 def knn_service(
     body: Annotated[KnnRequest, Depends(_knn)], state: StateOf, fetch: FetchOf
 ) -> Response:
@@ -81,6 +81,7 @@ def knn_service(
 
 
 @router.get("/indices-list", summary="The indexes, as clip-retrieval's clients ask")
+@LOOKUP
 async def indices_list(state: StateOf) -> IndicesResponse:
     return IndicesResponse(list(state.engines))
 
@@ -88,10 +89,11 @@ async def indices_list(state: StateOf) -> IndicesResponse:
 @router.post(
     "/metadata",
     summary="Items by number, as clip-retrieval's clients ask",
-    openapi_extra=body_json("MetadataRequest"),
     response_model=MetadataResponse,
 )
-@reads
+@Endpoint(
+    access="read", lane="search", cost="body", idempotency_key=False, body=json_of(MetadataRequest)
+)
 def metadata(body: Annotated[MetadataRequest, Depends(_metadata)], state: StateOf) -> Response:
     """What is known of the items that /knn-service named by these numbers."""
     with state.engine(body.indice_name).pin() as engine:

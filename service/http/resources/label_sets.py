@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Response, status
 
 from service.engine.label_sets import check_label_set
+from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.resources import bodies, label_set_shapes
 from service.http.resources.label_set_shapes import (
     EXAMPLE_NAME,
@@ -15,7 +16,6 @@ from service.http.resources.label_set_shapes import (
     LabelSetResponse,
     TemplateSetList,
 )
-from service.http.resources.openapi import body_json
 from service.http.resources.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["classify"])
@@ -28,6 +28,7 @@ _Body = Annotated[LabelSetRequest, Depends(bodies.json_body(LabelSetRequest))]
 
 
 @router.get("/label-sets", summary="The stored label sets")
+@LOOKUP
 def list_label_sets(engine: EngineOf) -> LabelSetList:
     """Every stored label set by name; a damaged one carries its `error`."""
     store = engine.classifier.store
@@ -39,6 +40,7 @@ def list_label_sets(engine: EngineOf) -> LabelSetList:
 
 
 @router.get("/label-sets/{name}", summary="One label set")
+@LOOKUP
 def get_label_set(name: Name, engine: EngineOf) -> LabelSetResponse:
     return label_set_shapes.response(name, engine.classifier.stored(name))
 
@@ -46,8 +48,10 @@ def get_label_set(name: Name, engine: EngineOf) -> LabelSetResponse:
 @router.put(
     "/label-sets/{name}",
     summary="Store a label set",
-    openapi_extra=body_json("LabelSetRequest"),
     responses={201: {"model": LabelSetResponse, "description": "The name is new."}},
+)
+@Endpoint(
+    access="write", lane="long", cost="body", idempotency_key=True, body=json_of(LabelSetRequest)
 )
 def put_label_set(
     name: Name, body: _Body, engine: EngineOf, response: Response
@@ -78,11 +82,13 @@ def put_label_set(
 @router.delete(
     "/label-sets/{name}", summary="Forget a label set", status_code=status.HTTP_204_NO_CONTENT
 )
+@Endpoint(access="write", lane="long", cost="one", idempotency_key=True, body=None)
 def delete_label_set(name: Name, engine: EngineOf) -> None:
     engine.classifier.forget(name)
 
 
 @router.get("/template-sets", summary="The built-in prompt templates")
+@LOOKUP
 def list_template_sets() -> TemplateSetList:
     """Prompts by domain, as `template_set` names them; `{c}` stands for the label."""
     return label_set_shapes.template_sets()

@@ -9,7 +9,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 
-from service.http.middleware.auth import public
+from service.http.middleware.endpoints import LOOKUP, PUBLIC_FILE
 from service.http.middleware.frame import DOCS_POLICY, PAGE_POLICY, STRICT_PAGE_POLICY
 from service.http.middleware.problems import refuse
 
@@ -59,21 +59,22 @@ def page_router() -> APIRouter:
     index, docs = static.pop("index.html"), static.pop("docs.html")
 
     @router.get("/")
-    @public
+    @PUBLIC_FILE
     async def page(request: Request) -> Response:
         return _serve(index, request, STRICT_PAGE_POLICY)
 
     @router.get("/docs")
+    @LOOKUP
     async def documentation(request: Request) -> Response:
         return _serve(docs, request, DOCS_POLICY)
 
     @router.get("/favicon.ico")
-    @public
+    @PUBLIC_FILE
     async def favicon(request: Request) -> Response:
         return _serve(static["icon.svg"], request, PAGE_POLICY)
 
     @router.get("/static/{name}")
-    @public
+    @PUBLIC_FILE
     async def asset(name: str, request: Request) -> Response:
         if name not in static:
             raise refuse("not-found", "There is nothing at this path.")

@@ -17,8 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import DeadlineError
 from service.engine import deadline
 from service.http.middleware.admission import Admission, AdmissionControl
-from service.http.middleware.lane_rules import AdmissionLimits
+from service.http.middleware.endpoints import EndpointTable
+from service.http.middleware.lanes import AdmissionLimits
 from service.http.middleware.problems import ProblemError, of_domain
+from service.http.resources import health, search
+
+ENDPOINTS = EndpointTable([*search.router.routes, *health.router.routes])
 
 
 class Slow:
@@ -109,7 +113,7 @@ def control(timeout_s: float = 2.0, **more: Any) -> AdmissionControl:
 
 def test_ten_times_too_many_are_refused_unread_and_the_others_are_answered_in_time() -> None:
     slow, shared = Slow(0.01), control(timeout_s=1.0)
-    app = Admission(slow, shared)
+    app = Admission(slow, shared, ENDPOINTS)
 
     async def run() -> list[Call]:
         tasks = []
@@ -139,7 +143,7 @@ def test_ten_times_too_many_are_refused_unread_and_the_others_are_answered_in_ti
 
 def test_a_deadline_is_504_and_work_for_it_is_not_begun() -> None:
     slow = Slow(0.2)
-    app = Admission(slow, control())
+    app = Admission(slow, control(), ENDPOINTS)
 
     async def run() -> list[Call]:
         first = asyncio.create_task(Call().run(app))
@@ -155,7 +159,7 @@ def test_a_deadline_is_504_and_work_for_it_is_not_begun() -> None:
 @pytest.mark.parametrize("value", [b"0", b"-1", b"1e3", b"soon", b"99999", b"1.2345", b""])
 def test_a_timeout_that_is_none_is_refused(value: bytes) -> None:
     call = asyncio.run(
-        Call(headers=[(b"x-request-timeout", value)]).run(Admission(Slow(0), control()))
+        Call(headers=[(b"x-request-timeout", value)]).run(Admission(Slow(0), control(), ENDPOINTS))
     )
     assert (call.status, call.code, call.read) == (422, "invalid-request", 0)
 
@@ -177,7 +181,7 @@ class Held(Slow):
 def test_a_caller_who_hangs_up_while_waiting_is_not_worked_for() -> None:
     held = Held()
     shared = AdmissionControl()
-    app = Admission(held, shared)
+    app = Admission(held, shared, ENDPOINTS)
 
     async def run() -> Call:
         first = Call()
@@ -201,7 +205,7 @@ def test_a_caller_who_hangs_up_while_waiting_is_not_worked_for() -> None:
 
 def test_a_dripped_body_holds_no_place_and_does_not_use_up_its_time() -> None:
     shared = control(timeout_s=0.1, capacity=3)
-    app = Admission(Slow(0.001), shared)
+    app = Admission(Slow(0.001), shared, ENDPOINTS)
 
     async def run() -> tuple[list[Call], list[Call]]:
         drips = [asyncio.create_task(Call(*[b"x"] * 5, pace=0.05).run(app)) for _ in range(3)]
@@ -219,7 +223,7 @@ def test_a_dripped_body_holds_no_place_and_does_not_use_up_its_time() -> None:
 
 def test_bytes_in_flight_are_bounded() -> None:
     shared = AdmissionControl(AdmissionLimits(body_bytes=1000))
-    app = Admission(Slow(0.001), shared)
+    app = Admission(Slow(0.001), shared, ENDPOINTS)
 
     async def run() -> list[Call]:
         declared = Call(b"x" * 1001, headers=[(b"content-length", b"1001")])
@@ -240,13 +244,13 @@ def test_bytes_in_flight_are_bounded() -> None:
 def test_a_large_body_refused_unread_ends_the_connection() -> None:
     shared = AdmissionControl(AdmissionLimits(body_bytes=1 << 20))
     big = Call(headers=[(b"content-length", b"2000000")])
-    asyncio.run(big.run(Admission(Slow(0), shared)))
+    asyncio.run(big.run(Admission(Slow(0), shared, ENDPOINTS)))
     assert (big.status, big.headers["connection"]) == (429, "close")
 
 
 def test_giving_up_ends_what_waits_with_503_and_refuses_what_comes() -> None:
     slow, shared = Slow(0.2), AdmissionControl(AdmissionLimits())
-    app = Admission(slow, shared)
+    app = Admission(slow, shared, ENDPOINTS)
 
     async def run() -> list[Call]:
         tasks = [asyncio.create_task(Call().run(app)) for _ in range(5)]

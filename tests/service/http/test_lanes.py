@@ -9,14 +9,15 @@ import pytest
 
 from models.errors import DeadlineError
 from service.engine.deadline import Deadline
-from service.http.middleware.lane_rules import (
+from service.http.middleware.lanes import (
+    WAITING_SHARE,
     AdmissionLimits,
+    Lane,
+    LaneRule,
     cost_of,
-    lane_of,
     lane_rules,
     threads,
 )
-from service.http.middleware.lanes import WAITING_SHARE, Lane, LaneRule
 
 
 class Clock:
@@ -29,7 +30,7 @@ class Clock:
 
 def lane(slots: int = 2, capacity: int = 1000, timeout_s: float = 2.0) -> tuple[Lane, Clock]:
     clock = Clock()
-    return Lane(LaneRule("test", timeout_s, slots, capacity), clock), clock
+    return Lane(LaneRule("search", timeout_s, slots, capacity), clock), clock
 
 
 @pytest.mark.parametrize(("batch", "took"), [(1, 0.005), (1, 0.3), (8, 0.08), (32, 0.16)])
@@ -165,26 +166,6 @@ def test_what_has_expired_gets_no_turn() -> None:
 
 
 # -- rules ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "kind", "wanted"),
-    [
-        ("GET", "/healthz", "", None),
-        ("GET", "/readyz", "", None),
-        ("GET", "/v1/items/a/thumbnail", "", "light"),
-        ("POST", "/v1/search", "application/json; charset=utf-8", "search"),
-        ("POST", "/v1/search/image-to-text", "image/jpeg", "pictures"),
-        ("POST", "/v1/search/batch", "application/json", "long"),
-        ("POST", "/v1/classify", "multipart/form-data", "long"),
-        ("PUT", "/v1/items/a", "image/png", "write"),
-        ("DELETE", "/v1/items/a", "", "write"),
-        ("POST", "/nowhere", "", "pictures"),
-    ],
-)
-def test_lanes_of_requests(method: str, path: str, kind: str, wanted: str | None) -> None:
-    assert lane_of(method, path, kind) == wanted
-    assert wanted is None or wanted in lane_rules(AdmissionLimits())
 
 
 def test_costs_grow_with_the_body_and_end() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.http.middleware.throttle import Throttle
+from service.http.middleware.auth import Throttle
 
 
 class Clock:

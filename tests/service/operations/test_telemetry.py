@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.http.metrics_port import MetricsPort
 from service.http.middleware.frame import RequestFrame
-from service.operations import metrics
+from service.operations import metrics, timing
 from service.operations.logs import JsonFormatter
 from service.operations.tracing import Tracer, traceparent_of
 
@@ -33,8 +33,8 @@ class Key:
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     scope["route"] = Route()
     scope["state"]["key"] = Key()
-    stages = (b"server-timing", b"embed;dur=2.5, search;dur=0.25")
-    await send({"type": "http.response.start", "status": 200, "headers": [stages]})
+    timing.report(scope, {"embed": 2.5, "search": 0.25, "total": 3.0})
+    await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ok"})
 
 

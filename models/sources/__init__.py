@@ -2,24 +2,25 @@
 
 `open_source` tells what a specification names and returns the reader. Readers yield `Record` or
 `Reject` in a stable order and never decode pictures. What each kind looks like: docs/sources.md.
+A new format is a module of this folder and its line in `READERS`.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from models.errors import SourceError
-from models.sources.coco import CocoFormat
 from models.sources.csv_rows import CsvFormat
+from models.sources.fields import Fetch, ReadOptions
 from models.sources.files import expand_shards
 from models.sources.folder import FolderSource
-from models.sources.json_manifests import json_format
+from models.sources.json_documents import json_format
 from models.sources.jsonl import JsonlFormat, ListFormat, StdinSource
 from models.sources.manifest import Format, ManifestSource
-from models.sources.options import Fetch, ReadOptions
 from models.sources.parquet import ParquetFormat
 from models.sources.records import UNDETERMINED, Plan, Record, Reject, Row, Source
 from models.sources.tar import TarSource
@@ -37,64 +38,50 @@ __all__ = [
     "open_source",
 ]
 
+Reader: TypeAlias = Callable[[Sequence[str], str, ReadOptions], Source]
+"""(files, what the user called them, options) -> the source."""
+
+
+def _manifest(form: Callable[[str, ReadOptions], Format]) -> Reader:
+    """A reader of manifests; the first of several tells the format of them all."""
+    return lambda files, name, options: ManifestSource(
+        form(files[0], options), files, name=name, options=options
+    )
+
+
+READERS: Final[Mapping[str, Reader]] = {
+    ".tar": lambda files, name, options: TarSource(files, options, name=name),
+    ".jsonl": _manifest(JsonlFormat),
+    ".ndjson": _manifest(JsonlFormat),
+    ".csv": _manifest(CsvFormat),
+    ".tsv": _manifest(CsvFormat),
+    ".parquet": _manifest(ParquetFormat),
+    ".pq": _manifest(ParquetFormat),
+    ".json": _manifest(json_format),
+    ".txt": _manifest(ListFormat),
+}
+"""Who reads files of a suffix."""
 KINDS: Final = (
     "a folder of pictures, .tar shards (shard-{00000..00012}.tar), a .jsonl, .csv, .tsv, .parquet, "
     ".json (COCO, Karpathy) or .txt manifest, or - for JSON lines on standard input"
 )
-_ARCHIVES: Final = (".tar", ".tgz", ".txz", ".tbz2", ".tzst")
-_MANIFESTS: Final = (
-    ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".pq", ".json", ".txt"
-)  # fmt: skip
+_COMPRESSED_TARS: Final = (".tgz", ".txz", ".tbz2", ".tzst")
 
 
-def open_source(
-    spec: str,
-    *,
-    text_field: str | Sequence[str] | None = None,
-    label_field: str | None = None,
-    image_field: str | None = None,
-    id_field: str | None = None,
-    attribute_fields: Sequence[str] | None = None,
-    column_types: Mapping[str, str] | None = None,
-    root: str | Path | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    fetch: Fetch | None = None,
-) -> Source:
+def open_source(spec: str, options: ReadOptions | None = None, **changes: Any) -> Source:
     """The reader of a source.
 
     Args:
         spec: a folder; `.tar` shards; a `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.json` or `.txt`
             manifest; `-`. Shards and manifests may be brace ranges, or several joined by `::`;
             `dataset.json#test` takes one split (`#train,restval` several) of Karpathy's JSON.
-        text_field: dotted path of the captions, e.g. `captions.en` or `names.0`; or several, each
-            optionally with its language: `["en=title", "zh=title_zh"]`.
-        label_field: dotted path of the class, e.g. `label`.
-        image_field: of a manifest: what holds the picture: a path, bytes, or (written
-            `base64=FIELD`) base64. `-` for rows without pictures.
-        id_field: of a manifest: what becomes the key.
-        attribute_fields: which other fields to keep; None keeps all.
-        column_types: of a CSV: which cells are `int`, `float`, `bool` or `str[]` instead of text.
-        root: of a manifest: the folder that its paths start from and must stay in, instead of its
-            own (of standard input: the working directory).
-        include, exclude: of a folder: patterns, see `models.sources.globs`.
-        fetch: what gets pictures that are URLs; without it each is a reject, `url-not-allowed`.
+        options: how to read it.
+        changes: fields of `ReadOptions` that differ from `options`.
 
     Raises:
         SourceError: the source does not exist or is of no kind that is read here.
     """
-    options = ReadOptions(
-        text_fields=(text_field,) if isinstance(text_field, str) else tuple(text_field or ()),
-        label_field=label_field,
-        image_field=image_field,
-        id_field=id_field,
-        attribute_fields=None if attribute_fields is None else tuple(attribute_fields),
-        column_types=dict(column_types or {}),
-        root=None if root is None else str(root),
-        include=tuple(include),
-        exclude=tuple(exclude),
-        fetch=fetch,
-    )
+    options = replace(options or ReadOptions(), **changes)
     if spec == "-":
         return StdinSource(options)
     if any(part.strip().lower().startswith("pipe:") for part in spec.split("::")):
@@ -115,31 +102,18 @@ def open_source(
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
     if len(files) == 1 and stat.S_ISDIR(modes[0]):
         return FolderSource(spec, options)
-    if all(_is_archive(file) for file in files):
-        return TarSource(files, options, name=spec)
-    suffixes = {Path(file).suffix.lower() for file in files}
-    if len(suffixes) == 1 and suffixes <= set(_MANIFESTS):
-        form = _format(suffixes.pop(), files[0], splits, options)
-        return ManifestSource(form, files, name=spec, options=options)
-    raise SourceError(f"{spec!r} is not a source that can be read", hint=f"name {KINDS}")
+    suffixes = {_suffix(file) for file in files}
+    reader = READERS.get(suffixes.pop()) if len(suffixes) == 1 else None
+    if reader is None:
+        raise SourceError(f"{spec!r} is not a source that can be read", hint=f"name {KINDS}")
+    return reader(files, spec, replace(options, splits=splits or options.splits))
 
 
 def is_source(spec: str) -> bool:
     """Whether a name is one of a source, judged by its spelling and whether it is a folder."""
     if spec == "-" or "::" in spec or Path(spec).is_dir():
         return True
-    path = _without_split(spec)[0]
-    return _is_archive(path) or Path(path).suffix.lower() in _MANIFESTS
-
-
-def _format(suffix: str, path: str, splits: tuple[str, ...], options: ReadOptions) -> Format:
-    if suffix == ".json":
-        return json_format(path, splits, CocoFormat())
-    if suffix in (".csv", ".tsv"):
-        return CsvFormat(options)
-    if suffix in (".parquet", ".pq"):
-        return ParquetFormat(options)
-    return ListFormat() if suffix == ".txt" else JsonlFormat()
+    return _suffix(_without_split(spec)[0]) in READERS
 
 
 def _without_split(spec: str) -> tuple[str, tuple[str, ...]]:
@@ -150,6 +124,8 @@ def _without_split(spec: str) -> tuple[str, tuple[str, ...]]:
     return path, tuple(part.strip() for part in splits.split(",") if part.strip())
 
 
-def _is_archive(file: str) -> bool:
+def _suffix(file: str) -> str:
+    """In lower case; `.tar` for every archive, also a compressed one, which the reader refuses."""
     path = Path(file)
-    return ".tar" in path.suffixes or path.suffix.lower() in _ARCHIVES
+    suffix = path.suffix.lower()
+    return ".tar" if ".tar" in path.suffixes or suffix in _COMPRESSED_TARS else suffix

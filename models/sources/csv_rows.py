@@ -14,12 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
 from models.errors import SourceError
-from models.sources.fields import FieldError
-from models.sources.files import MAX_TEXT_BYTES
-from models.sources.lines import BOM, MAX_LINE_BYTES, count_lines, open_text
-from models.sources.manifest import Found
-from models.sources.manifest_rows import check_columns
-from models.sources.options import ReadOptions
+from models.sources.fields import MAX_TEXT_BYTES, FieldError, ReadOptions
+from models.sources.files import BOM, MAX_LINE_BYTES, count_lines, open_text
+from models.sources.manifest import Format, Found, check_columns
 
 _DELIMITERS: Final = ",\t;"
 _MAX_ROW_LINES: Final = 1000
@@ -28,10 +25,10 @@ _MAX_CELLS: Final = 4096
 _INT_DIGITS: Final = 18
 
 
-class CsvFormat:
+class CsvFormat(Format):
     kind = "csv"
 
-    def __init__(self, options: ReadOptions) -> None:
+    def __init__(self, _path: str, options: ReadOptions) -> None:
         self._options = options
 
     def check(self, path: str) -> int:

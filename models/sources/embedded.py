@@ -1,21 +1,68 @@
-"""A source, embedded once: picture vectors, captions with their owners, labels.
+"""Rows of a source made ready for a model: decoded ahead in threads, or embedded whole.
 
-Knows encoders and sources, no metric.
+`prepare_rows` serves whoever trains or measures on pictures, `collect` whoever needs all vectors of
+a source at once. It knows the decoder and encoders, no metric. Pillow releases the interpreter lock
+while it decodes and resizes, so threads are enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+from PIL.Image import Image
 
 from models.encoder import Encoder, PreparedImage
-from models.sources.prepared import prepare_rows
-from models.sources.records import Reject, Source
+from models.errors import ImageError
+from models.images.decode import decode_image
+from models.sources.records import Record, Reject, Row, Source
 from models.vectors import Vectors
 
 BATCH = 64
+
+Ready: TypeAlias = tuple[Record, PreparedImage | None]
+"""A record and its prepared picture; None for a record of text only."""
+
+
+def prepare_rows(
+    rows: Iterable[Row],
+    prepare: Callable[[Image], PreparedImage],
+    *,
+    source: str,
+    workers: int = 2,
+    ahead: int = 64,
+) -> Iterator[Ready | Reject]:
+    """Decode and prepare the pictures of `rows`; at most `ahead` wait in memory.
+
+    A picture that is refused becomes a `Reject` in its place.
+    """
+
+    def work(row: Row) -> Ready | Reject:
+        if isinstance(row, Reject):
+            return row
+        if row.image is None:
+            return row, None
+        try:
+            return row, prepare(decode_image(row.image))
+        except ImageError as error:
+            return Reject(source, row.key, error.code, error.message)
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Ready | Reject]] = deque()
+        try:
+            for row in rows:
+                waiting.append(pool.submit(work, row))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
-"""From one decoded JSON object to captions, label and attributes.
+"""How sources are read (`ReadOptions`), and what one decoded object says of its picture.
 
 Shared by every reader, so that `captions.en` means the same in a sidecar, a shard and a manifest.
-Knows nothing of files. Caption values may be a string, a list of strings, or an object
+Opens no files. Caption values may be a string, a list of strings, or an object
 `{language tag: string or list}`.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from models.sources.records import UNDETERMINED
 
@@ -29,6 +30,47 @@ _TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 _TAGGED = re.compile(rf"({_TAG.pattern})=(.+)", re.DOTALL)
 _INDEX = re.compile(r"-?\d{1,9}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+Fetch: TypeAlias = Callable[[str], bytes]
+"""URL -> the picture's bytes; raises `models.sources.files.FileRefusedError` to refuse one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How sources are read; one value for all readers, each of which takes what concerns it.
+
+    Attributes:
+        text_field: dotted paths of the captions, e.g. `captions.en` or `names.0`, each optionally
+            with its language: `["en=title", "zh=title_zh"]`. One may be given as it is.
+        label_field: dotted path of the class, e.g. `label`.
+        image_field: of a manifest: what holds the picture: a path, bytes, or (written
+            `base64=FIELD`) base64. `-` for rows without pictures.
+        id_field: of a manifest: what becomes the key.
+        attribute_fields: which other fields to keep; None keeps all.
+        column_types: of a CSV: which cells are `int`, `float`, `bool` or `str[]` instead of text.
+        root: of a manifest: the folder that its paths start from and must stay in, instead of its
+            own (of standard input: the working directory).
+        include, exclude: of a folder: patterns, see `models.sources.folder.Globs`.
+        splits: of Karpathy's JSON: the splits to take; `dataset.json#train,restval` says the same.
+        fetch: what gets pictures that are URLs; without it each is a reject, `url-not-allowed`.
+    """
+
+    text_field: Sequence[str] = ()
+    label_field: str | None = None
+    image_field: str | None = None
+    id_field: str | None = None
+    attribute_fields: Sequence[str] | None = None
+    column_types: Mapping[str, str] = field(default_factory=dict)
+    root: str | Path | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    splits: Sequence[str] = ()
+    fetch: Fetch | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text_field, str):
+            object.__setattr__(self, "text_field", (self.text_field,))
 
 
 class FieldError(ValueError):
@@ -118,30 +160,23 @@ def caption_lines(data: bytes) -> list[str]:
 
 
 def interpret(
-    data: Mapping[str, Any],
-    *,
-    text_fields: Sequence[str] = (),
-    label_field: str | None = None,
-    attribute_fields: Sequence[str] | None = None,
-    consumed: Sequence[str] = (),
+    data: Mapping[str, Any], options: ReadOptions = ReadOptions(), *, consumed: Sequence[str] = ()
 ) -> Fields:
     """Split a metadata object into captions, label and attributes.
 
     Args:
         data: the decoded object.
-        text_fields: dotted paths of the captions, each optionally with its language in front
-            (`zh=caption_zh`); without any the first of `CAPTION_KEYS`.
-        label_field: dotted path of the class; without it the first of `LABEL_KEYS`.
-        attribute_fields: the attributes to keep; None keeps all that were not used otherwise.
+        options: where captions and label are, and which attributes to keep. Without fields named
+            there: the first of `CAPTION_KEYS`, the first of `LABEL_KEYS`, and all that is left.
         consumed: top-level keys the reader has used already (the picture's path, the id).
 
     Raises:
         FieldError: `bad-caption` or `bad-label` when the field holds another type, `text-too-long`.
     """
-    paths = [tagged_path(text) for text in text_fields] or [
+    paths = [tagged_path(text) for text in options.text_field] or [
         (None, key) for key in CAPTION_KEYS if key in data
     ][:1]
-    label_path = label_field or next((key for key in LABEL_KEYS if key in data), None)
+    label_path = options.label_field or next((key for key in LABEL_KEYS if key in data), None)
     used = {"txt", *consumed}
     for path in (*(path for _, path in paths), label_path):
         head = path.partition(".")[0] if path and path not in data else path
@@ -153,8 +188,8 @@ def interpret(
     if isinstance(nested, dict):
         del attributes["attributes"]
         attributes = {**attributes, **nested}
-    if attribute_fields is not None:
-        found = {path: select(attributes, path) for path in attribute_fields}
+    if options.attribute_fields is not None:
+        found = {path: select(attributes, path) for path in options.attribute_fields}
         attributes = {path: value for path, value in found.items() if value is not None}
     texts: dict[str, tuple[str, ...]] = {}
     for tag, path in paths:

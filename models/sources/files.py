@@ -1,9 +1,7 @@
-"""Opening files of a source without being led elsewhere, and naming them without loss.
+"""Opening files for the readers without being led elsewhere, naming them, and reading their lines.
 
 Only regular files, never through a symbolic link, never blocking on a FIFO, never more than a
 stated number of bytes. Knows nothing of captions or archives.
-
-Several files named at once: brace ranges, and names joined by `::`. Opens nothing.
 """
 
 from __future__ import annotations
@@ -12,27 +10,13 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from models.errors import SourceError
 from models.sources.fields import MAX_TEXT_BYTES
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_IMAGE_BYTES",
-    "MAX_TEXT_BYTES",
-    "FileRefusedError",
-    "absolute",
-    "display_name",
-    "file_uri",
-    "open_directory",
-    "open_plain",
-    "read_confined",
-    "read_regular",
-    "suffix_of",
-]
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
@@ -269,3 +253,57 @@ def expand_shards(spec: str) -> list[str]:
                 for number in reversed(numbers)
             ]
     return shards
+
+
+MAX_LINE_BYTES = MAX_IMAGE_BYTES // 3 * 4 + 2 * MAX_TEXT_BYTES
+"""The largest picture in base64, and the largest text beside it."""
+BOM = b"\xef\xbb\xbf"
+COUNT_LIMIT = 256 * 1024**2
+
+
+def lines(file: BinaryIO, *, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes, bool]]:
+    """(line number from 1, content with its line end, whether it is complete).
+
+    A byte order mark is left out. An overlong line is skipped in pieces, never held whole.
+    """
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(BOM)
+        complete = len(line) <= limit or line.endswith(b"\n")
+        yield number, line, complete
+        rest = line
+        while not complete and rest and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_TEXT_BYTES)
+
+
+def open_text(path: str) -> tuple[BinaryIO, int]:
+    """As `open_plain`; refuses UTF-16 and UTF-32, in which every row would be garbage.
+
+    Raises:
+        SourceError: as `open_plain`, and `source-encoding`.
+    """
+    file, size = open_plain(path)
+    start = file.read(4)
+    file.seek(0)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start == b"\0\0\xfe\xff":
+        file.close()
+        raise SourceError(
+            f"{path} is UTF-16 or UTF-32; manifests are UTF-8",
+            code="source-encoding",
+            hint=f"iconv -f UTF-16 -t UTF-8 {path} > utf8-manifest",
+        )
+    return file, size
+
+
+def count_lines(path: str, *, comment: bytes | None = None) -> int | None:
+    """Lines that are neither empty nor comments; None above 256 MiB."""
+    file, size = open_plain(path)
+    with file:
+        if size > COUNT_LIMIT:
+            return None
+        return sum(
+            bool(line.strip()) and not (comment and line.lstrip().startswith(comment))
+            for _, line, _ in lines(file)
+        )

@@ -8,19 +8,30 @@ followed, so a loop cannot trap a run and a link cannot lead out of the folder.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from models.sources.fields import FieldError, Fields, caption_lines, interpret, parse_object
+from models.errors import SourceError
+from models.sources.fields import (
+    MAX_TEXT_BYTES,
+    FieldError,
+    Fields,
+    ReadOptions,
+    caption_lines,
+    interpret,
+    parse_object,
+)
 from models.sources.files import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
     FileRefusedError,
     absolute,
     display_name,
@@ -29,8 +40,6 @@ from models.sources.files import (
     read_regular,
     suffix_of,
 )
-from models.sources.globs import Globs
-from models.sources.options import ReadOptions
 from models.sources.records import (
     Kept,
     Plan,
@@ -62,7 +71,10 @@ class FolderSource(Source):
         self._root = absolute(path)
         self._options = options
         self._globs = Globs(options.include, options.exclude)
-        chosen = options.text_fields, options.label_field, options.attribute_fields
+        chosen = (
+            tuple(options.text_field), options.label_field,
+            None if options.attribute_fields is None else tuple(options.attribute_fields),
+        )  # fmt: skip
         self._salt = _READING + repr(chosen).encode()
 
     def count(self) -> int:
@@ -250,12 +262,7 @@ class FolderSource(Source):
                 problems.append((sidecar, error))
         fields = Fields({}, None, {})
         try:
-            fields = interpret(
-                data,
-                text_fields=self._options.text_fields,
-                label_field=self._options.label_field,
-                attribute_fields=self._options.attribute_fields,
-            )
+            fields = interpret(data, self._options)
         except FieldError as error:
             problems.append((sidecar, error))
         return fields, problems
@@ -276,3 +283,87 @@ def _passed_over(name: bytes) -> bool:
 
 def _join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
+
+
+_MAX_PATTERN = 1000
+
+
+class Globs:
+    """Which paths below a folder are wanted: any include (all, if there are none) and no exclude.
+
+        *.jpg            a name, at any depth (no slash in the pattern)
+        2024/*.jpg       a path from the top; * stays within one name
+        raw/**           everything below raw;  **/raw/*.png  raw at any depth
+        [ab]?.png        one of some characters, any one character
+
+    Case counts. A folder that is excluded (`raw`, `raw/`, `raw/**`) is not entered.
+
+    Names are matched one by one, so that no pattern takes more than patterns x names steps. Not the
+    package pathspec: its patterns are git's, in which what matches a folder takes in all that is
+    below it, right for leaving out and wrong for choosing (`--include 'd/*.png'` is to choose files
+    of `d`); and a pattern of a dozen stars took it more than 8 s on one path. It needed 0.3 s for
+    100,000 paths where this needs 0.8; listing and reading them takes a hundred times that.
+    """
+
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        """Raises SourceError for a pattern that is empty or absurdly long."""
+        self._include = [_parse(pattern) for pattern in include]
+        self._exclude = [_parse(pattern) for pattern in exclude]
+
+    def wanted(self, path: bytes) -> bool:
+        """Whether a file is read; its path is relative, with forward slashes."""
+        if not self._include and not self._exclude:
+            return True
+        names = os.fsdecode(path).split("/")
+        included = not self._include or any(one.matches(names) for one in self._include)
+        return included and not any(
+            one.matches(names) for one in self._exclude if not one.only_folders
+        )
+
+    def pruned(self, path: bytes) -> bool:
+        """Whether a folder is passed over whole."""
+        names = os.fsdecode(path).split("/")
+        return any(one.matches(names) for one in self._exclude)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    names: tuple[re.Pattern[str] | None, ...]
+    """One for each name of a path; None for `**`, any number of names."""
+    only_folders: bool
+
+    def matches(self, names: list[str]) -> bool:
+        """Go through the path once, with all places in the pattern it could be at."""
+        places = self._reach({0})
+        for name in names:
+            following = set()
+            for place in places:
+                if place == len(self.names):
+                    continue
+                wanted = self.names[place]
+                if wanted is None:
+                    following.add(place)
+                elif wanted.match(name):
+                    following.add(place + 1)
+            places = self._reach(following)
+        return len(self.names) in places
+
+    def _reach(self, places: set[int]) -> set[int]:
+        """With what follows a `**`, which may stand for nothing."""
+        for place in sorted(places):
+            while place < len(self.names) and self.names[place] is None:
+                place += 1
+                places.add(place)
+        return places
+
+
+def _parse(pattern: str) -> _Pattern:
+    stripped = pattern.strip("/")
+    if not stripped or len(pattern) > _MAX_PATTERN:
+        raise SourceError(f"{pattern[:40]!r} is not a pattern", code="bad-pattern")
+    names = stripped.split("/")
+    if len(names) == 1 and not pattern.startswith("/"):
+        names = ["**", *names]
+    # fnmatch's translation never backtracks from one * into an earlier one
+    compiled = (None if name == "**" else re.compile(fnmatch.translate(name)) for name in names)
+    return _Pattern(tuple(compiled), pattern.endswith("/"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, Final
 
 from models.errors import SourceError
-from models.sources.lines import COUNT_LIMIT, open_text
+from models.sources.files import COUNT_LIMIT, open_text
 
 MAX_ELEMENT: Final = 4 << 20
 """Characters of one element; parsing takes up to about 25 times that in memory."""

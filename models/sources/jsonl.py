@@ -19,12 +19,22 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from models.errors import SourceError
-from models.sources.fields import CAPTION_KEYS, FieldError, caption_lines, parse_object
-from models.sources.files import MAX_TEXT_BYTES, FileRefusedError
-from models.sources.lines import MAX_LINE_BYTES, count_lines, lines, open_text
-from models.sources.manifest import Found
-from models.sources.manifest_rows import RowReader, decode_base64
-from models.sources.options import ReadOptions
+from models.sources.fields import (
+    CAPTION_KEYS,
+    MAX_TEXT_BYTES,
+    FieldError,
+    ReadOptions,
+    caption_lines,
+    parse_object,
+)
+from models.sources.files import (
+    MAX_LINE_BYTES,
+    FileRefusedError,
+    count_lines,
+    lines,
+    open_text,
+)
+from models.sources.manifest import Format, Found, RowReader, decode_base64
 from models.sources.records import Reject, Row, SeenKeys, Source
 
 # base64, in which a writer may have escaped the slashes
@@ -32,13 +42,11 @@ _LONG_BASE64 = re.compile(rb'"((?:data:[\w/+.;=-]{0,100},)?[A-Za-z0-9+/=\\]{4096
 _STAND_IN = b'"\\u0000embedded picture"'
 
 
-class JsonlFormat:
+class JsonlFormat(Format):
     kind = "jsonl"
 
-    def check(self, path: str) -> int:
-        file, size = open_text(path)
-        file.close()
-        return size
+    def __init__(self, _path: str, _options: ReadOptions) -> None:
+        pass
 
     def count(self, path: str) -> int | None:
         return count_lines(path)

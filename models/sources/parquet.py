@@ -18,11 +18,24 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from models.errors import SourceError
-from models.sources.fields import CAPTION_KEYS, LABEL_KEYS, FieldError, tagged_path
-from models.sources.files import MAX_TEXT_BYTES, open_plain
-from models.sources.manifest import Found
-from models.sources.manifest_rows import BYTES_KEYS, ID_KEYS, PATH_KEYS, PICTURE_KEYS, check_columns
-from models.sources.options import ReadOptions
+from models.sources.fields import (
+    CAPTION_KEYS,
+    LABEL_KEYS,
+    MAX_TEXT_BYTES,
+    FieldError,
+    ReadOptions,
+    tagged_path,
+)
+from models.sources.files import open_plain
+from models.sources.manifest import (
+    BYTES_KEYS,
+    ID_KEYS,
+    PATH_KEYS,
+    PICTURE_KEYS,
+    Format,
+    Found,
+    check_columns,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,10 +56,10 @@ _MAX_DEPTH: Final = 8
 _KNOWN: Final = frozenset((*CAPTION_KEYS, *LABEL_KEYS, *ID_KEYS, *PICTURE_KEYS))
 
 
-class ParquetFormat:
+class ParquetFormat(Format):
     kind = "parquet"
 
-    def __init__(self, options: ReadOptions) -> None:
+    def __init__(self, _path: str, options: ReadOptions) -> None:
         self._options = options
 
     def check(self, path: str) -> int:
@@ -141,7 +154,7 @@ class _Table:
             return False
         if options.attribute_fields is None or name in _KNOWN:
             return True
-        texts = [tagged_path(text)[1] for text in options.text_fields]
+        texts = [tagged_path(text)[1] for text in options.text_field]
         named = [*texts, options.label_field, options.id_field, *options.attribute_fields]
         return any(path is not None and name in (path, path.partition(".")[0]) for path in named)
 

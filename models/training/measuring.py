@@ -17,7 +17,7 @@ from torch import Tensor
 from models.encoder import PreparedImage, PreparedText
 from models.encoders.open_clip.assembly import transform
 from models.metrics import retrieval_recall
-from models.sources.prepared import Ready, prepare_rows
+from models.sources.embedded import Ready, prepare_rows
 from models.sources.records import Reject, Source
 from models.training.pair import TrainablePair
 

@@ -78,24 +78,21 @@ class Reading:
         Raises:
             SourceError: a source does not exist or is of no kind that is read here.
         """
-        from models.sources import open_source
+        from models.sources import ReadOptions, open_source
 
-        return [
-            open_source(
-                spec,
-                text_field=self.text_fields,
-                label_field=self.label_field,
-                image_field=self.image_field,
-                id_field=self.id_field,
-                attribute_fields=self.attributes or None,
-                column_types=column_types,
-                root=self.root,
-                include=self.include,
-                exclude=self.exclude,
-                fetch=_fetcher() if self.allow_urls else None,
-            )
-            for spec in specs
-        ]
+        options = ReadOptions(
+            text_field=self.text_fields,
+            label_field=self.label_field,
+            image_field=self.image_field,
+            id_field=self.id_field,
+            attribute_fields=self.attributes or None,
+            column_types=column_types or {},
+            root=self.root,
+            include=self.include,
+            exclude=self.exclude,
+            fetch=_fetcher() if self.allow_urls else None,
+        )
+        return [open_source(spec, options) for spec in specs]
 
 
 def reading_options(function: F) -> F:

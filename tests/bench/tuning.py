@@ -41,8 +41,7 @@ from models.labels.prompts import DEFAULT_TEMPLATES
 from models.labels.zeroshot import class_logits, class_matrix
 from models.metrics import mean_per_class_recall, top_k_accuracy
 from models.sources import open_source
-from models.sources.embedded import Collected
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import Collected, prepare_rows
 from models.sources.records import Reject
 from models.training.heads.fit import fit_head, labelled
 from models.training.heads.linear import held_back

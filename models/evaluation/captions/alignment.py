@@ -22,8 +22,7 @@ import numpy as np
 
 from models.encoder import Encoder, PreparedImage
 from models.evaluation.captions.score_memory import Score, ScoreMemory
-from models.sources.embedded import embed_texts
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import embed_texts, prepare_rows
 from models.sources.records import Record, Reject, Row, Source
 from models.vectors import Vectors
 

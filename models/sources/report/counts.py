@@ -28,7 +28,7 @@ import numpy as np
 from PIL.Image import Image
 
 from models.encoder import PreparedImage, PreparedText
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import prepare_rows
 from models.sources.records import Record, Reject, Row, SeenKeys, Source, is_held_out
 
 

@@ -28,7 +28,7 @@ from models.encoders.starter.towers import (
     TextTower,
     as_tensor,
 )
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import prepare_rows
 from models.sources.records import Record, Reject, Row, Source
 
 IMAGE_BATCH = 32

@@ -29,7 +29,7 @@ from models.encoders.starter.towers import (
     ImageTower,
     TextTower,
 )
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import prepare_rows
 from models.sources.records import Reject, Source
 from models.training.starter.features import IMAGE_BATCH, FeatureMaker, OnFeatures, only
 

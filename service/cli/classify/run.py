@@ -18,7 +18,7 @@ from indexer.files.fs import storage_error
 from models.encoder import Encoder, PreparedImage
 from models.environment import default_model
 from models.errors import ImageError, InvalidLabelsError
-from models.sources.prepared import prepare_rows
+from models.sources.embedded import prepare_rows
 from models.sources.records import Record, Reject, Source
 from models.vectors import Vectors
 from service.cli.classify.heat_maps import HeatMaps

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models.sources.fields import (
     FieldError,
+    ReadOptions,
     caption_lines,
     clean_captions,
     interpret,
@@ -59,14 +60,14 @@ def test_captions_by_language_get_proper_tags() -> None:
     ],
 )
 def test_text_field(text_field: str, texts: dict[str, tuple[str, ...]]) -> None:
-    assert interpret(DATA, text_fields=(text_field,)).texts == texts
+    assert interpret(DATA, ReadOptions(text_field=(text_field,))).texts == texts
 
 
 def test_a_name_taken_from_a_list_leaves_the_list_as_an_attribute() -> None:
-    fields = interpret(DATA, text_fields=("names.0",), label_field="names.1")
+    fields = interpret(DATA, ReadOptions(text_field=("names.0",), label_field="names.1"))
     assert fields.label == "cat"
     assert fields.attributes["names"] == ["tabby", "cat"]
-    assert "names" not in interpret(DATA, text_fields=("names",)).attributes
+    assert "names" not in interpret(DATA, ReadOptions(text_field="names")).attributes
 
 
 def test_first_caption_key_wins_and_the_others_stay() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.errors import SourceError
 from models.sources import Record, Reject, open_source
-from models.sources.lines import MAX_LINE_BYTES
+from models.sources.files import MAX_LINE_BYTES
 
 RED = solid("red")
 

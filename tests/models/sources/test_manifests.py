@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from models.errors import SourceError
 from models.sources import Plan, Record, Reject, files, is_source, open_source
 from models.sources.csv_rows import convert
+from models.sources.embedded import prepare_rows
+from models.sources.fields import ReadOptions
 from models.sources.files import FileRefusedError
-from models.sources.globs import Globs
+from models.sources.folder import Globs
 from models.sources.jsonl import StdinSource
-from models.sources.options import ReadOptions
-from models.sources.prepared import prepare_rows
 from models.sources.records import SeenKeys
 
 RED = solid("red", size=(8, 8))

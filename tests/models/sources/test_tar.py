@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from models.errors import SourceError
 from models.sources import Record, Reject, open_source
 from models.sources.fields import clean_captions
-from models.sources.files import MAX_IMAGE_BYTES
-from models.sources.tar import expand_shards
+from models.sources.files import MAX_IMAGE_BYTES, expand_shards
 
 RED = solid("red")
 

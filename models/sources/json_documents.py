@@ -1,8 +1,7 @@
-"""COCO annotations: captions, or categories of instances, joined to their images.
+"""JSON documents as manifests: Karpathy's splits, COCO's annotations, or an array of objects.
 
-The document lists images and annotations apart. A first walk notes where each annotation stands,
-in 24 bytes; a second goes through the images and reads theirs back from the file. So a document of
-gigabytes is joined without being loaded.
+What a document is, its keys tell (`json_format`, which `open_source` asks). Documents are walked,
+never loaded: see `models.sources.json_stream`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
@@ -19,27 +18,142 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SourceError
-from models.sources.fields import FieldError
+from models.sources.fields import FieldError, ReadOptions
+from models.sources.files import open_text
 from models.sources.json_stream import JsonStream, count_where, images
-from models.sources.lines import open_text
-from models.sources.manifest import Found
+from models.sources.manifest import Format, Found
+
+
+def json_format(path: str, options: ReadOptions) -> Format:
+    """The format of a JSON document, from its keys and the first of its images.
+
+    Raises:
+        SourceError: `source-damaged`, or it is none of these formats.
+    """
+    splits = options.splits
+    with open_text(path)[0] as file:
+        stream = JsonStream(file, path)
+        start = stream.first()
+        if start == "":
+            raise SourceError(f"{path} is empty", code="source-empty")
+        if start == "[":
+            return _only_without_splits(ArrayFormat(), path, splits)
+        if start == "{":
+            for key in stream.fields():
+                if key == "annotations":
+                    return _only_without_splits(CocoFormat(), path, splits)
+                if key != "images" or stream.first() != "[":
+                    stream.skip()
+                    continue
+                first = next(stream.elements(), None)
+                if first is not None and isinstance(first[0], dict) and "sentences" in first[0]:
+                    return KarpathyFormat(splits)
+                return _only_without_splits(CocoFormat(), path, splits)
+    raise SourceError(
+        f"{path} is no JSON that is read here",
+        hint="COCO captions, Karpathy splits, or an array of objects",
+    )
+
+
+def _only_without_splits(form: Format, path: str, splits: Sequence[str]) -> Format:
+    if splits:
+        raise SourceError(f"{path} ({form.kind}) has no splits; leave #{','.join(splits)} away")
+    return form
+
+
+class ArrayFormat(Format):
+    """`[{"image": ..., "caption": ...}, ...]`: the rows of a JSONL manifest in one array."""
+
+    kind = "json"
+
+    def count(self, path: str) -> int | None:
+        return count_where(path, lambda stream: (one for one, _, _ in stream.elements()))
+
+    def rows(self, path: str) -> Iterator[Found]:
+        with open_text(path)[0] as file:
+            stream = JsonStream(file, path)
+            for number, (row, _, _) in enumerate(stream.elements(), start=1):
+                good = isinstance(row, dict)
+                yield f"row={number}", row if good else FieldError("bad-json", "not an object")
+            stream.end()
+
+
+class KarpathyFormat(Format):
+    """`{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`."""
+
+    kind = "karpathy"
+
+    def __init__(self, splits: Sequence[str] = ()) -> None:
+        self._splits = frozenset(splits)
+
+    def count(self, path: str) -> int | None:
+        return count_where(
+            path, lambda stream: filter(self._wanted, (i for _, i in images(stream)))
+        )
+
+    def rows(self, path: str) -> Iterator[Found]:
+        seen: dict[str, None] = {}
+        with open_text(path)[0] as file:
+            for number, image in images(JsonStream(file, path)):
+                split = image.get("split") if isinstance(image, dict) else None
+                if isinstance(split, str) and len(seen) < _MAX_SPLITS:
+                    seen[split] = None
+                if not self._wanted(image):
+                    continue
+                try:
+                    yield f"image={number}", _karpathy_row(image)
+                except FieldError as error:
+                    yield f"image={number}", error
+        if missing := self._splits - seen.keys():
+            raise SourceError(
+                f"{path} has no split {', '.join(sorted(missing))}",
+                code="split-missing",
+                hint=f"its splits are {', '.join(seen)}",
+            )
+
+    def _wanted(self, image: Any) -> bool:
+        """Whether an image is of a chosen split, or not even an object, which is to be said."""
+        return not self._splits or not isinstance(image, dict) or image.get("split") in self._splits
+
+
+_MAX_SPLITS: Final = 100
+_KARPATHY_ATTRIBUTES: Final = ("split", "imgid", "cocoid")
+
+
+def _karpathy_row(image: Any) -> Mapping[str, Any]:
+    if not isinstance(image, dict):
+        raise FieldError("bad-json", "not an object")
+    name, folder, sentences = (image.get(k) for k in ("filename", "filepath", "sentences"))
+    if not isinstance(name, str) or not isinstance(folder, str | None):
+        raise FieldError("bad-path", "filename and filepath must be text")
+    if not isinstance(sentences, list):
+        raise FieldError("bad-caption", "sentences must be a list")
+    captions = [one.get("raw") if isinstance(one, dict) else None for one in sentences]
+    if not all(isinstance(one, str) for one in captions):
+        raise FieldError("bad-caption", "a sentence without its raw text")
+    return {
+        "image": f"{folder.rstrip('/')}/{name}" if folder else name,
+        "captions": captions,
+        # nothing nested: tokens and sentence ids only serve those who made the split
+        **{k: image[k] for k in _KARPATHY_ATTRIBUTES if isinstance(image.get(k), str | int)},
+    }
+
 
 _MAX_CATEGORIES: Final = 100_000
-_ATTRIBUTES: Final = ("width", "height", "license", "date_captured", "coco_url", "flickr_url")
+_COCO_ATTRIBUTES: Final = ("width", "height", "license", "date_captured", "coco_url", "flickr_url")
 
 
-class CocoFormat:
+class CocoFormat(Format):
     """Captions of an image become its texts; one category all its instances share, its label.
 
     `attributes.categories` lists all of an image's categories, `attributes.coco_id` is its id.
+
+    The document lists images and annotations apart. A first walk notes where each annotation
+    stands, in 24 bytes; a second goes through the images and reads theirs back from the file. So a
+    document of gigabytes is joined without being loaded.
     """
 
     kind = "coco"
-
-    def check(self, path: str) -> int:
-        file, size = open_text(path)
-        file.close()
-        return size
 
     def count(self, path: str) -> int | None:
         return count_where(path, images)
@@ -126,7 +240,7 @@ class _Annotations:
                 captions.append(one["caption"])
             elif (category := str(one.get("category_id"))) in self.categories:
                 categories.append(self.categories[category])
-        row = {k: image[k] for k in _ATTRIBUTES if isinstance(image.get(k), int | str)}
+        row = {k: image[k] for k in _COCO_ATTRIBUTES if isinstance(image.get(k), int | str)}
         distinct = sorted(set(categories))
         if distinct:
             row["categories"] = distinct

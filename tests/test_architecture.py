@@ -71,9 +71,8 @@ FLOORS = {
         ("http/middleware",),
         ("http/resources",),
         ("http",),
-        ("cli/plots",),
         ("cli",),
-        ("cli/classify", "cli/data", "cli/evaluate", "cli/index", "cli/serve", "cli/train"),
+        ("cli/classify", "cli/index", "cli/serve", "cli/train"),
         ("demo", "recipes"),
     ),
 }

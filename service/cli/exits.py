@@ -1,18 +1,11 @@
-"""The one place that turns errors into exit codes and one-line messages.
+"""The one place that turns errors into exit codes and one-line messages; `MEANINGS` has them all.
 
-  0  everything done
-  1  a defect of ours: please report it (the traceback follows)
-  2  usage: a wrong option, value, path or model
-  3  partial: done, but some items were rejected; the rejects file names each
-  4  the index is damaged, or belongs to another encoder pair
-  5  another writer holds the index
-  6  no space left; the previous version of the index is intact
-  7  the system refused to read or write: I/O error, read-only, no file locks; as intact as with 6
-  8  training diverged: a loss or gradient was not finite; the last good state is kept
-130  interrupted (Ctrl-C); 143 terminated
+`main` calls it, and so do the other entry points (`service.demo`, `service.recipes`).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from models.errors import (
     DiptychError,
@@ -23,16 +16,32 @@ from models.errors import (
     StorageError,
 )
 
-OK = 0
-DEFECT = 1
-USAGE = 2
-PARTIAL = 3
-CORRUPT = 4
-LOCKED = 5
-NO_SPACE = 6
-STORAGE = 7
-DIVERGED = 8
-INTERRUPTED = 130
+OK: Final = 0
+DEFECT: Final = 1
+USAGE: Final = 2
+PARTIAL: Final = 3
+CORRUPT: Final = 4
+LOCKED: Final = 5
+NO_SPACE: Final = 6
+STORAGE: Final = 7
+DIVERGED: Final = 8
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+
+MEANINGS: Final = {
+    OK: "done",
+    DEFECT: "a defect of ours (please report the traceback)",
+    USAGE: "wrong option, value, path or model",
+    PARTIAL: "done, but some items were rejected (the rejects file names each)",
+    CORRUPT: "the index is damaged or belongs to another model",
+    LOCKED: "another writer holds the index",
+    NO_SPACE: "no space left (the previous version of the index is intact)",
+    STORAGE: "the system refused to read or write: I/O error, read-only, no file locks",
+    DIVERGED: "training diverged (the last good state is kept)",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    TERMINATED: "terminated",
+}
+"""Every code a command ends with, as `diptych --help` lists them."""
 
 _CODES: tuple[tuple[type[DiptychError], int], ...] = (
     (IndexCorruptError, CORRUPT),

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from models.errors import DiptychError
-from service.cli.exits import INTERRUPTED, exit_code, one_line
+from service.cli.exits import INTERRUPTED, MEANINGS, OK, exit_code, one_line
 
 # name -> (module:attribute, the line shown by --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,10 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("service.cli.classify.command:classify", "Sort pictures into labels you name."),
     "serve": ("service.cli.serve.command:serve", "Serve an index over HTTP, with a web page."),
     "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
-    "data": ("service.cli.data.command:data", "Look a data set over before training on it."),
+    "data": ("service.cli.data:data", "Look a data set over before training on it."),
     "train": ("service.cli.train.command:train", "Train an encoder pair on captioned pictures."),
     "evaluate": (
-        "service.cli.evaluate.command:evaluate",
+        "service.cli.evaluate:evaluate",
         "Measure retrieval, zero-shot or linear-probe accuracy.",
     ),
     "models": ("service.cli.models:models", "List and describe encoder pairs."),
@@ -64,8 +64,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 2 usage, 3 some items rejected, 4 damaged or foreign index, "
-    "5 index locked, 6 no space, 7 I/O refused.",
+    epilog="\b\nExit codes:\n"
+    + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items()),
 )
 @click.version_option(package_name="diptych", message="diptych %(version)s")
 def cli() -> None:
@@ -103,7 +103,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         click.echo("diptych: interrupted", err=True)
         sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code if isinstance(code, int) else OK)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
-"""What every command shares: JSON on stdout, progress on stderr, the options all of them take."""
+"""What every command says the same way: JSON on stdout, notes and bars on stderr, sizes and times.
+
+The commands call it; it knows none of them.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from models.encoders.base.backends import BACKENDS, prefer_backend
+from service.cli.options import ModelOptions, declared
+
+if TYPE_CHECKING:
+    from models.sources import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,67 +37,75 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
+@contextmanager
+def progress_bar(
+    what: str, unit: str, total: int | None = None, *, scaled: bool = False
+) -> Iterator[Bar]:
+    """A bar on stderr, drawn only for people who watch; `scaled` writes 1.2M of the unit."""
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=what or None, unit=unit, total=total, unit_scale=scaled, dynamic_ncols=True,
+        disable=not interactive(),
+    ) as bar:  # fmt: skip
+        yield Bar(bar)
+
+
+class Bar:
+    """Moves a bar, by steps or to a place."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def by(self, count: int = 1, total: int | None = None) -> None:
+        """So many more are done."""
+        if total is not None:
+            self._bar.total = total
+        self._bar.update(count)  # nothing where the bar is not drawn
+
+    def to(self, done: int, total: int | None = None) -> None:
+        """So many are done in all."""
+        self.by(done - self._bar.n, total)
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """As `to`, of a work in stages: a new one begins the bar anew under its own name."""
+        if not self._bar.disable and self._bar.desc != f"{what}: ":
+            self._bar.reset(total)
+            self._bar.set_description(what, refresh=False)
+        self.to(done, total)
+
+
+def count_all(sources: Sequence[Source]) -> int | None:
+    """How many records the sources hold together; None where one cannot tell."""
+    counts = [source.count() for source in sources]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: `3.4 MiB`."""
+    from humanize import naturalsize
+
+    return naturalsize(count, binary=True)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `2 minutes and 5 seconds`; seconds are not told beside hours."""
+    from humanize import precisedelta
+
+    finest = "seconds" if seconds < 3600 else "minutes"
+    return precisedelta(seconds, minimum_unit=finest, format="%0.0f")
+
+
 def json_option(function: F) -> F:
+    """For commands that are not yet given one object."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
         function
     )
 
 
-_MODEL_HELP = (
-    "Encoder pair: starter, NAME/TAG, hf-hub:ORG/NAME, local-dir:PATH or a .safetensors "
-    "checkpoint. "
-)
-
-
 def model_options(function: F) -> F:
-    """`--model`, `--device`, `--precision`, `--threads`: the arguments of `load_encoder`."""
-    option = click.option(
-        "--model",
-        help=f"{_MODEL_HELP}[default: the one the index was built with; without an index "
-        "$DIPTYCH_MODEL, or starter]",
-    )
-    return option(device_options(function))
-
-
-def models_options(function: F) -> F:
-    """The same with a repeatable `--model`, whose values arrive as `models`."""
-    option = click.option(
-        "--model",
-        "models",
-        multiple=True,
-        help=f"{_MODEL_HELP}Repeat to compare several. [default: $DIPTYCH_MODEL, or starter]",
-    )
-    return option(device_options(function))
-
-
-def device_options(function: F) -> F:
-    """`--device`, `--precision`, `--threads`.
-
-    `--backend` is not handed on: it is set for the process.
-    """
-    options = [
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            default="auto",
-            show_default=True,
-            help="Arithmetic of the towers; auto takes the fastest that keeps the ranking.",
-        ),
-        click.option(
-            "--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(BACKENDS),
-            default="auto",
-            show_default=True,
-            expose_value=False,
-            callback=lambda _context, _option, name: prefer_backend(name),
-            help="What runs the image tower; auto takes ONNX Runtime where it is installed (the "
-            "extra onnx) and faster.",
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
+    """For commands that are not yet given one object."""
+    for one in reversed(list(declared(ModelOptions))):
+        settings = {**one.settings, "expose_value": one.name != "backend"}
+        function = replace(one, settings=settings).add_to(function)
     return function

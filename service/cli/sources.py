@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,6 +66,10 @@ class Reading:
         is_flag=True,
         help="Fetch pictures that a manifest names by http(s) address, public ones only.",
     )
+
+    def with_text_fields(self, fields: Sequence[str]) -> Reading:
+        """The same, with captions in other fields."""
+        return replace(self, text_fields=tuple(fields))
 
     def open(
         self, specs: Sequence[str], *, column_types: Mapping[str, str] | None = None

@@ -60,9 +60,9 @@ def run_calibration(spec: str, options: dict[str, Any], spelt_out: Spelt) -> int
     logits_BC = classifier.logits(np.stack(rows)[known], label_set)
     result = calibrate(logits_BC, [position[found[at]] for at in known])
     if options["plot"] is not None:
-        from service.cli.plots.reliability_plot import draw_reliability
+        from service.cli.plots import draw_reliabilities
 
-        draw_reliability(result, options["plot"])
+        draw_reliabilities([("", result)], options["plot"])
     if options["save_as"]:
         classifier.keep(options["save_as"], replace(label_set, temperature=result.temperature))
     _report(result, encoder.fingerprint.model, len(label_set.labels), options)

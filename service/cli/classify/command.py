@@ -166,7 +166,7 @@ def _check(options: dict[str, Any], *, calibrating: bool) -> None:
     if options["plot"] is not None:
         if not calibrating:
             raise click.UsageError("--plot belongs to --calibrate")
-        from service.cli.plots.reliability_plot import require_matplotlib
+        from service.cli.plots import require_matplotlib
 
         require_matplotlib()
     if calibrating and options["explain"]:

@@ -2,88 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from service.cli.exits import OK, PARTIAL
-from service.cli.index.build_output import draw_throughput, print_report, progress_line
+from service.cli.index.build_report import draw_throughput, print_report, progress_line
 from service.cli.index.plan import show_plan
-from service.cli.output import emit_json, json_option, model_options, note
-from service.cli.sources import Reading, reading_options
+from service.cli.options import (
+    NEW_FILE,
+    PATH,
+    ModelOptions,
+    argument,
+    group,
+    index_option,
+    json_option,
+    option,
+    takes,
+)
+from service.cli.output import emit_json, note
+from service.cli.sources import Reading
 
 if TYPE_CHECKING:
+    from indexer.ingest.options import BuildOptions
     from indexer.search.embedding import DeferredEncoder
     from models.encoder import Encoder
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestArguments:
+    """What building and adding share."""
+
+    sources: tuple[str, ...] = argument(metavar="SOURCE...", nargs=-1, required=True)
+    pair: ModelOptions = group(ModelOptions)
+    reading: Reading = group(Reading)
+    batch_size: int = option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        help="Pictures per call of the model.",
+    )
+    rehash: bool = option(
+        "--rehash",
+        is_flag=True,
+        help="Read every file again, also those whose size, times and inode are as they were.",
+    )
+    workers: int | None = option(
+        "--workers",
+        type=click.IntRange(min=0, max=64),
+        help="Processes that decode pictures; 0 decodes in threads, where a picture that "
+        "crashes its decoder ends the build. [default: one per core; 0 for 64 records or "
+        "fewer]",
+    )
+    fast_jpeg: bool = option(
+        "--fast-jpeg",
+        is_flag=True,
+        help="Decode large JPEGs at a fraction of their size: several times faster for "
+        "photographs of ten megapixels, and embeddings that differ a little (cosine 0.998 and "
+        "above, where it is 1 without).",
+    )
+    plot: Path | None = option(
+        "--plot",
+        type=NEW_FILE,
+        help="Draw the throughput over time as PNG. [default: <index>.build.png, after builds "
+        "of more than a minute, where matplotlib is installed]",
+    )
+    no_thumbnails: bool = option(
+        "--no-thumbnails", is_flag=True, help="Store no previews in the index."
+    )
+    no_captions: bool = option(
+        "--no-captions", is_flag=True, help="Do not index texts as items of their own."
+    )
+    allow_erased: bool = option(
+        "--allow-erased",
+        is_flag=True,
+        help="Index again what was deleted; otherwise it is left out.",
+    )
+    rejects: Path | None = option(
+        "--rejects",
+        type=NEW_FILE,
+        help="Where refused items are listed, one JSON object a line; replaced. "
+        "[default: <index>.rejects.jsonl]",
+    )
+    max_errors: int | None = option(
+        "--max-errors",
+        type=click.IntRange(min=0),
+        help="Stop, keeping what is done, once more items than this were refused.",
+    )
+    as_json: bool = json_option()
+
+    def options(self, **more: Any) -> BuildOptions:
+        """For the builder, with what only one of the commands can say."""
+        from indexer.ingest.options import BuildOptions
+
+        return BuildOptions(
+            batch_size=self.batch_size,
+            thumbnails=not self.no_thumbnails,
+            captions=not self.no_captions,
+            rejects=self.rejects,
+            max_errors=self.max_errors,
+            allow_erased=self.allow_erased,
+            rehash=self.rehash,
+            workers=self.workers,
+            draft=self.fast_jpeg,
+            **more,
+        )
 
 
-def source_options(function: F) -> F:
-    """The arguments that building and adding share."""
-    options = [
-        click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
-        model_options,
-        reading_options,
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=32,
-            show_default=True,
-            help="Pictures per call of the model.",
-        ),
-        click.option(
-            "--rehash",
-            is_flag=True,
-            help="Read every file again, also those whose size, times and inode are as they were.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=0, max=64),
-            help="Processes that decode pictures; 0 decodes in threads, where a picture that "
-            "crashes its decoder ends the build. [default: one per core; 0 for 64 records or "
-            "fewer]",
-        ),
-        click.option(
-            "--fast-jpeg",
-            is_flag=True,
-            help="Decode large JPEGs at a fraction of their size: several times faster for "
-            "photographs of ten megapixels, and embeddings that differ a little (cosine 0.998 and "
-            "above, where it is 1 without).",
-        ),
-        click.option(
-            "--plot",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Draw the throughput over time as PNG. [default: <index>.build.png, after builds "
-            "of more than a minute, where matplotlib is installed]",
-        ),
-        click.option("--no-thumbnails", is_flag=True, help="Store no previews in the index."),
-        click.option(
-            "--no-captions", is_flag=True, help="Do not index texts as items of their own."
-        ),
-        click.option(
-            "--allow-erased",
-            is_flag=True,
-            help="Index again what was deleted; otherwise it is left out.",
-        ),
-        click.option(
-            "--rejects",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Where refused items are listed, one JSON object a line; replaced. "
-            "[default: <index>.rejects.jsonl]",
-        ),
-        click.option(
-            "--max-errors",
-            type=click.IntRange(min=0),
-            help="Stop, keeping what is done, once more items than this were refused.",
-        ),
-        json_option,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildArguments:
+    out: Path = option(
+        "--out", required=True, type=PATH, help="The index directory; made if it does not exist."
+    )
+    filterable: tuple[str, ...] = option(
+        "--filterable",
+        multiple=True,
+        metavar="NAME[=PATH]:TYPE",
+        help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
+        "float, str, bool or str[], PATH a dotted path. They are declared when an index is made "
+        "and kept from then on. label and language need no declaration.",
+    )
+    no_relevance: bool = option(
+        "--no-relevance", is_flag=True, help="Keep no background to judge hits against."
+    )
+    mirror: bool = option(
+        "--mirror",
+        is_flag=True,
+        help="Also remove what is in the index but in no SOURCE any more; refused where more than "
+        "half of it seems gone, or where a SOURCE could not be read to its end.",
+    )
+    mirror_all: bool = option(
+        "--mirror-all", is_flag=True, help="As --mirror, however much is gone."
+    )
+    plan: bool = option(
+        "--plan",
+        is_flag=True,
+        help="Only tell what there is to do: counts, sizes, time and disk.",
+    )
+    ingest: IngestArguments = group(IngestArguments)
 
 
 @click.command(
@@ -98,42 +157,8 @@ def source_options(function: F) -> F:
     "Run the same command again to resume a killed build or to bring the index up to date: only "
     "new and changed pictures are embedded. What was deleted from the index stays deleted."
 )
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The index directory; made if it does not exist.",
-)
-@click.option(
-    "--filterable",
-    multiple=True,
-    metavar="NAME[=PATH]:TYPE",
-    help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
-    "float, str, bool or str[], PATH a dotted path. They are declared when an index is made and "
-    "kept from then on. label and language need no declaration.",
-)
-@click.option("--no-relevance", is_flag=True, help="Keep no background to judge hits against.")
-@click.option(
-    "--mirror",
-    is_flag=True,
-    help="Also remove what is in the index but in no SOURCE any more; refused where more than half "
-    "of it seems gone, or where a SOURCE could not be read to its end.",
-)
-@click.option("--mirror-all", is_flag=True, help="As --mirror, however much is gone.")
-@click.option(
-    "--plan", is_flag=True, help="Only tell what there is to do: counts, sizes, time and disk."
-)
-@source_options
-def build(
-    out: Path,
-    filterable: tuple[str, ...],
-    reading: Reading,
-    no_relevance: bool,
-    mirror: bool,
-    mirror_all: bool,
-    plan: bool,
-    **common: Any,
-) -> int:
+@takes(BuildArguments)
+def build(given: BuildArguments) -> int:
     """Index the pictures and captions of each SOURCE.
 
     A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
@@ -143,17 +168,24 @@ def build(
     from indexer.filters.declared import parse_fields
     from indexer.store.writer import require_index_or_empty
 
-    require_index_or_empty(out)  # before a model is loaded for nothing
-    fields = parse_fields(filterable) if filterable else None
-    if reading.label_field in {field.path for field in fields or ()}:
-        raise click.UsageError(f"{reading.label_field} is the label: filter by label, undeclared")
-    more = {
-        "fields": fields,
-        "relevance": not no_relevance,
-        "mirror": mirror or mirror_all,
-        "mirror_all": mirror_all,
-    }
-    return _index(out, "build", reading=reading, more=more, plan=plan, **common)
+    require_index_or_empty(given.out)  # before a model is loaded for nothing
+    fields = parse_fields(given.filterable) if given.filterable else None
+    label = given.ingest.reading.label_field
+    if label in {field.path for field in fields or ()}:
+        raise click.UsageError(f"{label} is the label: filter by label, undeclared")
+    options = given.ingest.options(
+        fields=fields,
+        relevance=not given.no_relevance,
+        mirror=given.mirror or given.mirror_all,
+        mirror_all=given.mirror_all,
+    )
+    return _index(given.out, "build", given.ingest, options, plan=given.plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddArguments:
+    path: Path = index_option("The index to add to.")
+    ingest: IngestArguments = group(IngestArguments)
 
 
 @click.command(
@@ -162,11 +194,8 @@ def build(
     "  diptych index add new.jsonl --index shop.index --label-field category --json\n\n"
     "An item whose id is in the index already is replaced if it changed."
 )
-@click.option(
-    "--index", "path", required=True, type=click.Path(path_type=Path), help="The index to add to."
-)
-@source_options
-def add(path: Path, **common: Any) -> int:
+@takes(AddArguments)
+def add(given: AddArguments) -> int:
     """Add the pictures and captions of each SOURCE to an index.
 
     A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
@@ -175,67 +204,39 @@ def add(path: Path, **common: Any) -> int:
     """
     from indexer.format.manifest import read_manifest
 
-    read_manifest(path)
-    return _index(path, "add", more={}, **common)
+    read_manifest(given.path)
+    return _index(given.path, "add", given.ingest, given.ingest.options())
 
 
 def _index(
     path: Path,
     operation: Literal["build", "add"],
+    given: IngestArguments,
+    options: BuildOptions,
     *,
-    sources: tuple[str, ...],
-    model: str | None,
-    device: str,
-    precision: str,
-    threads: int | None,
-    reading: Reading,
-    batch_size: int,
-    no_thumbnails: bool,
-    no_captions: bool,
-    allow_erased: bool,
-    rejects: Path | None,
-    max_errors: int | None,
-    rehash: bool,
-    workers: int | None,
-    fast_jpeg: bool,
-    plot: Path | None,
-    as_json: bool,
-    more: dict[str, Any],
     plan: bool = False,
 ) -> int:
-    from indexer.ingest.build import BuildOptions, build_index
+    from indexer.ingest.build import build_index
     from indexer.search.embedding import DeferredEncoder
 
     # a CSV's cells are text but where a field was declared
-    types = {field.path: field.type for field in more.get("fields") or ()}
-    opened = reading.open(sources, column_types=types)
-    options = BuildOptions(
-        batch_size=batch_size,
-        thumbnails=not no_thumbnails,
-        captions=not no_captions,
-        rejects=rejects,
-        max_errors=max_errors,
-        allow_erased=allow_erased,
-        rehash=rehash,
-        workers=workers,
-        draft=fast_jpeg,
-        **more,
-    )
-    if plot is not None:
-        from service.cli.plots.reliability_plot import require_matplotlib
+    types = {field.path: field.type for field in options.fields or ()}
+    sources = given.reading.open(given.sources, column_types=types)
+    if given.plot is not None:
+        from service.cli.plots import require_matplotlib
 
         require_matplotlib()  # now, not after hours
-    name, encoder = _encoder(path, model, device, precision, threads)
+    name, encoder = _encoder(path, given.pair)
     if plan:
         load = encoder.encoder if isinstance(encoder, DeferredEncoder) else lambda: encoder
-        show_plan(opened, load, options, as_json=as_json)
+        show_plan(sources, load, options, as_json=given.as_json)
         return OK
     with progress_line() as on_progress:
         report = build_index(
-            opened, path, encoder, options=options, on_progress=on_progress, operation=operation
+            sources, path, encoder, options=options, on_progress=on_progress, operation=operation
         )
-    drawn = draw_throughput(report, path, plot)
-    if as_json:
+    drawn = draw_throughput(report, path, given.plot)
+    if given.as_json:
         document = {"index": str(path), "model": name, **report.to_dict()}
         emit_json({**document, "plot": None if drawn is None else str(drawn)})
     else:
@@ -249,26 +250,20 @@ def _index(
     return PARTIAL if report.rejected else OK
 
 
-def _encoder(
-    path: Path, model: str | None, device: str, precision: str, threads: int | None
-) -> tuple[str, Encoder | DeferredEncoder]:
+def _encoder(path: Path, pair: ModelOptions) -> tuple[str, Encoder | DeferredEncoder]:
     """The model's name, and the model: of an existing index only if there is something to embed."""
     from indexer.search.embedding import DeferredEncoder
     from indexer.search.snapshot import read_fingerprint
-    from models.environment import default_model
     from models.errors import IndexNotFoundError
 
     def load(name: str) -> Encoder:
-        from models.encoders.registry import load_encoder
-
         note(f"Loading {name} ...")
-        return load_encoder(name, device=device, precision=precision, threads=threads)
+        return pair.load(name)
 
     try:
         stored = read_fingerprint(path)
     except IndexNotFoundError:
-        name = model or default_model()
-        return name, load(name)
-    if model is not None and model != stored.model:  # another name may be another model
-        return model, load(model)
+        return pair.name, load(pair.name)
+    if pair.model is not None and pair.model != stored.model:  # another name may be another model
+        return pair.model, load(pair.model)
     return stored.model, DeferredEncoder(stored, lambda: load(stored.model))

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from service.cli.output import emit_json, interactive, json_option, note
+from service.cli.options import index_option, json_option, option, takes
+from service.cli.output import emit_json, note, progress_bar
 
 if TYPE_CHECKING:
     from indexer.search.duplicates import Group, Member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicatesArguments:
+    path: Path = index_option()
+    threshold: float | None = option(
+        "--threshold",
+        type=click.FloatRange(0.0, 1.0, min_open=True),
+        help="Cosine from which two pictures count as the same. [default: 0.95]",
+    )
+    same_pixels: bool = option(
+        "--same-pixels", is_flag=True, help="Only pictures whose every pixel is the same."
+    )
+    exact: bool = option(
+        "--exact",
+        is_flag=True,
+        help="Compare every pair, also where the index has a search structure: hours for a "
+        "million.",
+    )
+    only_ids: bool = option(
+        "--ids",
+        is_flag=True,
+        help="Print the ids of all but the picture to keep of each group, one a line.",
+    )
+    as_json: bool = json_option()
 
 
 @click.command(
@@ -24,33 +49,8 @@ if TYPE_CHECKING:
     "The embedding sees what a picture shows, not its every detail: look at what is near before "
     "deleting it. What has the same pixels (--same-pixels) is safe."
 )
-@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
-    help="Cosine from which two pictures count as the same. [default: 0.95]",
-)
-@click.option("--same-pixels", is_flag=True, help="Only pictures whose every pixel is the same.")
-@click.option(
-    "--exact",
-    is_flag=True,
-    help="Compare every pair, also where the index has a search structure: hours for a million.",
-)
-@click.option(
-    "--ids",
-    "only_ids",
-    is_flag=True,
-    help="Print the ids of all but the picture to keep of each group, one a line.",
-)
-@json_option
-def duplicates(
-    path: Path,
-    threshold: float | None,
-    same_pixels: bool,
-    exact: bool,
-    only_ids: bool,
-    as_json: bool,
-) -> None:
+@takes(DuplicatesArguments)
+def duplicates(given: DuplicatesArguments) -> None:
     """List groups of near-duplicate pictures, the one to keep first.
 
     To keep is the largest in pixels, then in bytes, then the one indexed first. Every other
@@ -62,21 +62,21 @@ def duplicates(
     from indexer.format.version import open_version
     from indexer.search.duplicates import DEFAULT_THRESHOLD, find_duplicates
 
-    if only_ids and as_json:
+    if given.only_ids and given.as_json:
         raise click.UsageError("give either --ids or --json")
-    cosine = DEFAULT_THRESHOLD if threshold is None else threshold
-    version = open_version(path)
+    cosine = DEFAULT_THRESHOLD if given.threshold is None else given.threshold
+    version = open_version(given.path)
     found = []
     try:
-        with _bar() as on_progress:
-            every = find_duplicates(version, cosine, exact=exact, on_progress=on_progress)
+        with progress_bar("comparing", "img") as bar:
+            every = find_duplicates(version, cosine, exact=given.exact, on_progress=bar.to)
             for group in every:
-                kept = _same_pixels(group) if same_pixels else group
+                kept = _same_pixels(group) if given.same_pixels else group
                 if not kept.others:
                     continue
-                if as_json:
+                if given.as_json:
                     found.append(kept.to_dict())
-                elif only_ids:
+                elif given.only_ids:
                     _print_ids(kept)
                 else:
                     _print(kept)
@@ -84,10 +84,10 @@ def duplicates(
         version.close()
     if not every.exact:
         note("found through the search structure, which misses a few; --exact compares every pair")
-    if as_json:
+    if given.as_json:
         emit_json(
             {
-                "index": str(path),
+                "index": str(given.path),
                 "version": version.manifest.version,
                 "threshold": cosine,
                 "exact": every.exact,
@@ -97,8 +97,6 @@ def duplicates(
 
 
 def _same_pixels(group: Group) -> Group:
-    from dataclasses import replace
-
     same = tuple(one for one in group.others if one.kind == "same-pixels")
     return replace(group, others=same)
 
@@ -121,19 +119,3 @@ def _print(group: Group) -> None:
 def _about(one: Member) -> str:
     name = "".join(c if c.isprintable() else " " for c in one.id)
     return name if one.width is None else f"{name}  {one.width} x {one.height}, {one.bytes:,} B"
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    if not interactive():
-        yield lambda *_: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(unit="img", desc="comparing", dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

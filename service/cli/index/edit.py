@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from service.cli.exits import OK, PARTIAL
-from service.cli.index.check import human_bytes
-from service.cli.output import emit_json, json_option, note
+from service.cli.options import argument, index_option, json_option, option, takes
+from service.cli.output import emit_json, note, size
 
 if TYPE_CHECKING:
     from indexer.maintain.edit import EditReport
 
 _MOST_NAMED = 5
 
-index_option = click.option(
-    "--index", "path", required=True, type=click.Path(path_type=Path), help="The index."
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteArguments:
+    ids: tuple[str, ...] = argument(metavar="[ID]...", nargs=-1)
+    path: Path = index_option()
+    listed: TextIO | None = option(
+        "--ids",
+        type=click.File("r", encoding="utf-8"),
+        help='A file of ids, one a line, or of JSON lines with an "id"; - reads stdin.',
+    )
+    filter: str | None = option(
+        "--filter", metavar="JSON", help="Also what this filter selects now."
+    )
+    target: Literal["images", "texts"] = option(
+        "--target",
+        type=click.Choice(["images", "texts"]),
+        default="images",
+        show_default=True,
+        help="What --filter selects from.",
+    )
+    dry_run: bool = option("--dry-run", is_flag=True, help="Only tell what would go.")
+    as_json: bool = json_option()
 
 
 @click.command(
@@ -33,33 +53,8 @@ index_option = click.option(
     "build brings it back, unless --allow-erased is given to it. Its bytes are in the files until "
     "`diptych index purge`."
 )
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@index_option
-@click.option(
-    "--ids",
-    "listed",
-    type=click.File("r", encoding="utf-8"),
-    help='A file of ids, one a line, or of JSON lines with an "id"; - reads stdin.',
-)
-@click.option("--filter", "filter_text", metavar="JSON", help="Also what this filter selects now.")
-@click.option(
-    "--target",
-    type=click.Choice(["images", "texts"]),
-    default="images",
-    show_default=True,
-    help="What --filter selects from.",
-)
-@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
-@json_option
-def delete(
-    ids: tuple[str, ...],
-    path: Path,
-    listed: TextIO | None,
-    filter_text: str | None,
-    target: str,
-    dry_run: bool,
-    as_json: bool,
-) -> int:
+@takes(DeleteArguments)
+def delete(given: DeleteArguments) -> int:
     """Delete items by ID, by a file of ids, or by filter.
 
     Exits with 3 when some ids are not in the index; the others are deleted then.
@@ -67,21 +62,22 @@ def delete(
     from indexer.filters.language import parse_filter
     from indexer.maintain.edit import delete_items
 
-    if not ids and listed is None and filter_text is None:
+    if not given.ids and given.listed is None and given.filter is None:
         raise click.UsageError("name an ID, --ids or --filter")
     wanted = None
-    if filter_text is not None:
+    if given.filter is not None:
         try:
-            wanted = parse_filter(json.loads(filter_text))
+            wanted = parse_filter(json.loads(given.filter))
         except (json.JSONDecodeError, RecursionError) as error:
             raise click.BadParameter(f"not JSON: {error}", param_hint="--filter") from error
-    named = [*ids, *(_read_ids(listed) if listed is not None else [])]
-    kind = "texts" if target == "texts" else "images"
-    report = delete_items(path, named, filter=wanted, target=kind, dry_run=dry_run)  # type: ignore[arg-type]
-    if as_json:
-        emit_json({"index": str(path), **report.to_dict()})
+    named = [*given.ids, *(_read_ids(given.listed) if given.listed is not None else [])]
+    report = delete_items(
+        given.path, named, filter=wanted, target=given.target, dry_run=given.dry_run
+    )
+    if given.as_json:
+        emit_json({"index": str(given.path), **report.to_dict()})
     else:
-        _print_edit(report, path, "would be deleted" if dry_run else "deleted")
+        _print_edit(report, given.path, "would be deleted" if given.dry_run else "deleted")
         if report.missing:
             some = ", ".join(repr(one) for one in report.missing[:_MOST_NAMED])
             rest = ", ..." if len(report.missing) > _MOST_NAMED else ""
@@ -89,15 +85,22 @@ def delete(
     return PARTIAL if report.missing else OK
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackArguments:
+    path: Path = index_option()
+    to: int = option(
+        "--to", required=True, type=click.IntRange(min=0), help="A version that is kept."
+    )
+    as_json: bool = json_option()
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  diptych index history --index photos.index\n"
     "  diptych index rollback --index photos.index --to 41"
 )
-@index_option
-@click.option("--to", required=True, type=click.IntRange(min=0), help="A version that is kept.")
-@json_option
-def rollback(path: Path, to: int, as_json: bool) -> None:
+@takes(RollbackArguments)
+def rollback(given: RollbackArguments) -> None:
     """Make the content of an earlier version the newest.
 
     What was deleted since stays deleted. The versions in between are kept, so that a rollback can
@@ -105,19 +108,26 @@ def rollback(path: Path, to: int, as_json: bool) -> None:
     """
     from indexer.maintain.edit import rollback as go_back
 
-    report = go_back(path, to)
-    if as_json:
-        emit_json({"index": str(path), **report.to_dict()})
+    report = go_back(given.path, given.to)
+    if given.as_json:
+        emit_json({"index": str(given.path), **report.to_dict()})
     else:
-        _print_edit(report, path, "of it stayed deleted")
+        _print_edit(report, given.path, "of it stayed deleted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeIndexArguments:
+    """Of commands that ask for nothing but an index."""
+
+    path: Path = index_option()
+    as_json: bool = json_option()
 
 
 @click.command(
     epilog="\b\nExample:\n  diptych index purge --index photos.index --json > receipt.json"
 )
-@index_option
-@json_option
-def purge(path: Path, as_json: bool) -> int:
+@takes(WholeIndexArguments)
+def purge(given: WholeIndexArguments) -> int:
     """Take every byte of deleted and replaced items out of the index's files.
 
     Segments are written anew without them, older versions removed, lines naming them taken out of
@@ -129,14 +139,14 @@ def purge(path: Path, as_json: bool) -> int:
     """
     from indexer.maintain.purge import purge as purge_index
 
-    report = purge_index(path)
-    if as_json:
-        emit_json({"index": str(path), **report.to_dict()})
+    report = purge_index(given.path)
+    if given.as_json:
+        emit_json({"index": str(given.path), **report.to_dict()})
     else:
-        click.echo(f"{path}: version {report.version} is the only one left")
+        click.echo(f"{given.path}: version {report.version} is the only one left")
         click.echo(
             f"{report.rows:,} rows and {report.versions:,} versions removed; "
-            f"{human_bytes(report.bytes_before)} before, {human_bytes(report.bytes_after)} now"
+            f"{size(report.bytes_before)} before, {size(report.bytes_after)} now"
         )
         click.echo(
             f"{report.sought:,} strings of removed items sought in {report.files:,} files: "
@@ -151,15 +161,14 @@ def purge(path: Path, as_json: bool) -> int:
 
 
 @click.command(epilog="\b\nExample:\n  diptych index history --index photos.index")
-@index_option
-@json_option
-def history(path: Path, as_json: bool) -> None:
+@takes(WholeIndexArguments)
+def history(given: WholeIndexArguments) -> None:
     """List the versions an index keeps, newest first."""
     from indexer.store.history import history as versions
 
-    found = versions(path)
-    if as_json:
-        emit_json({"index": str(path), "versions": [one.to_dict() for one in found]})
+    found = versions(given.path)
+    if given.as_json:
+        emit_json({"index": str(given.path), "versions": [one.to_dict() for one in found]})
         return
     click.echo(
         f"{'version':>8}  {'date':<25}  {'operation':<9}  {'images':>10}  {'texts':>10}  "
@@ -171,7 +180,7 @@ def history(path: Path, as_json: bool) -> None:
             continue
         click.echo(
             f"{one.version:>8}  {one.created:<25}  {one.operation or '-':<9}  {one.images:>10,}  "
-            f"{one.texts:>10,}  {human_bytes(one.bytes):>10}{'  current' if one.current else ''}"
+            f"{one.texts:>10,}  {size(one.bytes):>10}{'  current' if one.current else ''}"
         )
 
 

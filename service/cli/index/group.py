@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from service.cli.index.duplicates import duplicates
 from service.cli.index.edit import delete, history, purge, rollback
 from service.cli.index.optimize import optimize
 from service.cli.index.transfer import export, import_
-from service.cli.output import emit_json, json_option
+from service.cli.options import NEW_FILE, index_option, json_option, option, takes
+from service.cli.output import emit_json, size
 
 
 @click.group()
@@ -29,43 +31,46 @@ def index() -> None:
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoArguments:
+    path: Path = index_option()
+    plot: Path | None = option(
+        "--plot",
+        type=NEW_FILE,
+        help="Draw recall against speed, as `optimize` measured them, into a PNG.",
+    )
+    as_json: bool = json_option()
+
+
 @index.command(
     epilog="\b\nExamples:\n"
     "  diptych index info --index photos.index --json\n"
     "  diptych index info --index photos.index --plot curve.png"
 )
-@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw recall against speed, as `optimize` measured them, into a PNG.",
-)
-@json_option
-def info(path: Path, plot: Path | None, as_json: bool) -> None:
+@takes(InfoArguments)
+def info(given: InfoArguments) -> None:
     """Describe an index: model, counts, size, sources."""
     from indexer.search.snapshot import open_snapshot
 
-    with open_snapshot(path, fingerprint=None) as snapshot:
+    with open_snapshot(given.path, fingerprint=None) as snapshot:
         about = snapshot.info()
-    if plot is not None:
-        from service.cli.plots.curve_plot import draw_curves
+    if given.plot is not None:
+        from service.cli.plots import draw_curves
 
-        draw_curves(about.structures, plot)
-    if as_json:
-        remedies = [
-            {"problem": problem, "remedy": remedy}
-            for problem, remedy in _remedies(about.degraded, about.wordless, path)
-        ]
-        emit_json({"index": str(path), **about.to_dict(), "attention": remedies})
+        draw_curves(about.structures, given.plot)
+    remedies = _remedies(about.degraded, about.wordless, given.path)
+    if given.as_json:
+        attention = [{"problem": problem, "remedy": remedy} for problem, remedy in remedies]
+        emit_json({"index": str(given.path), **about.to_dict(), "attention": attention})
         return
     lines = {
-        "index": f"{path} ({about.uuid})",
+        "index": f"{given.path} ({about.uuid})",
         "version": f"{about.version}, {about.created}, by {about.writer}",
         "model": f"{about.model}, {about.dim} dimensions (fingerprint {about.fingerprint[:12]})",
         "items": f"{about.images:,} images, {about.texts:,} texts",
         "segments": f"{about.segments}, {about.tombstones:,} rows superseded",
         "search": "; ".join(_structure(one) for one in about.structures) or "exact",
-        "size": _bytes(about.bytes),
+        "size": size(about.bytes),
         "fields": ", ".join(f"{field['name']} ({field['type']})" for field in about.fields),
         "relevance": _relevance(about.relevance),
     }
@@ -73,17 +78,15 @@ def info(path: Path, plot: Path | None, as_json: bool) -> None:
         click.echo(f"{name:<9} {value}")
     for source in about.sources:
         click.echo(f"{'source':<9} {source['name']} ({source['kind']})")
-    for problem, remedy in _remedies(about.degraded, about.wordless, path):
+    for problem, remedy in remedies:
         click.echo(f"{'attention':<9} {problem}: {remedy}")
 
 
-for command in (build, add, delete, optimize, rollback, purge, history):
+for command in (
+    *(build, add, delete, optimize, rollback, purge, history),
+    *(verify, repair, duplicates, export, import_),
+):
     index.add_command(command)
-index.add_command(verify)
-index.add_command(repair)
-index.add_command(duplicates)
-index.add_command(export)
-index.add_command(import_)
 
 
 def _remedies(degraded: list[str], wordless: int, path: Path) -> list[tuple[str, str]]:
@@ -118,12 +121,3 @@ def _relevance(about: dict[str, Any] | None) -> str:
         for target, one in about.items()
     ]
     return f"{about['images']['queries']} background queries; {'; '.join(parts)}"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

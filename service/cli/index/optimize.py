@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.index.check import human_bytes
-from service.cli.output import emit_json, interactive, json_option, model_options, note
+from service.cli.options import (
+    OLD_FILE,
+    ModelOptions,
+    group,
+    index_option,
+    json_option,
+    option,
+    takes,
+)
+from service.cli.output import emit_json, note, progress_bar, size
 
 if TYPE_CHECKING:
     from indexer.maintain.optimize import TargetReport
@@ -34,6 +42,35 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before 
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeArguments:
+    path: Path = index_option()
+    recall: float = option(
+        "--recall",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.95,
+        show_default=True,
+        help="Recall@10 against exact search that an approximate structure must reach.",
+    )
+    memory: int | None = option(
+        "--memory", type=ByteSize(), help="Most that a structure may take, e.g. 4G."
+    )
+    structure: str = option(
+        "--structure",
+        type=click.Choice(["auto", "exact", "hnsw", "ivf"]),
+        default="auto",
+        show_default=True,
+        help="auto takes the fastest; exact takes structures away.",
+    )
+    queries: Path | None = option(
+        "--queries",
+        type=OLD_FILE,
+        help="Texts to measure with, one a line, at least 64. [default: captions in the index]",
+    )
+    pair: ModelOptions = group(ModelOptions)
+    as_json: bool = json_option()
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  diptych index optimize --index photos.index\n"
@@ -43,41 +80,8 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before 
     "What was added later is searched beside it, exactly, until the next run. Nothing is embedded "
     "again."
 )
-@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
-@click.option(
-    "--recall",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="Recall@10 against exact search that an approximate structure must reach.",
-)
-@click.option("--memory", type=ByteSize(), help="Most that a structure may take, e.g. 4G.")
-@click.option(
-    "--structure",
-    type=click.Choice(["auto", "exact", "hnsw", "ivf"]),
-    default="auto",
-    show_default=True,
-    help="auto takes the fastest; exact takes structures away.",
-)
-@click.option(
-    "--queries",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Texts to measure with, one a line, at least 64. [default: captions in the index]",
-)
-@model_options
-@json_option
-def optimize(
-    path: Path,
-    recall: float,
-    memory: int | None,
-    structure: str,
-    queries: Path | None,
-    model: str | None,
-    device: str,
-    precision: str,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+@takes(OptimizeArguments)
+def optimize(given: OptimizeArguments) -> None:
     """Merge an index's segments, drop dead rows, and build the search structure that pays.
 
     Structures are measured with texts asking for pictures (and pictures for texts), because
@@ -87,19 +91,16 @@ def optimize(
     from indexer.maintain.optimize import OptimizeOptions
     from indexer.maintain.optimize import optimize as run
 
-    embedded = None
-    if queries is not None:
-        embedded = _embed(path, queries, model, device, precision, threads)
     options = OptimizeOptions(
-        floor=recall,
-        memory=memory,
-        structure=structure,  # type: ignore[arg-type]
-        queries_QD=embedded,
+        floor=given.recall,
+        memory=given.memory,
+        structure=given.structure,  # type: ignore[arg-type]  # click checked it
+        queries_QD=None if given.queries is None else _embed(given.path, given.queries, given.pair),
     )
-    with _progress_bar() as on_progress:
-        report = run(path, options, on_progress=on_progress)
-    if as_json:
-        emit_json({"index": str(path), **report.to_dict()})
+    with progress_bar("", "row", scaled=True) as bar:
+        report = run(given.path, options, on_progress=bar.stage)
+    if given.as_json:
+        emit_json({"index": str(given.path), **report.to_dict()})
         return
     for name, target in (("images", report.images), ("texts", report.texts)):
         for line in _lines(name, target):
@@ -124,21 +125,18 @@ def _lines(name: str, target: TargetReport) -> Iterator[str]:
         yield (
             f"        {target.recipe}: recall@10 {target.recall:.3f} for {target.queries}, "
             f"{target.latency_ms:.2f} ms a query{faster}; "
-            f"{human_bytes(int(target.bytes_per_vector * target.rows))}"
+            f"{size(target.bytes_per_vector * target.rows)}"
         )
     for reason in target.notes:
         yield f"        {reason}"
 
 
-def _embed(
-    path: Path, queries: Path, model: str | None, device: str, precision: str, threads: int | None
-) -> Vectors:
+def _embed(path: Path, queries: Path, pair: ModelOptions) -> Vectors:
     """The texts of a file as unit vectors, with the model of the index."""
     import numpy as np
 
     from indexer.format.manifest import check_encoder
     from indexer.search.snapshot import read_fingerprint
-    from models.encoders.registry import load_encoder
     from models.errors import InputError
 
     try:
@@ -149,29 +147,11 @@ def _embed(
     if not texts:
         raise InputError(f"{queries} holds no text")
     stored = read_fingerprint(path)
-    name = model or stored.model
+    name = pair.model or stored.model
     note(f"Loading {name} ...")
-    encoder = load_encoder(name, device=device, precision=precision, threads=threads)
+    encoder = pair.load(name)
     check_encoder(stored, encoder.fingerprint)
     prepared = [encoder.prepare_text(text) for text in texts]
     return np.concatenate(
         [encoder.embed_texts(prepared[start : start + 64]) for start in range(0, len(texts), 64)]
     )
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    if not interactive():
-        yield lambda *_: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(unit="row", unit_scale=True, dynamic_ncols=True) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            if bar.desc != f"{what}: ":
-                bar.reset(total)
-                bar.set_description(what, refresh=False)
-            bar.update(done - bar.n)
-
-        yield show

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from service.cli.output import emit_json, note
+from service.cli.output import duration, emit_json, note, size
 
 if TYPE_CHECKING:
     from indexer.ingest.options import BuildOptions
@@ -39,7 +39,7 @@ def show_plan(
     """
     plans = [source.plan() for source in sources]
     pictures = _sum(plan.pictures for plan in plans)
-    seconds, size = _measure(sources, load, options)
+    seconds, bytes_ = _measure(sources, load, options)
     document: dict[str, Any] = {
         "sources": [
             {"source": source.name, "kind": source.kind, **asdict(plan)}
@@ -48,7 +48,7 @@ def show_plan(
         "pictures": pictures,
         "exact": all(plan.exact for plan in plans),
         "estimated_seconds": _times(seconds, pictures),
-        "estimated_bytes": _times(size, pictures),
+        "estimated_bytes": _times(bytes_, pictures),
     }
     if as_json:
         emit_json(document)
@@ -57,12 +57,12 @@ def show_plan(
         about = "" if plan.exact else "about "
         click.echo(
             f"{source.name} ({source.kind}): {about}{_count(plan.pictures)} pictures, "
-            f"{_count(plan.rows)} rows, {_bytes(plan.source_bytes)}"
+            f"{_count(plan.rows)} rows, {_told(size, plan.source_bytes, 'size')}"
         )
     click.echo(
-        f"Estimated: {_duration(document['estimated_seconds'])} and "
-        f"{_bytes(document['estimated_bytes'])} of disk; items that are in the index already "
-        "take neither."
+        f"Estimated: {_told(duration, document['estimated_seconds'], 'time')} and "
+        f"{_told(size, document['estimated_bytes'], 'size')} of disk; items that are in the index "
+        "already take neither."
     )
 
 
@@ -98,10 +98,10 @@ def _measure(
             [FirstRows(usable[0].source, 4)], Path(folder) / "warm", encoder, options=sample
         )
         report = build_index(usable, out, encoder, options=sample)
-        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if not report.images:
         return None, None
-    return report.seconds / report.images, size / report.images
+    return report.seconds / report.images, taken / report.images
 
 
 def _sum(values: Iterator[int | None]) -> int | None:
@@ -121,22 +121,5 @@ def _count(value: int | None) -> str:
     return "an unknown number of" if value is None else f"{value:,}"
 
 
-def _bytes(value: int | None) -> str:
-    if value is None:
-        return "an unknown size"
-    size = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _duration(seconds: int | None) -> str:
-    if seconds is None:
-        return "an unknown time"
-    if seconds < 120:
-        return f"{seconds} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _told(words: Callable[[float], str], value: int | None, what: str) -> str:
+    return f"an unknown {what}" if value is None else words(value)

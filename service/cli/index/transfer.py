@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from service.cli.exits import OK, PARTIAL
-from service.cli.index.check import human_bytes
-from service.cli.output import emit_json, interactive, json_option, model_options, note
+from service.cli.options import (
+    PATH,
+    ModelOptions,
+    argument,
+    group,
+    index_option,
+    json_option,
+    option,
+    takes,
+)
+from service.cli.output import emit_json, note, progress_bar, size
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportArguments:
+    path: Path = index_option()
+    out: Path = option("--out", required=True, type=PATH, help="A new directory; made whole.")
+    form: Literal["clip-retrieval", "parquet", "copy"] = option(
+        "--format",
+        required=True,
+        type=click.Choice(["clip-retrieval", "parquet", "copy"]),
+        help="clip-retrieval: img_emb/, text_emb/ and metadata/. parquet: items with their "
+        "vectors. copy: one version as an index of its own, every byte checked.",
+    )
+    as_json: bool = json_option()
 
 
 @click.command(
@@ -23,35 +45,43 @@ if TYPE_CHECKING:
     "  diptych index export --index photos.index --out photos-parquet --format parquet\n"
     "  diptych index export --index photos.index --out emb --format clip-retrieval --json"
 )
-@click.option("--index", "path", required=True, type=click.Path(path_type=Path), help="The index.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="A new directory; made whole."
-)
-@click.option(
-    "--format",
-    "form",
-    required=True,
-    type=click.Choice(["clip-retrieval", "parquet", "copy"]),
-    help="clip-retrieval: img_emb/, text_emb/ and metadata/. parquet: items with their vectors. "
-    "copy: one version as an index of its own, every byte checked.",
-)
-@json_option
-def export(path: Path, out: Path, form: str, as_json: bool) -> None:
+@takes(ExportArguments)
+def export(given: ExportArguments) -> None:
     """Write what an index holds to a new directory.
 
     It reads one committed version, whatever a build does meanwhile, and takes no lock.
     """
     from indexer.transfer.exports import export_index
 
-    with _bar("copying" if form == "copy" else "exporting", bytes_=form == "copy") as on_rows:
-        report = export_index(path, out, form, on_rows=on_rows)  # type: ignore[arg-type]
-    if as_json:
-        emit_json({"index": str(path), "out": str(out), **report.to_dict()})
+    copying = given.form == "copy"
+    with progress_bar(
+        "copying" if copying else "exporting", "B" if copying else "row", scaled=copying
+    ) as bar:
+        report = export_index(given.path, given.out, given.form, on_rows=bar.by)
+    if given.as_json:
+        emit_json({"index": str(given.path), "out": str(given.out), **report.to_dict()})
         return
     click.echo(
-        f"{out}: {report.images:,} images and {report.texts:,} texts of version {report.version}, "
-        f"{report.files} files, {human_bytes(report.bytes)} in {report.seconds:.1f} s"
+        f"{given.out}: {report.images:,} images and {report.texts:,} texts of version "
+        f"{report.version}, {report.files} files, {size(report.bytes)} in {report.seconds:.1f} s"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportArguments:
+    source: Path = argument(required=True, type=click.Path(exists=True, path_type=Path))
+    out: Path = option("--out", required=True, type=PATH, help="The index to make.")
+    pair: ModelOptions = group(ModelOptions)
+    filterable: tuple[str, ...] = option(
+        "--filterable",
+        multiple=True,
+        metavar="NAME[=PATH]:TYPE",
+        help="Fields to filter by, as `index build` takes them. [default: those the source names]",
+    )
+    no_relevance: bool = option(
+        "--no-relevance", is_flag=True, help="Keep no background to judge hits against."
+    )
+    as_json: bool = json_option()
 
 
 @click.command(
@@ -61,28 +91,8 @@ def export(path: Path, out: Path, form: str, as_json: bool) -> None:
     "  diptych index import photos-parquet --out photos.index --model starter --json\n"
     "  diptych index import backup.index --out photos.index",
 )
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The index to make.")
-@model_options
-@click.option(
-    "--filterable",
-    multiple=True,
-    metavar="NAME[=PATH]:TYPE",
-    help="Fields to filter by, as `index build` takes them. [default: those the source names]",
-)
-@click.option("--no-relevance", is_flag=True, help="Keep no background to judge hits against.")
-@json_option
-def import_(
-    source: Path,
-    out: Path,
-    model: str | None,
-    device: str,
-    precision: str,
-    threads: int | None,
-    filterable: tuple[str, ...],
-    no_relevance: bool,
-    as_json: bool,
-) -> int:
+@takes(ImportArguments)
+def import_(given: ImportArguments) -> int:
     """Make an index of vectors that are there already.
 
     SOURCE is a folder of embeddings in clip-retrieval's layout, Parquet files with the columns id
@@ -92,46 +102,32 @@ def import_(
     from indexer.filters.declared import parse_fields
     from indexer.transfer.imports import import_index, is_copy
 
-    if model is None and not is_copy(source):
+    copying = is_copy(given.source)
+    if given.pair.model is None and not copying:
         raise click.UsageError("--model must name the pair that made the vectors")
 
     def load() -> Encoder:
-        from models.encoders.registry import load_encoder
+        note(f"Loading {given.pair.model} ...")
+        return given.pair.load()
 
-        assert model is not None
-        note(f"Loading {model} ...")
-        return load_encoder(model, device=device, precision=precision, threads=threads)
-
-    fields = parse_fields(filterable) if filterable else None
-    with _bar("importing", bytes_=is_copy(source)) as on_rows:
+    fields = parse_fields(given.filterable) if given.filterable else None
+    with progress_bar("importing", "B" if copying else "row", scaled=copying) as bar:
         report = import_index(
-            source, out, load, fields=fields, relevance=not no_relevance, on_rows=on_rows
+            given.source,
+            given.out,
+            load,
+            fields=fields,
+            relevance=not given.no_relevance,
+            on_rows=bar.by,
         )
-    if as_json:
-        emit_json({"index": str(out), "source": str(source), **report.to_dict()})
+    if given.as_json:
+        emit_json({"index": str(given.out), "source": str(given.source), **report.to_dict()})
     else:
         for reason in report.reasons:
             click.echo(f"left out: {reason}", err=True)
         click.echo(
-            f"{out}: {report.images:,} images and {report.texts:,} texts in version "
+            f"{given.out}: {report.images:,} images and {report.texts:,} texts in version "
             f"{report.version}; {report.scaled:,} vectors scaled to unit length, "
             f"{report.rejected:,} rows left out, {report.seconds:.1f} s"
         )
     return PARTIAL if report.rejected else OK
-
-
-@contextmanager
-def _bar(what: str, *, bytes_: bool) -> Iterator[Callable[[int, int | None], None] | None]:
-    if not interactive():
-        yield None
-        return
-    from tqdm import tqdm
-
-    unit: dict[str, Any] = {"unit": "B", "unit_scale": True} if bytes_ else {"unit": "row"}
-    with tqdm(desc=what, dynamic_ncols=True, **unit) as bar:
-
-        def show(count: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(count)
-
-        yield show

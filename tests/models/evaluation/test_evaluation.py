@@ -106,7 +106,7 @@ def test_the_held_out_part_and_the_rest_are_the_whole(tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.evaluate.command import evaluate
+    from service.cli.evaluate import evaluate
 
     return CliRunner().invoke(evaluate, list(arguments), standalone_mode=False)
 

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.data.command import report
+    from service.cli.data import report
 
     return CliRunner().invoke(report, list(arguments), standalone_mode=False)
 

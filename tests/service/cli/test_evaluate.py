@@ -59,7 +59,7 @@ def shelf(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    from service.cli.evaluate.command import evaluate
+    from service.cli.evaluate import evaluate
 
     return CliRunner().invoke(evaluate, list(arguments), standalone_mode=False)
 
@@ -152,7 +152,7 @@ def test_template_sets_by_name(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(named["templates"])
         return original(*arguments, **named)
 
-    monkeypatch.setattr("models.evaluation.accuracy.zero_shot_logits", spy)
+    monkeypatch.setattr("models.evaluation.tasks.zero_shot_logits", spy)
     arguments = ("--task", "zero-shot", "--data", str(shelf))
     assert run(*arguments, "--template-set", "food", "--template", "my {c}").exception is None
     assert run(*arguments).exception is None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from service.cli import exits
 from service.cli.main import COMMANDS
 
+ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"torch", "faiss", "fastapi", "open_clip", "timm", "numpy", "PIL", "uvicorn", "pydantic"}
 _PROBE = """
 import sys
@@ -37,6 +40,20 @@ def test_help_imports_nothing_heavy_and_names_every_command() -> None:
     shown, imported = run_help()
     assert not HEAVY & imported
     assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_every_exit_code_is_told() -> None:
+    codes = {
+        value
+        for name, value in vars(exits).items()
+        if name.isupper() and isinstance(value, int) and not isinstance(value, bool)
+    }
+    assert codes == set(exits.MEANINGS)
+    shown, _ = run_help()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    for code, meaning in exits.MEANINGS.items():
+        assert f"{code:>3}  {meaning}" in shown
+        assert f"| {code} | {meaning} |" in readme
 
 
 def test_the_probe_sees_heavy_imports() -> None:

@@ -16,7 +16,7 @@ from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
 from service.cli.index.optimize import ByteSize
-from service.cli.plots.curve_plot import draw_curves, pareto
+from service.cli.plots import draw_curves, pareto
 
 DRIVER = Path(__file__).resolve().parents[2] / "support" / "colour_cli.py"
 

@@ -16,7 +16,7 @@ from tiny import WORDS, blocks, shard, sixteen, tiny_pair
 
 from models.errors import InvalidLabelsError, LabelSetError, TrainingError
 from service.cli.classify.command import classify
-from service.cli.evaluate.command import evaluate
+from service.cli.evaluate import evaluate
 from service.cli.train.command import train
 
 KINDS = ["linear", "adapter", "prompts"]

@@ -1,4 +1,4 @@
-"""What a build shows: a line while it runs, a summary and a plot when it is done.
+"""What `index build` and `index add` show: a line while they run, a summary and a plot at the end.
 
     indexing:  41%|###   | 4100/10000 [02:11<03:08, 31.3rec/s, 31 img/s, embed-bound, 3 rejected]
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from service.cli.output import interactive, note
+from service.cli.output import duration, interactive, note
 
 if TYPE_CHECKING:
     from indexer.ingest.build import BuildProgress, BuildReport
@@ -70,12 +70,6 @@ def remaining(progress: BuildProgress, elapsed: float) -> float | None:
     return max(progress.total - progress.done, 0) * elapsed / progress.done
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _figures(progress: BuildProgress) -> str:
     parts = [f"{progress.images_per_s:.1f} img/s", f"{progress.bottleneck}-bound"]
     if progress.rejected:
@@ -121,7 +115,7 @@ def draw_throughput(report: BuildReport, out: Path, plot: Path | None) -> Path |
         report.performance["timeline"][-1][0] < _PLOT_FROM_S or find_spec("matplotlib") is None
     ):
         return None
-    from service.cli.plots.build_plot import draw_build
+    from service.cli.plots import draw_build
 
     target = plot or out.absolute().with_name(out.absolute().name + ".build.png")
     try:

@@ -1,1 +1,0 @@
-"""`diptych evaluate`."""

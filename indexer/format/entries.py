@@ -1,18 +1,13 @@
-"""What a manifest says of each kind of file: the entries it is made of.
+"""The entries that a manifest is made of: one strict model for each kind of file, and for ANN.
 
-Plain strict models; what a manifest is, and whether its files are there, is
-`indexer.format.manifest`'s and its readers' business.
+`indexer.format.manifest` puts them together and reads them; whether the files are there is its
+readers' business.
 
-What a manifest records of an ANN structure: what it is, and what was measured of it.
-
-An `ann.faiss` is derived from its segment's `vectors.npy` and can be built again from it. The
-entry says how, at which effort it is searched, and what that costs in recall.
-`indexer.format.manifest` names the file and its hash; building and measuring are
-`indexer.maintain.optimize`'s. This knows neither FAISS nor files.
-
-Effort is what the structure's own literature calls efSearch (HNSW, Malkov & Yashunin 2018) or
-nprobe (inverted file, Jegou et al. 2011). `refine` is how many candidates are scored again from
-the stored vectors for each result wanted.
+An `ann.faiss` is derived from its segment's `vectors.npy` and can be built again from it. Its entry
+says how, at which effort it is searched, and what that costs in recall; `indexer.maintain.optimize`
+builds and measures. Effort is what the structure's own literature calls efSearch (HNSW, Malkov &
+Yashunin 2018) or nprobe (inverted file, Jegou et al. 2011). `refine` is how many candidates are
+scored again from the stored vectors for each result wanted.
 """
 
 from __future__ import annotations
@@ -21,14 +16,22 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from indexer.files.fs import BLOCK_BYTES
+
+VECTORS_FILE: Final = "vectors.npy"
+ITEMS_FILE: Final = "items.sqlite"
 ANN_FILE: Final = "ann.faiss"
 CANARIES: Final = 8
 
+Modality = Literal["image", "text"]
 Structure = Literal["hnsw", "ivf"]
 QueryKind = Literal["texts", "background", "images"]
 """Measured with: texts of the index against its pictures; embedded background queries, where it
 has no texts; pictures of the index against its texts."""
 
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1, le=2**31)]
@@ -36,11 +39,11 @@ Row = Annotated[int, Field(ge=0, le=2**31)]
 Recipe = Annotated[str, Field(pattern=r"^[A-Za-z0-9_,()+.-]{1,80}$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class CurvePoint(_Strict):
+class CurvePoint(Strict):
     """One measured point: recall@10 against exact search, and its cost on one thread."""
 
     recipe: Recipe
@@ -61,14 +64,14 @@ class OperatingPoint(CurvePoint):
     kind: QueryKind
 
 
-class Canary(_Strict):
+class Canary(Strict):
     """What the structure must answer, before scoring again, to the stored vector of `row`."""
 
     row: Row
     expected: Annotated[list[Row], Field(min_length=1, max_length=16)]
 
 
-class AnnEntry(_Strict):
+class AnnEntry(Strict):
     """See the module. `parameters` are those of the recipe: M, efConstruction, nlist ..."""
 
     structure: Structure
@@ -84,20 +87,6 @@ class AnnEntry(_Strict):
         if self.operating.recipe != self.recipe:
             raise ValueError("the operating point is of another recipe")
         return self
-
-
-VECTORS_FILE: Final = "vectors.npy"
-ITEMS_FILE: Final = "items.sqlite"
-BLOCK_BYTES: Final = 4 << 20
-"""Files larger than this carry a checksum of every block of this many bytes."""
-
-Modality = Literal["image", "text"]
-Count = Annotated[int, Field(ge=0, le=2**62)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class FileEntry(Strict):
@@ -146,27 +135,23 @@ class TombstoneEntry(FileEntry):
     count: Annotated[int, Field(ge=1, le=2**40)]
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 class StandingEntry(Strict):
     """`indexer.search.background.Standing`, whose docstring explains the numbers."""
 
     excess_mean: Finite
-    excess_std: Positive
+    excess_std: Amount
     nonsense_mean: Finite
-    nonsense_std: Positive
+    nonsense_std: Amount
     low: Finite
     gate: Finite
-    width: Positive
+    width: Amount
 
 
 class NeighboursEntry(Strict):
     """`indexer.search.background.Neighbours`."""
 
     gate: Finite
-    width: Positive
+    width: Amount
 
 
 class TargetEntry(Strict):

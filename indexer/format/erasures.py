@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from indexer.format.checking import verify_file
+from indexer.format.integrity import verify_file
 from indexer.format.manifest import ERASED, HINT, Manifest
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError

@@ -29,7 +29,6 @@ from indexer.filters.declared import Field as FilterField
 from indexer.filters.declared import FieldType, check_fields
 from indexer.format.entries import (
     ANN_FILE,
-    BLOCK_BYTES,
     ITEMS_FILE,
     VECTORS_FILE,
     Count,
@@ -57,7 +56,6 @@ from models.errors import (
 
 __all__ = [
     "ANN_FILE",
-    "BLOCK_BYTES",
     "CURRENT",
     "ERASED",
     "FORMAT",
@@ -86,12 +84,14 @@ __all__ = [
     "TargetEntry",
     "TombstoneEntry",
     "check_encoder",
+    "manifest_bytes",
     "manifest_path",
     "only_unborn",
     "parse_manifest",
     "read_head",
     "read_manifest",
     "read_small",
+    "read_vouched",
     "unreadable",
 ]
 
@@ -276,17 +276,39 @@ def read_manifest(root: Path, head: Head | None = None) -> Manifest:
             unknown format version is refused, untouched.
     """
     head = head or read_head(root)
-    name = manifest_path(head.version)
-    data = read_small(root, name, _MAX_BYTES)
+    return read_vouched(root, head.version, head.sha256, f"{CURRENT} says {{}}")
+
+
+def read_vouched(root: Path, version: int, sha256: str | None, voucher: str) -> Manifest:
+    """Read and check the manifest of a version.
+
+    Args:
+        sha256: what it must have; None where nothing vouches for it.
+        voucher: who says so, for the message, with {} for the first digits.
+
+    Raises:
+        IndexCorruptError: missing, damaged, or of another version.
+        StoreError: the operating system refused to read.
+    """
+    name = manifest_path(version)
+    data = manifest_bytes(root, version)
     digest = hashlib.sha256(data).hexdigest()
-    if digest != head.sha256:
-        raise IndexCorruptError(
-            name, f"sha256 is {digest[:12]}.., {CURRENT} says {head.sha256[:12]}..", hint=HINT
-        )
+    if sha256 is not None and digest != sha256:
+        why = f"sha256 is {digest[:12]}.., {voucher.format(sha256[:12] + '..')}"
+        raise IndexCorruptError(name, why, hint=HINT)
     manifest = parse_manifest(name, data)
-    if manifest.version != head.version:
+    if manifest.version != version:
         raise IndexCorruptError(name, f"it describes version {manifest.version}", hint=HINT)
     return manifest
+
+
+def manifest_bytes(root: Path, version: int) -> bytes:
+    """A version's manifest as it is on disk, unchecked.
+
+    Raises:
+        IndexCorruptError, StoreError: as `read_small`.
+    """
+    return read_small(root, manifest_path(version), _MAX_BYTES)
 
 
 def parse_manifest(name: str, data: bytes) -> Manifest:

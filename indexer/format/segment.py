@@ -1,12 +1,18 @@
-"""A segment: an immutable batch of rows of one modality, as a directory of files.
+"""Writes and opens a segment: an immutable batch of rows of one modality, as a directory of files.
 
     vectors.npy     float16 [N, D], unit rows, C order: the truth
     items.sqlite    what each row is (`indexer.format.items`)
     ann.faiss       optional: a search structure derived from the vectors
-    (`indexer.search.vector_index`)
+                    (`indexer.search.vector_index`)
 
-`Segment` has every file checked (`indexer.format.checking`) before it uses a byte of it;
-`indexer.format.segment_writer` made them. It knows nothing of versions, tombstones or search.
+    writer.add(vectors, rows) ...         vectors go to a scratch file, so memory stays flat
+    writer.vectors()                      what was added, mapped; for building an ANN structure
+    writer.attach_ann(chunks, entry)      optional
+    writer.finish()                       every file durable; the directory may be renamed
+
+`Segment` has every file checked (`indexer.format.integrity`) before it uses a byte of it. Putting a
+finished directory in place is `indexer.store.commit`'s business. This knows nothing of versions,
+tombstones or search.
 """
 
 from __future__ import annotations
@@ -14,27 +20,31 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.checking import Checked, open_checked
-from indexer.format.items import ItemsReader
-from indexer.format.manifest import (
+from indexer.files.fs import FileDigest, Fs, Spool
+from indexer.filters.declared import Field, Value
+from indexer.format.entries import (
     ANN_FILE,
-    HINT,
     ITEMS_FILE,
-    SEGMENTS,
     VECTORS_FILE,
+    AnnEntry,
     FileEntry,
+    Modality,
     SegmentEntry,
-    unreadable,
 )
-from indexer.format.npy import check_npy
+from indexer.format.integrity import Checked, open_checked
+from indexer.format.items import Item, ItemsReader, ItemsWriter, Picture
+from indexer.format.manifest import HINT, SEGMENTS, unreadable
+from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
+from models.vectors import Vectors
 
 HalfVectors: TypeAlias = npt.NDArray[np.float16]
 """float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
@@ -142,3 +152,120 @@ def _same_file(root: Path, name: str, file: io.FileIO) -> None:
         raise unreadable(name, error) from error
     if not os.path.samestat(there, os.fstat(file.fileno())):
         raise IndexCorruptError(name, "it was replaced while it was being opened", hint=HINT)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """An item about to be stored, the key of its source record, and its thumbnail.
+
+    `values` are those of the index's filterable fields, in their order; none are known if empty.
+    `texts` are what search by words finds the row by: a picture's texts; None takes the item's own.
+    """
+
+    record: str
+    item: Item
+    thumbnail: bytes | None = None
+    values: tuple[Value, ...] = ()
+    texts: tuple[str, ...] | None = None
+    picture: Picture | None = None
+
+
+class SegmentWriter:
+    """Collects rows into a scratch directory of its own. Not thread-safe."""
+
+    def __init__(
+        self,
+        fs: Fs,
+        scratch: Path,
+        segment_id: str,
+        modality: Modality,
+        dim: int,
+        fields: Sequence[Field] = (),
+    ) -> None:
+        self.id = segment_id
+        self.modality: Modality = modality
+        self.rows = 0
+        self.directory = scratch / segment_id
+        self._fs = fs
+        self._dim = dim
+        self._ann: tuple[FileDigest, AnnEntry] | None = None
+        fs.make_dir(self.directory)
+        # beside the directory, which is renamed as a whole: the header is not known before the end
+        self._spool: Spool = fs.spool(scratch / f"{segment_id}.vectors")
+        self._items = ItemsWriter(self.directory / ITEMS_FILE, fields)
+
+    def add(self, vectors_BD: Vectors | HalfVectors, rows: Sequence[NewRow]) -> None:
+        """Append B rows; vectors are [B, D], finite unit rows, float32 or as stored before."""
+        assert vectors_BD.shape == (len(rows), self._dim)
+        assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
+        assert self._ann is None, "the structure would not know these rows"
+        for position, new in enumerate(rows):
+            self._items.add(
+                self.rows + position,
+                new.record,
+                new.item,
+                new.thumbnail,
+                new.values,
+                new.texts,
+                new.picture,
+            )
+        self._spool.write(np.ascontiguousarray(vectors_BD, dtype="<f2").data)
+        self.rows += len(rows)
+
+    def take_words(self, source: ItemsReader, target_N: npt.NDArray[np.int64]) -> None:
+        """For rows copied from another segment, added with `texts=()`: see `ItemsWriter`."""
+        self._items.take_words(source, target_N)
+
+    def vectors(self) -> HalfVectors:
+        """The rows added so far, mapped read-only; valid until `finish` or `abort`."""
+        assert self.rows
+        return np.frombuffer(self._spool.map(), dtype="<f2").reshape(self.rows, self._dim)
+
+    def attach_ann(self, chunks: Iterable[bytes | memoryview], entry: AnnEntry) -> None:
+        """Store an ANN structure over all rows, which `entry` describes.
+
+        Raises:
+            NoSpaceError, StoreError: it could not be written.
+        """
+        assert self._ann is None
+        self._ann = self._fs.write_file(self.directory / ANN_FILE, chunks), entry
+
+    def finish(self) -> SegmentEntry:
+        """Write what is left and make every file durable; the directory may then be renamed.
+
+        Raises:
+            NoSpaceError, StoreError: the files could not be written or fsynced.
+        """
+        assert self.rows, "an empty segment has no place in a manifest"
+        self._items.close()
+        header = npy_header("<f2", (self.rows, self._dim))
+        vectors = self._fs.write_file(self.directory / VECTORS_FILE, self._with_header(header))
+        items = self._fs.seal_file(self.directory / ITEMS_FILE)
+        self._fs.sync_dir(self.directory)
+        self._spool.remove()
+        files: dict[Literal["vectors.npy", "items.sqlite", "ann.faiss"], FileEntry] = {
+            VECTORS_FILE: _entry(vectors),
+            ITEMS_FILE: _entry(items),
+        }
+        if self._ann is not None:
+            files[ANN_FILE] = _entry(self._ann[0])
+        return SegmentEntry(
+            id=self.id,
+            modality=self.modality,
+            rows=self.rows,
+            files=files,
+            ann=None if self._ann is None else self._ann[1],
+        )
+
+    def abort(self) -> None:
+        """Close without finishing; the caller removes the scratch directory."""
+        self._spool.close()
+        self._items.abort()
+
+    def _with_header(self, header: bytes) -> Iterable[bytes]:
+        yield header
+        yield from self._spool.read()
+
+
+def _entry(digest: FileDigest) -> FileEntry:
+    return FileEntry(**digest.fields())

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.checking import THREADS, Verify, open_checked, verify_file
+from indexer.format.integrity import THREADS, Verify, open_checked, verify_file
 from indexer.format.manifest import HINT, TOMBSTONES, Manifest, read_manifest
 from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import Segment, may_miss, segment_files

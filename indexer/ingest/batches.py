@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.ingest.prepare import Prepared, PreparedCaption
 from indexer.search.embedding import embed_each
 from models.encoder import Encoder

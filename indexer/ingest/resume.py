@@ -25,7 +25,7 @@ import numpy as np
 import xxhash
 
 from indexer.format.items import Item, Picture
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.ingest.batches import Rows
 from models.sources.records import Reject
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from indexer.format.manifest import Operation, SourceEntry
-from indexer.format.segment_writer import SegmentWriter
+from indexer.format.segment import SegmentWriter
 from indexer.format.version import OpenVersion
 from indexer.ingest.batches import Rows
 from indexer.ingest.options import Stage

@@ -1,31 +1,54 @@
-"""Take items out of an index, and go back to an earlier version of it.
+"""Puts and deletes single items, and goes back to an earlier version: an index's edits.
 
     delete_items(root, ["a.jpg"])      gone from the next version on, and on the erasure list
     rollback(root, to=41)              a next version with the content of version 41
+    Editor(root, encoder).put([...])   decoded, embedded, committed; replaces what has its key
 
-What was deleted never comes back by itself: not by a rollback, not by indexing its source again
-(`indexer.ingest.build` asks the erasure list). Its bytes are in the files until
-`indexer.maintain.purge` has been there. Everything here is one commit, or none.
+Each is one commit or none, and holds the writer's lock only while it runs: between calls anyone may
+write. `put` is a build's own path from record to row (`indexer.ingest.build`).
+
+An id is a record's (a picture with its captions, or a text without a picture) or one text's. A
+filter is resolved to ids when it is given: what is deleted is a list of rows, never a predicate
+that could catch other items later. What was deleted never comes back by itself, not by a rollback,
+not by indexing its source again. Its bytes are in the files until `indexer.maintain.purge` has been
+there.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from indexer.files.fs import Fs
-from indexer.filters.language import Filter
-from indexer.format.manifest import Manifest, read_manifest
+from indexer.filters.language import Filter, check_filter
+from indexer.filters.sql import condition
+from indexer.format.erasures import Erasures
+from indexer.format.field_table import columns_of, rows_where
+from indexer.format.items import ItemsReader
+from indexer.format.manifest import ITEMS_FILE, SEGMENTS, Manifest, read_manifest
 from indexer.format.version import OpenVersion, open_version
-from indexer.maintain.targets import Target, erased_rows, resolve_filter, resolve_ids, seen_before
-from indexer.store.history import read_version
-from indexer.store.recaption import Rows, recaption
+from indexer.ingest.build import index_records
+from indexer.ingest.options import BuildOptions, BuildReport, Pacing
+from indexer.ingest.prepare import check_record
+from indexer.ingest.rejects import RejectsList
+from indexer.store.copies import Rows, recaption
+from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
-from models.errors import InputError
+from models.encoder import Encoder
+from models.errors import IndexCorruptError, InputError, NotFoundError
+from models.sources.records import Plan, Record, Reject, Row, Source
+
+Target = Literal["images", "texts"]
+
+_BATCH: Final = 500
+_DEFAULTS: Final = BuildOptions()
 
 
 @dataclass(slots=True)
@@ -179,3 +202,199 @@ def _finish(report: EditReport, manifest: Manifest, started: float) -> None:
     report.images = manifest.live.images
     report.texts = manifest.live.texts
     report.seconds = time.monotonic() - started
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What a list of ids means.
+
+    Attributes:
+        rows: live rows, captions of named pictures included.
+        live: the ids with a live row.
+        known: the ids with any row, live or dead.
+    """
+
+    rows: Rows = field(default_factory=set)
+    live: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+
+
+def resolve_ids(version: OpenVersion, ids: Sequence[str]) -> Resolved:
+    """Rows of the records and texts with these ids.
+
+    Raises:
+        IndexCorruptError: a segment's database is damaged.
+    """
+    found = Resolved()
+    for position, segment in enumerate(version.segments):
+        for row, named in _matches(segment.items, ids):
+            found.known.add(named)
+            if not version.dead[position][row]:
+                found.live.add(named)
+                found.rows.add((position, row))
+    return found
+
+
+def resolve_filter(version: OpenVersion, wanted: Filter, target: Target) -> list[str]:
+    """Ids of the live items of one modality that a filter selects.
+
+    Raises:
+        InvalidFilterError: as `indexer.filters.language.check_filter`.
+        IndexCorruptError: a segment's database is damaged.
+    """
+    check_filter(wanted, version.manifest.declared)
+    columns = columns_of(version.manifest.declared)
+    ids: list[str] = []
+    for position, segment in enumerate(version.segments):
+        if f"{segment.entry.modality}s" == target:
+            rows = rows_where(segment.items.query, condition(wanted, columns))
+            live = rows[~version.dead[position][rows]].tolist()
+            ids += segment.items.ids(live).values()
+    return ids
+
+
+def seen_before(root: Path, ids: Iterable[str], current: int) -> set[str]:
+    """Which ids have a row in a kept version before `current`, in segments it no longer names.
+
+    A version or file that cannot be read counts as one that knows every id: better an id too many
+    on the erasure list than one too few.
+    """
+    wanted = list(ids)
+    seen: set[str] = set()
+    looked: set[str] = set()
+    for about in history(root) if wanted else ():
+        try:
+            manifest = read_version(root, about.version)
+            for entry in manifest.segments:
+                if about.version == current:
+                    looked.add(entry.id)
+                if entry.id in looked:
+                    continue
+                looked.add(entry.id)
+                path = root / SEGMENTS / entry.id / ITEMS_FILE
+                items = ItemsReader(path, entry.modality)
+                try:
+                    seen |= {named for _, named in _matches(items, wanted)}
+                finally:
+                    items.close()
+        except (IndexCorruptError, NotFoundError):
+            return set(wanted)
+    return seen
+
+
+def erased_rows(version: OpenVersion, erasures: Erasures) -> Rows:
+    """Live rows whose own id, or whose record's, is on an erasure list."""
+    if not len(erasures):
+        return set()
+    return {
+        (position, row)
+        for position, segment in enumerate(version.segments)
+        for row, item_id, record, _ in segment.items.records()
+        if not version.dead[position][row] and (item_id in erasures or record in erasures)
+    }
+
+
+def _matches(items: ItemsReader, ids: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(row, the id among `ids` that means it); a row meant by its record and itself comes twice."""
+    for start in range(0, len(ids), _BATCH):
+        part = [one for one in ids[start : start + _BATCH] if _storable(one)]
+        marks = ", ".join("?" * len(part))
+        for column in ("record", "id"):
+            yield from items.query(
+                f"SELECT row, {column} FROM items WHERE {column} IN ({marks})",  # noqa: S608
+                part,
+            )
+
+
+def _storable(item_id: str) -> bool:
+    try:
+        item_id.encode()
+    except UnicodeEncodeError:  # a lone surrogate: no stored id can hold one
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class PutReport(BuildReport):
+    """What a put did; `refused` says why for every record or text that was not stored."""
+
+    refused: list[Reject] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Editor:
+    """See the module. Safe to use from several threads: the lock on disk lets one write."""
+
+    def __init__(self, root: Path, encoder: Encoder, *, options: BuildOptions = _DEFAULTS) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            root: an index that exists.
+            options: what to store and how; those about commits, mirrors and files play no part.
+        """
+        self.root = root
+        self._encoder = encoder
+        self._options = options
+
+    def put(self, records: Sequence[Record], *, allow_erased: bool = False) -> PutReport:
+        """Store records, each replacing what the index has under its key, in one commit.
+
+        A record that is in the index as it is costs nothing and makes no version; one that was
+        deleted is left out, and counted as `erased`, unless `allow_erased`.
+
+        Raises:
+            IndexNotFoundError: no index there.
+            IndexLockedError: somebody else is writing.
+            EncoderMismatchError, IndexCorruptError, NoSpaceError, StoreError: see
+                `indexer.store.writer.IndexWriter`; nothing was stored.
+        """
+        options = dataclasses.replace(
+            self._options,
+            segment_rows=sys.maxsize // 1024,  # one commit, however many there are
+            pacing=Pacing(seconds=math.inf),
+            fields=None,
+            max_errors=None,
+            mirror=False,
+            allow_erased=allow_erased,
+        )
+        read_manifest(self.root)  # an index is never made by the way
+        rejects = RejectsList()
+        with IndexWriter(self.root, self._encoder.fingerprint) as writer:
+            report = index_records(
+                [_Given(records)],
+                writer,
+                self._encoder,
+                rejects,
+                options=options,
+                only=[one.key for one in records if check_record(one) is None],
+                operation="add",
+            )
+        values = {one.name: getattr(report, one.name) for one in dataclasses.fields(report)}
+        return PutReport(**values, refused=rejects.rejects)
+
+    def delete(self, ids: Iterable[str]) -> EditReport:
+        """Delete items; see `indexer.maintain.edit.delete_items`."""
+        return delete_items(self.root, ids)
+
+
+class _Given(Source):
+    """Records as a source."""
+
+    name = "api"
+    kind = "api"
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def count(self) -> int:
+        return len(self._records)
+
+    def plan(self) -> Plan:
+        pictures = [record.image for record in self._records if record.image is not None]
+        size = sum(map(len, pictures))
+        return Plan(len(self._records), len(pictures), size, size, exact=True)
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self._records

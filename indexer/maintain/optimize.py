@@ -24,7 +24,7 @@ import numpy as np
 
 from indexer.files.fs import Fs, Spool, require_space
 from indexer.format.manifest import SCRATCH, Modality, read_manifest
-from indexer.format.segment_writer import SegmentWriter
+from indexer.format.segment import SegmentWriter
 from indexer.format.version import OpenVersion, open_version
 from indexer.maintain.structures import (
     FEWEST_QUERIES,

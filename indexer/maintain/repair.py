@@ -1,6 +1,6 @@
-"""Do what can be done about a damaged index without guessing, and say what cannot.
+"""Does what can be done about a damaged index without guessing, and says what cannot.
 
-    a search structure    built again from the vectors it was derived from
+    a search structure    built again from the vectors it was derived from, by the same recipe
     the background        left out; the next build measures another
     CURRENT, a manifest   the newest kept version that is sound becomes the newest again, less what
                           was deleted since: the erasure lists that can be read are all honoured
@@ -15,6 +15,7 @@ writer, when no kept version names them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,9 +26,9 @@ import numpy as np
 
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
-from indexer.format.checking import open_checked
 from indexer.format.entries import ErasedEntry, SegmentEntry, TombstoneEntry
 from indexer.format.erasures import Erasures, hashes_in, read_erasures
+from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
     ANN_FILE,
     ERASED,
@@ -40,18 +41,20 @@ from indexer.format.manifest import (
     TOMBSTONES,
     Head,
     Manifest,
+    manifest_bytes,
     manifest_path,
     read_head,
     read_manifest,
 )
-from indexer.format.segment_writer import SegmentWriter
-from indexer.format.tombstones import as_pairs, count_live, renumber
+from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import dead_rows, encode_tombstones, open_version, read_tombstones
-from indexer.maintain.rebuild import Rebuilt, rebuild
 from indexer.maintain.salvage import erased_records, plan_loss
-from indexer.maintain.sound_versions import file_sha256, vouched
+from indexer.search.ann_scan import make_canaries
 from indexer.search.relevance import read_background
-from indexer.store.draft import Draft
+from indexer.search.vector_index import build_ann
+from indexer.store.commit import Draft, as_pairs, count_live, renumber
+from indexer.store.copies import copy_rows
+from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError
 
@@ -348,7 +351,9 @@ class _Repair:
                 "format": FORMAT,
                 "version": number,
                 "parent": base.version,
-                "parent_sha256": file_sha256(self._root, base.version),
+                "parent_sha256": hashlib.sha256(
+                    manifest_bytes(self._root, base.version)
+                ).hexdigest(),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "operation": "repair",
                 "segments": entries,
@@ -372,3 +377,46 @@ class _Repair:
 
 def _essential(name: str) -> bool:
     return not name.endswith(f"/{ANN_FILE}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A filled writer, and the segment its words come from, open until it has finished."""
+
+    writer: SegmentWriter
+    source: Segment
+
+    def close(self) -> None:
+        self.source.close()
+        self.writer.abort()
+
+
+def rebuild(fs: Fs, root: Path, manifest: Manifest, position: int, rows: Sequence[int]) -> Rebuilt:
+    """These rows of a segment in a new one, with the structure that its entry describes.
+
+    Raises:
+        IndexCorruptError: the vectors or items are damaged.
+        NoSpaceError, StoreError: it cannot be written.
+    """
+    entry = manifest.segments[position]
+    name = f"{manifest.version + 1:08d}-{entry.modality}-{entry.id[-8:]}"
+    source = Segment(root, entry, manifest.dim)
+    scratch = root / SCRATCH
+    writer = SegmentWriter(fs, scratch, name, entry.modality, manifest.dim, manifest.declared)
+    rebuilt = Rebuilt(writer, source)
+    try:
+        copy_rows(source, rows, writer, manifest.declared)
+        if entry.ann is not None:
+            ann = entry.ann
+            vectors_ND = writer.vectors()
+            index = build_ann(vectors_ND, ann.structure, ann.recipe, dict(ann.parameters))
+            canaries = make_canaries(index, vectors_ND)
+            spool = fs.spool(scratch / f"{name}.ann")
+            index.write(spool.write)
+            del index  # before the file is hashed and written: one structure in memory
+            writer.attach_ann(spool.read(), ann.model_copy(update={"canaries": canaries}))
+            spool.remove()
+    except BaseException:
+        rebuilt.close()
+        raise
+    return rebuilt

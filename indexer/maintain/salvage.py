@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.checking import open_checked
 from indexer.format.entries import SegmentEntry
 from indexer.format.erasures import Erasures
+from indexer.format.integrity import open_checked
 from indexer.format.items import ItemsReader
 from indexer.format.manifest import ITEMS_FILE, SEGMENTS, Manifest
 from models.errors import IndexCorruptError

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.checking import THREADS, open_checked
 from indexer.format.erasures import Erasures, read_erasures
+from indexer.format.integrity import THREADS, open_checked
 from indexer.format.manifest import (
     CURRENT,
     ITEMS_FILE,
@@ -44,8 +44,8 @@ from indexer.maintain.segment_checks import (
     vector_problems,
     word_problems,
 )
-from indexer.maintain.sound_versions import vouched
 from indexer.search.relevance import read_background
+from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError
 

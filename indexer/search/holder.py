@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from indexer.format.checking import Verify
+from indexer.format.integrity import Verify
 from indexer.format.manifest import Head, read_head
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.encoder import Fingerprint

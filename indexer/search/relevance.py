@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 
 from indexer.files.fs import FileDigest
-from indexer.format.checking import verify_file
 from indexer.format.entries import SegmentEntry
+from indexer.format.integrity import verify_file
 from indexer.format.manifest import (
     HINT,
     RELEVANCE,

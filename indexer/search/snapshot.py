@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
-from indexer.format.checking import Verify
+from indexer.format.integrity import Verify
 from indexer.format.manifest import (
     Head,
     Modality,
@@ -211,7 +211,7 @@ def open_snapshot(
     Args:
         fingerprint: that of the encoder whose queries will be searched; None opens without
             binding, for describing the index only.
-        verify: `fast` finds every accident, `full` every change; see `indexer.format.checking`.
+        verify: `fast` finds every accident, `full` every change; see `indexer.format.integrity`.
 
     Raises:
         IndexNotFoundError: no index at `path`.

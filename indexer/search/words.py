@@ -32,8 +32,7 @@ import numpy.typing as npt
 
 from indexer.format.items import ItemsReader
 from indexer.format.segment import Segment
-from indexer.format.terms import terms
-from indexer.format.word_table import Postings
+from indexer.format.word_table import Postings, terms
 from indexer.search.fusion import DEPTH, Ranked, ranked
 from indexer.search.ranking import Candidates, rescore
 from models.errors import InputError

@@ -1,29 +1,30 @@
-"""The versions an index keeps: what each was, and the way back to one.
+"""Reads the manifests of all versions an index keeps: what each was, and which can be trusted.
 
 `CURRENT` vouches for the newest manifest and, from format 2 on, every manifest for its parent, so
-an older version is as trustworthy as the newest where the chain between them is whole. This reads;
-going back is `indexer.maintain.edit`'s business.
+an older version is as trustworthy as the newest where the chain between them is whole. Where a link
+is broken, the versions below it are read without a voucher: their manifests must parse and name
+themselves, and vouch in turn for their files. `history` and `read_version` serve people and
+`rollback`; `vouched` serves `verify` and `repair`. No other file is opened.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from indexer.format.manifest import (
     HINT,
+    Head,
     Manifest,
     manifest_path,
-    parse_manifest,
     read_head,
-    read_small,
+    read_vouched,
 )
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, NotFoundError
 
-_MAX_BYTES = 256 << 20
+_SUCCESSOR: Final = "its successor says {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def history(root: Path) -> list[VersionInfo]:
     expected: str | None = head.sha256
     for number in reversed([one for one in manifest_numbers(root) if one <= head.version]):
         try:
-            manifest = _read(root, number, expected)
+            manifest = read_vouched(root, number, expected, _SUCCESSOR)
         except IndexCorruptError as error:
             found.append(VersionInfo(number, current=number == head.version, problem=error.why))
             expected = None
@@ -99,24 +100,11 @@ def read_version(root: Path, version: int) -> Manifest:
         )
     expected: str | None = head.sha256
     for number in reversed(kept):
-        manifest = _read(root, number, expected)
+        manifest = read_vouched(root, number, expected, _SUCCESSOR)
         if number == version:
             return manifest
         expected = manifest.parent_sha256
     raise AssertionError("a kept version is found")
-
-
-def _read(root: Path, number: int, expected: str | None) -> Manifest:
-    name = manifest_path(number)
-    data = read_small(root, name, _MAX_BYTES)
-    digest = hashlib.sha256(data).hexdigest()
-    if expected is not None and digest != expected:
-        why = f"sha256 is {digest[:12]}.., its successor says {expected[:12]}.."
-        raise IndexCorruptError(name, why, hint=HINT)
-    manifest = parse_manifest(name, data)
-    if manifest.version != number:
-        raise IndexCorruptError(name, f"it describes version {manifest.version}", hint=HINT)
-    return manifest
 
 
 def _about(manifest: Manifest, *, current: bool) -> VersionInfo:
@@ -133,3 +121,35 @@ def _about(manifest: Manifest, *, current: bool) -> VersionInfo:
         bytes=len(manifest.encode()) + sum(entry.size for entry in manifest.files().values()),
         current=current,
     )
+
+
+def vouched(root: Path, head: Head | None) -> tuple[dict[int, Manifest], list[IndexCorruptError]]:
+    """The manifests of all kept versions by number, and what is wrong with the others.
+
+    Args:
+        head: what `CURRENT` says; None where it is damaged, which vouches for none, and lets the
+            newest manifest stand for itself.
+
+    Raises:
+        StoreError: the operating system refused to read.
+    """
+    found: dict[int, Manifest] = {}
+    damage: list[IndexCorruptError] = []
+    numbers = manifest_numbers(root)
+    if head is not None:
+        # newer ones were never committed
+        numbers = [number for number in numbers if number <= head.version]
+        if head.version not in numbers:
+            name = manifest_path(head.version)
+            damage.append(IndexCorruptError(name, "the file is missing", hint=HINT))
+    expected = {} if head is None else {head.version: head.sha256}
+    for number in reversed(numbers):
+        try:
+            manifest = read_vouched(root, number, expected.get(number), "{} was written")
+        except IndexCorruptError as error:
+            damage.append(error)
+            continue
+        found[number] = manifest
+        if manifest.parent is not None and manifest.parent_sha256 is not None:
+            expected.setdefault(manifest.parent, manifest.parent_sha256)
+    return found, damage

@@ -55,8 +55,7 @@ from indexer.format.manifest import (
     read_head,
     read_manifest,
 )
-from indexer.format.segment_writer import SegmentWriter
-from indexer.format.tombstones import Pairs, as_pairs, count_live, renumber
+from indexer.format.segment import SegmentWriter
 from indexer.format.version import encode_tombstones, read_tombstones
 from indexer.search.relevance import (
     describe,
@@ -65,7 +64,7 @@ from indexer.search.relevance import (
     read_background,
     still_good,
 )
-from indexer.store.draft import Draft
+from indexer.store.commit import Draft, Pairs, as_pairs, count_live, renumber
 from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from indexer.files.fs import Fs, require_space
-from indexer.format.checking import open_checked
 from indexer.format.entries import FileEntry
+from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
     CURRENT,
     ERASED,
@@ -25,10 +25,10 @@ from indexer.format.manifest import (
     TOMBSTONES,
     Head,
     Manifest,
+    manifest_bytes,
     manifest_path,
     read_head,
     read_manifest,
-    read_small,
 )
 from indexer.format.version import OpenVersion, open_version
 from indexer.transfer.clip_retrieval import write_folders
@@ -39,7 +39,6 @@ from models.errors import IndexCorruptError
 Format = Literal["clip-retrieval", "parquet", "copy"]
 
 _CHUNK: Final = 1 << 20
-_MAX_BYTES: Final = 256 << 20
 
 
 def export_index(
@@ -131,7 +130,7 @@ def _copy(root: Path, head: Head, out: Path, on_rows: OnRows | None) -> Manifest
         for segment in manifest.segments:
             fs.sync_dir(partial / SEGMENTS / segment.id)
         name = manifest_path(head.version)
-        fs.write_file(partial / name, [read_small(root, name, _MAX_BYTES)])
+        fs.write_file(partial / name, [manifest_bytes(root, head.version)])
         for folder in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED):
             fs.sync_dir(partial / folder)
         fs.write_file(partial / CURRENT, [head.encode()])

@@ -17,8 +17,7 @@ import numpy as np
 from indexer.files.fs import Fs, require_space
 from indexer.filters.declared import Field
 from indexer.format.manifest import CURRENT, Modality, SourceEntry, check_encoder, read_manifest
-from indexer.format.segment import HalfVectors
-from indexer.format.segment_writer import SegmentWriter
+from indexer.format.segment import HalfVectors, SegmentWriter
 from indexer.search.background_queries import list_id
 from indexer.search.relevance import embed_background
 from indexer.store.writer import IndexWriter, require_index_or_empty

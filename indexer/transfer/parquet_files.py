@@ -22,7 +22,7 @@ import numpy as np
 from indexer.filters.declared import Field, parse_fields, values_of
 from indexer.format.items import Item, Picture
 from indexer.format.manifest import Manifest, Modality
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.transfer.rows import BLOCK, Rows, TransferReport
 from models.encoder import Fingerprint
 from models.errors import InputError, ModelError, SourceError

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from indexer.files.fs import storage_error
 from indexer.format.manifest import Modality
-from indexer.format.segment import HalfVectors
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import HalfVectors, NewRow
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
 from models.errors import InputError, StoreError

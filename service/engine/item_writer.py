@@ -1,7 +1,7 @@
 """Items put and deleted while the service answers: one write at a time, seen before it is answered.
 
 An `ItemWriter` belongs to one served index. Its writes take turns, each is one commit of
-`indexer.maintain.editor`, and the new version is in use when the call returns, so that a search
+`indexer.maintain.edit`, and the new version is in use when the call returns, so that a search
 after a write finds what was written. The index's lock is held only during a commit: other programs
 may write in between, and while they do, ours waits a moment and then says so.
 
@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeVar
 
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
-from indexer.maintain.editor import Editor, PutReport
+from indexer.maintain.edit import Editor, PutReport
 from indexer.search.reader import IndexHolder
 from models.errors import DeadlineError, IndexLockedError, NotFoundError
 from models.sources.records import Record

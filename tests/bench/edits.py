@@ -28,9 +28,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from fakes import ColourEncoder, solid  # noqa: E402
 
 from indexer.format.items import Item  # noqa: E402
-from indexer.format.segment_writer import NewRow  # noqa: E402
-from indexer.maintain.edit import delete_items, rollback  # noqa: E402
-from indexer.maintain.editor import Editor  # noqa: E402
+from indexer.format.segment import NewRow  # noqa: E402
+from indexer.maintain.edit import (  # noqa: E402
+    Editor,
+    delete_items,
+    rollback,
+)
 from indexer.maintain.purge import purge  # noqa: E402
 from indexer.search.relevance import embed_background  # noqa: E402
 from indexer.store.history import history  # noqa: E402

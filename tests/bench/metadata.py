@@ -27,8 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.format.items import Item, ItemsReader
-from indexer.format.items_writer import ItemsWriter
+from indexer.format.items import Item, ItemsReader, ItemsWriter
 
 WORDS = "a man dog red shirt on the beach two children play with ball snow mountain bike"
 

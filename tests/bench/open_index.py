@@ -34,7 +34,7 @@ def make(path: Path, rows: int, dim: int) -> None:
     import numpy as np
 
     from indexer.format.items import Item
-    from indexer.format.segment_writer import NewRow
+    from indexer.format.segment import NewRow
     from indexer.store.writer import IndexWriter
     from models.encoder import Fingerprint
     from models.vectors import unit_rows
@@ -71,7 +71,7 @@ def child(path: Path, verify: str) -> None:
     import psutil
 
     import indexer.search.snapshot  # noqa: F401  imports are no part of opening
-    from indexer.format.checking import open_checked
+    from indexer.format.integrity import open_checked
     from indexer.format.manifest import read_manifest
     from indexer.search.options import SearchOptions
     from indexer.search.snapshot import open_snapshot

@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 from indexer.format.items import Item
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from indexer.search.vector_index import ExactIndex

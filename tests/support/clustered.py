@@ -13,7 +13,7 @@ import numpy as np
 
 from indexer.filters.declared import parse_fields, values_of
 from indexer.format.items import Item
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows

@@ -22,8 +22,7 @@ from fakes import ColourEncoder
 from indexes import NAMES, build, record
 
 from indexer.filters.declared import parse_fields
-from indexer.maintain.edit import delete_items, rollback
-from indexer.maintain.editor import Editor
+from indexer.maintain.edit import Editor, delete_items, rollback
 from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.repair import repair

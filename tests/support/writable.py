@@ -10,7 +10,7 @@ from fakes import ColourEncoder
 from starlette.testclient import TestClient
 
 from indexer.ingest.options import BuildOptions
-from indexer.maintain.editor import Editor
+from indexer.maintain.edit import Editor
 from indexer.search.holder import SnapshotHolder
 from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine

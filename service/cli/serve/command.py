@@ -309,7 +309,7 @@ def _check_writable(paths: dict[str, Path]) -> None:
 
 def _writer(engine: Engine, path: Path) -> ItemWriter:
     from indexer.ingest.options import BuildOptions
-    from indexer.maintain.editor import Editor
+    from indexer.maintain.edit import Editor
     from service.engine.item_writer import ItemWriter
 
     assert engine.holder is not None, "what is served from a directory has one"

@@ -11,8 +11,8 @@ import pytest
 from fakes import ColourEncoder
 from indexes import build, record
 
+from indexer.files.fs import BLOCK_BYTES
 from indexer.format.manifest import (
-    BLOCK_BYTES,
     FileEntry,
     Head,
     check_encoder,

@@ -23,7 +23,7 @@ from indexer.filters.declared import parse_fields, values_of
 from indexer.filters.language import parse_filter
 from indexer.format.items import Item
 from indexer.format.manifest import read_manifest
-from indexer.format.segment_writer import NewRow
+from indexer.format.segment import NewRow
 from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
 from indexer.search.options import SearchOptions

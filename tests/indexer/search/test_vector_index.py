@@ -12,7 +12,7 @@ from crashing import FailingFs
 
 from indexer.files.fs import Fs, Spool
 from indexer.format.entries import ANN_FILE, AnnEntry, OperatingPoint, Structure
-from indexer.format.segment_writer import NewRow, SegmentWriter
+from indexer.format.segment import NewRow, SegmentWriter
 from indexer.maintain.structures import Questions, Tuner, exact_scores, recipes
 from indexer.search.ann_scan import AnnScan, check_canaries, make_canaries
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, build_ann

@@ -28,7 +28,7 @@ from indexer.format.manifest import (
     parse_manifest,
     read_manifest,
 )
-from indexer.store.draft import Draft
+from indexer.store.commit import Draft
 from indexer.store.history import history
 from indexer.store.sweep import manifest_numbers
 from indexer.store.writer import IndexWriter

@@ -16,9 +16,9 @@ from indexes import build, ids, opened, record
 from indexer.format.entries import FileEntry, SegmentEntry
 from indexer.format.erasures import Erasures, hash_id, read_erasures
 from indexer.format.manifest import FORMAT, ErasedEntry, read_manifest
-from indexer.format.tombstones import as_pairs, count_live, renumber
 from indexer.format.version import open_version
 from indexer.maintain.verify import verify_index
+from indexer.store.commit import as_pairs, count_live, renumber
 from indexer.store.copies import copy_rows
 from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError

@@ -15,12 +15,11 @@ from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
 from indexer.format.manifest import read_manifest
-from indexer.maintain.edit import delete_items, rollback
-from indexer.maintain.editor import Editor
+from indexer.maintain.edit import Editor, delete_items, rollback
 from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
-from indexer.store.draft import Draft
+from indexer.store.commit import Draft
 from indexer.store.history import history
 from indexer.store.sweep import Sweeper
 from indexer.store.writer import IndexWriter

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from writable import writable_client
 
 from indexer.format.manifest import read_manifest
-from indexer.maintain.editor import Editor
+from indexer.maintain.edit import Editor
 
 YELLOW = base64.b64encode(solid("yellow")).decode()
 

@@ -20,7 +20,7 @@ from services import build_colours
 from serving import command, environment
 
 from indexer.format.manifest import read_manifest
-from indexer.maintain.editor import Editor
+from indexer.maintain.edit import Editor
 from indexer.search.snapshot import open_snapshot
 from service.cli.main import cli
 from service.cli.serve.command import serve

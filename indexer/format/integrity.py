@@ -1,4 +1,4 @@
-"""Is a file of the index what its manifest says? Sizes and checksums, before a byte is used.
+"""Opens files of an index after checking that each has the size and sums its manifest says.
 
     fast    the XXH3-64 of every block where the manifest has them (files over 4 MiB, from format 2
             on), sha256 otherwise: any accident is found, at the speed of memory
@@ -24,8 +24,7 @@ from typing import Final, Literal, Self, TypeAlias
 
 import xxhash
 
-from indexer.files.fs import open_regular
-from indexer.files.hashing import BLOCK_BYTES
+from indexer.files.fs import BLOCK_BYTES, open_regular
 from indexer.format.manifest import HINT, FileEntry, unreadable
 from models.errors import IndexCorruptError
 

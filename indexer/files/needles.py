@@ -1,8 +1,8 @@
-"""Look for byte strings in files: the self-check of a purge.
+"""Finds byte strings in files; `indexer.maintain.purge` looks with it whether anything is left.
 
 Thousands of needles are sought in gigabytes at once. Each is known by eight of its bytes, those
 that it shares with the fewest others; a table of them turns nearly every position down with one
-look-up in numpy, and what is left is compared in full. Knows nothing of what the bytes mean.
+look-up in numpy, and what is left is compared in full. It knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations

@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.format.items import Item, ItemsReader
-from indexer.format.items_writer import ItemsWriter
-from indexer.format.terms import terms
-from indexer.format.word_table import Postings, decode, encode
+from indexer.format.items import Item, ItemsReader, ItemsWriter
+from indexer.format.word_table import Postings, decode, encode, terms
 from indexer.search.words import K1, B, WordIndex
 from models.errors import IndexCorruptError
 

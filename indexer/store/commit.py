@@ -1,7 +1,7 @@
 """The next version while it is being written: files put in place, then taken back or published.
 
     with Draft(fs, root, version) as draft:
-        ... draft.add_segment, draft.write_array ...    files that no manifest names yet
+        ... draft.add_segments, draft.write_array ...    files that no manifest names yet
         draft.publish(manifest)                         CURRENT names it from here on
 
 Whatever ends the block before `publish` began to replace `CURRENT` removes what was placed. It
@@ -11,25 +11,29 @@ knows the order in which bytes and names become durable, nothing of what the fil
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from indexer.files.fs import FileDigest, Fs
-from indexer.format.entries import SegmentEntry
 from indexer.format.manifest import (
     CURRENT,
     MANIFESTS,
     SCRATCH,
     SEGMENTS,
     Head,
+    Live,
     Manifest,
+    SegmentEntry,
     manifest_path,
     parse_manifest,
 )
-from indexer.format.segment_writer import SegmentWriter
+from indexer.format.segment import SegmentWriter
 from models.errors import StoreError
 
 
@@ -99,3 +103,35 @@ class Draft:
     def _place(self, source: Path, target: Path) -> None:
         self._placed.append(target)
         self._fs.rename(source, target)
+
+
+Pairs = npt.NDArray[np.int64]
+
+
+def as_pairs(dead: Iterable[tuple[int, int]]) -> Pairs:
+    return np.array(list(dead), dtype=np.int64).reshape(-1, 2)
+
+
+def renumber(slots: Sequence[SegmentEntry | None], pairs: Pairs, drop: Collection[int]) -> Pairs:
+    """Pairs whose positions count `slots` -> sorted pairs that count only those not None.
+
+    Args:
+        slots: the segments there were, None where one is dropped, and those that are new.
+        drop: positions whose pairs go with them.
+    """
+    there = np.array([entry is not None for entry in slots], dtype=np.bool_)
+    rows = np.array([entry.rows if entry else 0 for entry in slots], dtype=np.int64)
+    pairs = pairs[~np.isin(pairs[:, 0], list(drop))]
+    assert (pairs >= 0).all()
+    assert (pairs[:, 1] < rows[pairs[:, 0]]).all()
+    positions = np.cumsum(there) - 1
+    moved = np.stack([positions[pairs[:, 0]], pairs[:, 1]], axis=1)
+    return np.unique(moved.astype(np.int64), axis=0)
+
+
+def count_live(entries: Sequence[SegmentEntry], pairs: Pairs) -> Live:
+    totals = {"image": 0, "text": 0}
+    dead = np.bincount(pairs[:, 0], minlength=len(entries))
+    for entry, buried in zip(entries, dead, strict=True):
+        totals[entry.modality] += entry.rows - int(buried)
+    return Live(images=totals["image"], texts=totals["text"])

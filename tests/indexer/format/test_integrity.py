@@ -13,10 +13,9 @@ import psutil
 import pytest
 import xxhash
 
-from indexer.files.fs import Fs
-from indexer.files.hashing import BLOCK_BYTES, FileDigest, Sums
-from indexer.format import checking
-from indexer.format.checking import open_checked, verify_file
+from indexer.files.fs import BLOCK_BYTES, FileDigest, Fs, Sums
+from indexer.format import integrity
+from indexer.format.integrity import open_checked, verify_file
 from indexer.format.manifest import FileEntry
 from models.errors import IndexCorruptError, StoreError
 
@@ -168,7 +167,7 @@ def test_a_refusal_by_the_system_is_not_called_damage(
     def refuse(path: Path) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    monkeypatch.setattr(checking, "open_regular", refuse)
+    monkeypatch.setattr(integrity, "open_regular", refuse)
     with pytest.raises(StoreError, match="EMFILE") as caught:
         verify_file(file.parent, "big", entry(DATA))
     assert not isinstance(caught.value, IndexCorruptError)
@@ -180,7 +179,7 @@ def test_an_unreadable_sector_is_damage_of_that_file(
     def fail(fd: int, buffers: object, offset: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checking.os, "preadv", fail)
+    monkeypatch.setattr(integrity.os, "preadv", fail)
     with pytest.raises(IndexCorruptError, match="big: it cannot be read"):
         verify_file(file.parent, "big", entry(DATA), verify="fast")
 

@@ -1,4 +1,4 @@
-"""`indexer.files.scanning` against `in`."""
+"""`indexer.files.needles` against `in`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.files import scanning
-from indexer.files.scanning import Needles, windows
+from indexer.files import needles as module
+from indexer.files.needles import Needles, windows
 
 
 @given(
@@ -39,7 +39,7 @@ def test_needles_are_found_across_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     data = rng.randbytes(5000)
     path = tmp_path / "file"
     path.write_bytes(data)
-    monkeypatch.setattr(scanning, "_BLOCK", 97)
+    monkeypatch.setattr(module, "_BLOCK", 97)
     needles = {data[start : start + 150] for start in range(0, 4850, 50)} | {rng.randbytes(99)}
     found, size = Needles(needles).find_in_file(path)
     assert size == 5000

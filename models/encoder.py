@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ModelError
+from models.errors import InvalidVectorError, ModelError
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -127,3 +127,20 @@ class Encoder(Protocol):
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
         """Embed prepared texts -> float32 [B, D], unit rows."""
         ...
+
+
+def embed_each(embed: Callable[[Any], Vectors], prepared: Sequence[Any]) -> list[Vectors | None]:
+    """Embed a batch; None for each item whose vector is unusable, without losing the others."""
+    if not prepared:
+        return []
+    try:
+        vectors_BD = embed(prepared)
+    except InvalidVectorError:
+        if len(prepared) == 1:
+            return [None]
+        return [vector for one in prepared for vector in embed_each(embed, [one])]
+    assert len(vectors_BD) == len(prepared)
+    squares_B = np.einsum("bd,bd->b", vectors_BD, vectors_BD, dtype=np.float64)
+    # NaN and infinity fail the comparison too
+    good_B = np.abs(squares_B - 1.0) < 0.01
+    return [row if good else None for row, good in zip(vectors_BD, good_B, strict=True)]

@@ -6,8 +6,8 @@
 Every row that is not kept is close to the one that is, and not merely to one that is close to it,
 as a chain of neighbours would have it. Here every pair is compared, a block of kept rows with all
 that are left at a time, in memory of some 32 bytes a row however many duplicates there are;
-`indexer.search.stars_ann` asks search structures for neighbours instead. It knows vectors and their
-order, not what they are of.
+`indexer.search.duplicates` asks search structures for neighbours instead. It knows vectors and
+their order, not what they are of.
 
 Shapes: R rows by their number in the order of preference, B a block, V kept of it, M some rows,
 D embedding.

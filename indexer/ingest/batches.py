@@ -10,8 +10,7 @@ from typing import TypeAlias
 
 from indexer.format.segment import NewRow
 from indexer.ingest.prepare import Prepared, PreparedCaption
-from indexer.search.embedding import embed_each
-from models.encoder import Encoder
+from models.encoder import Encoder, embed_each
 from models.sources.records import Reject
 from models.vectors import Vectors
 

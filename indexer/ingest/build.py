@@ -21,12 +21,11 @@ from indexer.files.fs import Fs
 from indexer.format.manifest import Operation
 from indexer.format.version import open_version
 from indexer.ingest.changes import KnownRecords
-from indexer.ingest.options import BuildOptions, BuildProgress, BuildReport
+from indexer.ingest.options import BuildOptions, BuildProgress, BuildReport, DeferredEncoder
 from indexer.ingest.pipeline import Run, purpose
 from indexer.ingest.rejects import Rejects, RejectsFile
 from indexer.ingest.resume import Journal, journal_path
 from indexer.ingest.stamps import Stamps, stamps_path
-from indexer.search.embedding import DeferredEncoder
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import InputError, StoreError

@@ -1,16 +1,19 @@
-"""What a build takes and tells: options, progress, the report.
+"""What a build takes and tells: an encoder that may come later, options, progress, the report.
 
 Plain values, shared by the builder and whoever calls it; nothing is done here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from indexer.filters.declared import Field
+from indexer.format.manifest import check_encoder
 from indexer.ingest.pace import StageName
+from models.encoder import Encoder, Fingerprint
 
 Stage = Literal["embedding", "committing", "done"]
 
@@ -130,3 +133,27 @@ class BuildReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredEncoder:
+    """An encoder pair that is loaded only if something has to be embedded.
+
+    Attributes:
+        fingerprint: what an existing index says it was built with.
+        load: loads the pair; called at most once by a build, from its own thread.
+    """
+
+    fingerprint: Fingerprint
+    load: Callable[[], Encoder]
+
+    def encoder(self) -> Encoder:
+        """Load it.
+
+        Raises:
+            EncoderMismatchError: it is not the pair of that fingerprint.
+            ModelError: as `load`.
+        """
+        encoder = self.load()
+        check_encoder(self.fingerprint, encoder.fingerprint)
+        return encoder

@@ -23,7 +23,7 @@ from indexer.ingest.ahead import Ahead, AheadHere, Following, FollowingHere
 from indexer.ingest.batches import Embedded, Rows, embed_batch
 from indexer.ingest.changes import KnownRecords, Mirror
 from indexer.ingest.decoders import Decoders, how_many
-from indexer.ingest.options import BuildOptions, BuildProgress
+from indexer.ingest.options import BuildOptions, BuildProgress, DeferredEncoder
 from indexer.ingest.pace import Stages
 from indexer.ingest.prepare import Prepared, prepare
 from indexer.ingest.progress import Tally
@@ -33,7 +33,6 @@ from indexer.ingest.resume import Journal, Restored
 from indexer.ingest.rows_writer import TEXTS_PER_IMAGE, Places, Storing
 from indexer.ingest.stamps import Stamps
 from indexer.search.background_queries import list_id
-from indexer.search.embedding import DeferredEncoder
 from indexer.search.relevance import embed_background
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder

@@ -49,9 +49,8 @@ from indexer.format.manifest import (
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import dead_rows, encode_tombstones, open_version, read_tombstones
 from indexer.maintain.salvage import erased_records, plan_loss
-from indexer.search.ann_scan import make_canaries
 from indexer.search.relevance import read_background
-from indexer.search.vector_index import build_ann
+from indexer.search.vector_index import build_ann, make_canaries
 from indexer.store.commit import Draft, as_pairs, count_live, renumber
 from indexer.store.copies import copy_rows
 from indexer.store.history import vouched

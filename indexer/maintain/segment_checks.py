@@ -20,8 +20,7 @@ from indexer.format.entries import AnnEntry
 from indexer.format.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.format.items import ItemsReader
 from indexer.format.segment import HalfVectors, Segment
-from indexer.search.ann_scan import check_canaries
-from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex
+from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
 
 # each entry of a stored row is off by at most 2**-11 of itself, and so is the row's length
 _LENGTH_TOLERANCE: Final = 2e-3

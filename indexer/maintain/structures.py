@@ -28,9 +28,15 @@ import numpy.typing as npt
 
 from indexer.format.entries import AnnEntry, CurvePoint, OperatingPoint, QueryKind, Structure
 from indexer.format.segment import HalfVectors
-from indexer.search.ann_scan import make_canaries
-from indexer.search.ranking import STEP
-from indexer.search.vector_index import TRAIN_ROWS, AnnIndex, ExactIndex, build_ann, one_thread
+from indexer.search.candidates import STEP
+from indexer.search.vector_index import (
+    TRAIN_ROWS,
+    AnnIndex,
+    ExactIndex,
+    build_ann,
+    make_canaries,
+    one_thread,
+)
 from models.vectors import Vectors
 
 K: Final = 10

@@ -44,8 +44,7 @@ from indexer.search.background import (
     measure,
 )
 from indexer.search.background_queries import background_queries
-from indexer.search.embedding import embed_each
-from models.encoder import Encoder
+from models.encoder import Encoder, embed_each
 from models.errors import DiptychError, IndexCorruptError
 from models.vectors import Vectors
 

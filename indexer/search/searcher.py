@@ -1,16 +1,15 @@
 """Search in one version of an index: from query vectors to a page of hits.
 
-Each segment proposes rows (`indexer.search.vector_index`, `indexer.search.selection`),
-`indexer.search.ranking` scores them again, `indexer.search.fusion` puts them in order, with the
-ranking by words (`indexer.search.words`) where that is wanted, and here the page is cut. It
-knows segments and which of their rows live; not how versions are opened, nor who asks.
+Each segment's rows are scanned (`indexer.search.scanners`), `indexer.search.candidates` scores what
+that finds, `indexer.search.ranking` puts it in order, with the ranking by words
+(`indexer.search.words`) where that is wanted, and here the page is cut. It knows segments and which
+of their rows live; not how versions are opened, nor who asks.
 
 Shapes: Q queries, K hits, D embedding, N rows, M some rows.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -21,13 +20,12 @@ from indexer.filters.language import Filter, check_filter
 from indexer.format.manifest import Modality
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion
-from indexer.search.ann_scan import AnnScan, check_canaries
-from indexer.search.fusion import DEPTH, Ranked, distinct, fuse, ranked
+from indexer.search.candidates import Scanner, candidates
 from indexer.search.options import SearchOptions, Target
-from indexer.search.ranking import Scanner, candidates
+from indexer.search.ranking import DEPTH, Ranked, distinct, fuse, ranked
 from indexer.search.reader import Hit
-from indexer.search.selection import Part, Selections
-from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex
+from indexer.search.scanners import AnnScan, Part, Selections, structure_of
+from indexer.search.vector_index import ExactIndex
 from indexer.search.words import WordSearch
 from models.errors import InputError, InvalidVectorError
 from models.vectors import Vectors, unit_rows
@@ -142,24 +140,6 @@ class Searcher:
                 f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
             )
         return queries_QD
-
-
-def structure_of(
-    segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
-) -> AnnScan | None:
-    """The segment's ANN structure; where none is sound, its rows are searched exactly."""
-    entry = segment.entry.ann
-    if segment.ann is None or entry is None:
-        return None
-    # mapped through the descriptor that was summed
-    mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
-        check_canaries(ann, entry, segment.vectors_ND)
-    except BadStructureError as error:
-        segment.give_up_ann(str(error))
-        return None
-    return AnnScan(ann, entry, index)
 
 
 def _hits(

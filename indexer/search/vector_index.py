@@ -7,8 +7,8 @@ multiplied: 32 against 200 ms for one query, 180 against 263 ms for sixteen at o
 against 392 ms for sixty-four; a service batches fewer. `tests/bench/search_exact.py` repeats it.
 
 Approximate: a graph (HNSW) or an inverted file over compressed rows. Its answers are proposals,
-which `indexer.search.ranking` scores again from the stored rows. A stored structure is used where
-it is mapped, too: FAISS takes codes and links as views of the file.
+which `indexer.search.candidates` scores again from the stored rows. A stored structure is used
+where it is mapped, too: FAISS takes codes and links as views of the file.
 
 It knows rows and scores, nothing of items, files or versions.
 
@@ -27,7 +27,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.entries import Structure
+from indexer.format.entries import CANARIES, AnnEntry, Canary, Structure
 from indexer.format.segment import HalfVectors
 from models.vectors import Vectors
 
@@ -41,6 +41,8 @@ _LIMITS: Final = threading.Lock()
 _READY: Final = 64
 _DEEP: Final = 16
 """A graph walk that keeps more than one in this many rows costs more than looking at all."""
+_EXPECTED: Final = 4
+_EFFORT: Final = 32
 
 
 class BadStructureError(Exception):
@@ -262,6 +264,40 @@ def build_ann(
         index.add(vectors_ND[start : start + _ADD_ROWS].astype(np.float32))
         on_rows(min(start + _ADD_ROWS, rows))
     return AnnIndex(index, structure, vectors_ND, np.ones(rows, dtype=np.bool_))
+
+
+def make_canaries(index: AnnIndex, vectors_ND: HalfVectors) -> list[Canary]:
+    """A few rows and what the structure answers to their own vectors, for `check_canaries`."""
+    rows = np.linspace(0, len(vectors_ND) - 1, CANARIES).astype(np.int64)
+    return [
+        Canary(row=int(row), expected=_canary_answer(index, vectors_ND, int(row)))
+        for row in np.unique(rows)
+    ]
+
+
+def check_canaries(index: AnnIndex, entry: AnnEntry, vectors_ND: HalfVectors) -> None:
+    """Refuse a structure that no longer answers as when it was built.
+
+    One answer may differ: the last bits of a score depend on the processor.
+
+    Raises:
+        BadStructureError: it answers otherwise.
+    """
+    wrong = 0
+    for canary in entry.canaries:
+        if max(canary.row, *canary.expected) >= len(vectors_ND):
+            raise BadStructureError("its canary queries are of rows that it does not have")
+        answer = _canary_answer(index, vectors_ND, canary.row)
+        wrong += not set(answer) & set(canary.expected)
+    if wrong > 1:
+        raise BadStructureError(f"{wrong} of {len(entry.canaries)} canary queries go wrong")
+
+
+def _canary_answer(index: AnnIndex, vectors_ND: HalfVectors, row: int) -> list[int]:
+    query_1D = vectors_ND[row : row + 1].astype(np.float32)
+    return [
+        int(row) for row in index.unmasked().search(query_1D, _EXPECTED, _EFFORT)[0] if row >= 0
+    ]
 
 
 @contextmanager

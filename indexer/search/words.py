@@ -1,7 +1,7 @@
 """The ranking of one query by words: which rows of which segments, in order, with their cosines.
 
 Joins BM25 (`indexer.search.words`) with what a search allows: living rows, selected by a filter. It
-knows segments; how the ranking is fused with another is `indexer.search.fusion`'s business.
+knows segments; how the ranking is fused with another is `indexer.search.ranking`'s business.
 
 BM25 over the word tables of several segments, as if they were one (Robertson & Zaragoza 2009).
 
@@ -33,8 +33,8 @@ import numpy.typing as npt
 from indexer.format.items import ItemsReader
 from indexer.format.segment import Segment
 from indexer.format.word_table import Postings, terms
-from indexer.search.fusion import DEPTH, Ranked, ranked
-from indexer.search.ranking import Candidates, rescore
+from indexer.search.candidates import Candidates, rescore
+from indexer.search.ranking import DEPTH, Ranked, ranked
 from models.errors import InputError
 from models.vectors import Vectors
 

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from indexer.search.options import NEAR_DUPLICATE
 from service.cli.exits import OK, PARTIAL
 from service.cli.inspection import inspected, refuse_unusable
 from service.cli.options import (
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from models.evaluation.captions.quality import QualityReport
     from models.sources import Source
 
-_DUPLICATES_AT = 0.95
 _SHOWN_GROUPS = 20
 
 
@@ -65,7 +65,7 @@ class DataReportArguments:
     duplicates_at: float | None = option(
         "--duplicates-at",
         type=click.FloatRange(0.0, 1.0, min_open=True),
-        help=f"Cosine from which two pictures are near-duplicates. [default: {_DUPLICATES_AT}]",
+        help=f"Cosine from which two pictures are near-duplicates. [default: {NEAR_DUPLICATE}]",
     )
     no_duplicates: bool = option(
         "--no-duplicates",
@@ -91,7 +91,7 @@ class DataReportArguments:
         """The cosine of near-duplicates; None where no pictures are compared."""
         if self.no_duplicates or self.no_scores:
             return None
-        return self.duplicates_at or _DUPLICATES_AT
+        return self.duplicates_at or NEAR_DUPLICATE
 
     def check(self) -> None:
         """Refuse options that do not go together, before anything is loaded."""

@@ -4,9 +4,9 @@
 
 Takes the index that `search.py prepare` left and selects random rows of it, from half of them down
 to one in ten thousand. For each share: latency of one query both ways on one thread, recall@10 of
-the structure at the effort that `indexer.search.ann_scan` asks for, recall of searching without
+the structure at the effort that `indexer.search.scanners` asks for, recall of searching without
 the filter and dropping afterwards, and how often fewer than k came back so that the scan had to
-help. `indexer.search.ann_scan.FEWEST_SHARE` is where the two latencies cross. The last line is
+help. `indexer.search.scanners.FEWEST_SHARE` is where the two latencies cross. The last line is
 JSON.
 """
 
@@ -23,9 +23,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from indexer.search.ann_scan import FEWEST_SHARE
-from indexer.search.ranking import candidates
-from indexer.search.selection import RowScan
+from indexer.search.candidates import candidates
+from indexer.search.scanners import FEWEST_SHARE, RowScan
 from indexer.search.snapshot import open_snapshot
 
 K = 10

@@ -26,8 +26,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexer.search.ranking import candidates
-from indexer.search.selection import _SELECTIVE, RowScan
+from indexer.search.candidates import candidates
+from indexer.search.scanners import _SELECTIVE, RowScan
 from indexer.search.snapshot import open_snapshot
 
 K = 10
@@ -68,7 +68,7 @@ def cheapest(make: Callable[[int], Ask], queries_QD: Any, truth: list[set[int]])
 
 
 def ours(part: Any, chosen_N: Any, rows_M: Any) -> tuple[str, Ask]:
-    """What `indexer.search.selection` decides for these rows."""
+    """What `indexer.search.scanners` decides for these rows."""
     vectors = part.segment.vectors_ND
     if len(rows_M) * _SELECTIVE <= len(chosen_N):
         scan: Any = RowScan(vectors, rows_M)

@@ -10,16 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from models.errors import InputError
 from models.near_duplicates import HalfVectors, stars
 from models.vectors import Vectors
-
-DUPLICATE_COSINE: Final = 0.95
-"""Measured with the starter pair; `indexer.search.duplicates` has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class NearDuplicates:
 
     def groups(
         self,
-        threshold: float = DUPLICATE_COSINE,
+        threshold: float,
         *,
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> Iterator[NearGroup]:

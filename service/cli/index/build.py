@@ -26,8 +26,7 @@ from service.cli.output import emit_json, note
 from service.cli.sources import Reading
 
 if TYPE_CHECKING:
-    from indexer.ingest.options import BuildOptions
-    from indexer.search.embedding import DeferredEncoder
+    from indexer.ingest.options import BuildOptions, DeferredEncoder
     from models.encoder import Encoder
 
 
@@ -217,7 +216,7 @@ def _index(
     plan: bool = False,
 ) -> int:
     from indexer.ingest.build import build_index
-    from indexer.search.embedding import DeferredEncoder
+    from indexer.ingest.options import DeferredEncoder
 
     # a CSV's cells are text but where a field was declared
     types = {field.path: field.type for field in options.fields or ()}
@@ -252,7 +251,7 @@ def _index(
 
 def _encoder(path: Path, pair: ModelOptions) -> tuple[str, Encoder | DeferredEncoder]:
     """The model's name, and the model: of an existing index only if there is something to embed."""
-    from indexer.search.embedding import DeferredEncoder
+    from indexer.ingest.options import DeferredEncoder
     from indexer.search.snapshot import read_fingerprint
     from models.errors import IndexNotFoundError
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from indexer.search.options import NEAR_DUPLICATE
 from service.cli.options import index_option, json_option, option, takes
 from service.cli.output import emit_json, note, progress_bar
 
@@ -21,7 +22,7 @@ class DuplicatesArguments:
     threshold: float | None = option(
         "--threshold",
         type=click.FloatRange(0.0, 1.0, min_open=True),
-        help="Cosine from which two pictures count as the same. [default: 0.95]",
+        help=f"Cosine from which two pictures count as the same. [default: {NEAR_DUPLICATE}]",
     )
     same_pixels: bool = option(
         "--same-pixels", is_flag=True, help="Only pictures whose every pixel is the same."
@@ -60,11 +61,11 @@ def duplicates(given: DuplicatesArguments) -> None:
     is as close as it says, and a few may be missed, as in search.
     """
     from indexer.format.version import open_version
-    from indexer.search.duplicates import DEFAULT_THRESHOLD, find_duplicates
+    from indexer.search.duplicates import find_duplicates
 
     if given.only_ids and given.as_json:
         raise click.UsageError("give either --ids or --json")
-    cosine = DEFAULT_THRESHOLD if given.threshold is None else given.threshold
+    cosine = NEAR_DUPLICATE if given.threshold is None else given.threshold
     version = open_version(given.path)
     found = []
     try:

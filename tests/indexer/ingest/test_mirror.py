@@ -13,9 +13,9 @@ from indexes import NAMES, ListSource, build, ids, opened, record, reject
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
+from indexer.ingest.options import DeferredEncoder
 from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.verify import verify_index
-from indexer.search.embedding import DeferredEncoder
 from models.errors import EncoderMismatchError, InputError, NotFoundError, SourceError
 from models.sources import open_source
 from models.sources.records import Record, Row

@@ -15,9 +15,9 @@ from serving import run
 
 from indexer.format.version import open_version
 from indexer.maintain.optimize import OptimizeOptions, optimize
-from indexer.search import duplicates, stars_ann
-from indexer.search.ann_scan import AnnScan
+from indexer.search import duplicates
 from indexer.search.duplicates import Duplicates, find_duplicates
+from indexer.search.scanners import AnnScan
 from indexer.store.writer import IndexWriter
 from models.vectors import Vectors, unit_rows
 from service.cli.main import cli
@@ -138,7 +138,7 @@ def test_what_the_structure_does_not_propose_is_missed(
 
     live = AnnScan.propose
     monkeypatch.setattr(AnnScan, "propose", anything)
-    monkeypatch.setattr(stars_ann, "_BLOCK", 16)  # a block is compared in full
+    monkeypatch.setattr(duplicates, "_BLOCK", 16)  # a block is compared in full
     found, _ = named(album, fewest=100)
     assert len(found) < 0.6 * len(joined)
     place = {one: at for at, one in enumerate(ids)}
@@ -153,11 +153,11 @@ def test_what_the_structure_does_not_propose_is_missed(
 
 def test_a_crowd_is_claimed_at_once(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More copies than the deepest search names: one look at every row finds them all."""
-    monkeypatch.setattr(stars_ann, "_DEEPEST", 64)
+    monkeypatch.setattr(duplicates, "_DEEPEST", 64)
     looks = []
-    look = stars_ann._Sky._everything_near
+    look = duplicates._Sky._everything_near
     monkeypatch.setattr(
-        stars_ann._Sky, "_everything_near", lambda self, one: looks.append(1) or look(self, one)
+        duplicates._Sky, "_everything_near", lambda self, one: looks.append(1) or look(self, one)
     )
     joined, _, _ = brute_force(album)
     found, _ = named(album, fewest=100)

@@ -27,7 +27,7 @@ from indexer.format.segment import NewRow
 from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
 from indexer.search.options import SearchOptions
-from indexer.search.selection import RowScan
+from indexer.search.scanners import RowScan
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
@@ -196,7 +196,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
             return len(asked) - before
 
         assert [count(1), count(1), count(2), count(1)] == [1, 0, 1, 0]
-        monkeypatch.setattr("indexer.search.selection._BUDGET", 10_000)  # two entries' worth
+        monkeypatch.setattr("indexer.search.scanners._BUDGET", 10_000)  # two entries' worth
         assert [count(3), count(4), count(4), count(1)] == [1, 1, 0, 1]
         assert snapshot._searcher._selections._bytes <= 10_000
 
@@ -205,7 +205,7 @@ def test_many_threads_ask_at_once(
     large: tuple[Snapshot, Vectors, set[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot, vectors_ND, dead = large
-    monkeypatch.setattr("indexer.search.selection._BUDGET", 30_000)  # kept and dropped all the time
+    monkeypatch.setattr("indexer.search.scanners._BUDGET", 30_000)  # kept and dropped all the time
     order = np.random.default_rng(5).permutation(ROWS)
     query_D = random_rows(1, seed=77)[0]
     bounds = [1, 5, 40, 500, 3000]

@@ -1,118 +1,98 @@
-"""Exact search against brute force: many segments, dead rows, ties, every k and offset."""
+"""Reciprocal rank fusion and near-duplicate grouping, against loops from their definitions."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+import random
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from indexer.search.ranking import candidates, rescore
-from indexer.search.vector_index import ExactIndex
-from models.vectors import unit_rows
-
-Half = npt.NDArray[np.float16]
-Mask = npt.NDArray[np.bool_]
+from indexer.search.ranking import DEPTH, Ranked, distinct, fuse
 
 
-def brute_force(
-    parts: Sequence[tuple[Half, Mask]], query_D: npt.NDArray[np.float32], k: int
-) -> list[tuple[int, int]]:
-    """(segment, row) of the k best live rows, ties by position: one loop, float64."""
-    scored = []
-    for segment, (vectors_ND, live_N) in enumerate(parts):
-        for row, vector_D in enumerate(vectors_ND):
-            if live_N[row]:
-                pairs = zip(vector_D, query_D, strict=True)
-                score = np.float32(sum(float(a) * float(b) for a, b in pairs))
-                scored.append((-float(score), segment, row))
-    return [(segment, row) for _, segment, row in sorted(scored)[:k]]
-
-
-def ranked(
-    parts: Sequence[tuple[Half, Mask]], queries_QD: npt.NDArray[np.float32], k: int
-) -> list[list[tuple[int, int]]]:
-    scanners = [ExactIndex(vectors_ND, live_N) for vectors_ND, live_N in parts]
-    found = candidates(scanners, [vectors for vectors, _ in parts], queries_QD, k)
-    answers = []
-    for one in found:
-        order = np.lexsort((one.rows, one.segments, -one.scores.astype(np.float64)))[:k]
-        answers.append([(int(one.segments[i]), int(one.rows[i])) for i in order])
-    return answers
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
-    dim=st.sampled_from([1, 3, 8, 33, 64]),
-    k=st.integers(1, 80),
-    distinct=st.sampled_from([1, 2, 5, 1000]),
-    dead=st.sampled_from([0.0, 0.3, 0.95]),
-)
-def test_the_top_k_is_that_of_brute_force(
-    seed: int, sizes: list[int], dim: int, k: int, distinct: int, dead: float
-) -> None:
-    rng = np.random.default_rng(seed)
-    # few distinct vectors make ties everywhere, across segments and at the cut
-    pool = unit_rows(rng.standard_normal((distinct, dim))).astype(np.float16)
-    parts = [(pool[rng.integers(0, distinct, size)], rng.random(size) >= dead) for size in sizes]
-    queries_QD = unit_rows(rng.standard_normal((3, dim)))
-    got = ranked(parts, queries_QD, k)
-    assert got == [brute_force(parts, query_D, k) for query_D in queries_QD]
-
-
-def test_all_of_many_equal_rows_are_candidates() -> None:
-    row = unit_rows(np.arange(1.0, 65.0)[None]).astype(np.float16)
-    parts = [(np.repeat(row, 700, axis=0), np.ones(700, dtype=bool)) for _ in range(3)]
-    assert ranked(parts, row.astype(np.float32), 5) == [[(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]]
-
-
-def test_equal_rows_score_equal_wherever_they_are() -> None:
-    rng = np.random.default_rng(7)
-    vectors_ND = unit_rows(rng.standard_normal((257, 77))).astype(np.float16)
-    vectors_ND[[0, 100, 256]] = vectors_ND[31]
-    scores = rescore(vectors_ND, unit_rows(rng.standard_normal((1, 77)))[0])
-    assert len({float(scores[row]) for row in (0, 31, 100, 256)}) == 1
-
-
-def test_dead_rows_never_come_back_even_as_the_only_match() -> None:
-    vectors_ND = np.eye(8, dtype=np.float16)
-    live_N = np.ones(8, dtype=bool)
-    live_N[3] = False
-    index = ExactIndex(vectors_ND, live_N)
-    _, rows = index.search(np.eye(8, dtype=np.float32)[3][None], 7)
-    assert sorted(rows[0].tolist()) == [0, 1, 2, 4, 5, 6, 7]
-    _, above = index.above(np.eye(8, dtype=np.float32)[3], -2.0)
-    assert 3 not in above
-    # the same search over all rows does find it: the mask is what hides it
-    _, all_rows = ExactIndex(vectors_ND, np.ones(8, dtype=bool)).search(
-        np.eye(8, dtype=np.float32)[3][None], 1
+def ranking(rows: list[int], cosines: dict[int, float]) -> Ranked:
+    """Rows of two segments, told apart by parity."""
+    return Ranked(
+        np.array([row % 2 for row in rows], dtype=np.int64),
+        np.array(rows, dtype=np.int64),
+        np.array([cosines[row] for row in rows], dtype=np.float32),
+        [f"id{row:05}" for row in rows],
     )
-    assert all_rows.tolist() == [[3]]
 
 
-@pytest.mark.parametrize("threads", [8])
-def test_searching_from_many_threads_gives_the_same_answers(threads: int) -> None:
-    rng = np.random.default_rng(3)
-    vectors_ND = unit_rows(rng.standard_normal((500, 16))).astype(np.float16)
-    index = ExactIndex(vectors_ND, rng.random(500) > 0.2)
-    queries_QD = unit_rows(rng.standard_normal((40, 16)))
-    expected = [index.search(query_D[None], 9)[1].tolist() for query_D in queries_QD]
-    wrong: list[int] = []
+def by_cosine(cosines: dict[int, float], keep: int) -> Ranked:
+    order = sorted(cosines, key=lambda row: (-np.float32(cosines[row]), f"id{row:05}"))
+    return ranking(order[:keep], cosines)
 
-    def work() -> None:
-        for number, query_D in enumerate(queries_QD):
-            if index.search(query_D[None], 9)[1].tolist() != expected[number]:
-                wrong.append(number)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+def fused_by_loop(
+    vector: list[int], words: list[int], cosines: dict[int, float], weight: float
+) -> list[tuple[int, float]]:
+    scores: dict[int, float] = dict.fromkeys(vector, 0.0) | dict.fromkeys(words, 0.0)
+    for row in scores:
+        if row in vector[:DEPTH]:
+            scores[row] += (1 - weight) / (60 + vector.index(row) + 1)
+        if row in words:
+            scores[row] += weight / (60 + words.index(row) + 1)
+    inside = set(vector[:DEPTH]) | set(words)
+    return sorted(
+        scores.items(),
+        key=lambda one: (one[0] not in inside, -one[1], -np.float32(cosines[one[0]]), one[0]),
+    )
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("rows", [5, 150, 700])
+def test_fusion_equals_the_loop_at_every_depth(weight: float, rows: int) -> None:
+    rng = random.Random(rows)
+    cosines = {row: rng.choice([0.1, 0.2, rng.random()]) for row in range(rows)}
+    everything = by_cosine(cosines, rows)
+    found = rng.sample(range(rows), min(rows, rng.randint(1, DEPTH)))
+    words = ranking(found, cosines)
+    expected = fused_by_loop(everything.rows_M.tolist(), found, cosines, weight)
+    for depth in (min(rows, DEPTH), rows):
+        fused = fuse(by_cosine(cosines, depth), words, weight)
+        assert len(fused) >= depth
+        assert fused.rows_M.tolist()[:depth] == [row for row, _ in expected[:depth]]
+        assert fused.fused_M is not None
+        assert fused.fused_M.tolist()[:depth] == pytest.approx([s for _, s in expected[:depth]])
+        assert fused.scores_M.tolist() == pytest.approx([cosines[r] for r in fused.rows_M.tolist()])
+        assert fused.ids == [f"id{row:05}" for row in fused.rows_M.tolist()]
+
+
+def test_without_words_fusion_keeps_the_order_by_cosine() -> None:
+    cosines = {row: 1 / (row + 1) for row in range(300)}
+    vector = by_cosine(cosines, 300)
+    assert fuse(vector, ranking([], cosines), 0.7).ids == vector.ids
+
+
+def groups_by_loop(vectors: np.ndarray, threshold: float) -> list[tuple[int, list[int]]]:
+    kept: list[tuple[int, list[int]]] = []
+    for row, vector in enumerate(vectors):
+        for first, others in kept:
+            if np.float32(sum(vector.astype(float) * vectors[first].astype(float))) >= threshold:
+                others.append(row)
+                break
+        else:
+            kept.append((row, []))
+    return kept
+
+
+@pytest.mark.parametrize("count", [1, 40, 700])
+def test_distinct_equals_the_loop_and_a_shorter_page_is_its_beginning(count: int) -> None:
+    rng = np.random.default_rng(count)
+    centres = rng.standard_normal((max(1, count // 4), 6))
+    rows = centres[rng.integers(0, len(centres), count)] + 0.15 * rng.standard_normal((count, 6))
+    rows = (rows / np.sqrt((rows**2).sum(axis=1))[:, None]).astype(np.float16)
+    order = Ranked(
+        np.zeros(count, dtype=np.int64),
+        np.arange(count),
+        np.zeros(count, dtype=np.float32),
+        [str(row) for row in range(count)],
+    )
+    expected = groups_by_loop(rows, 0.97)
+    assert count == 1 or any(others for _, others in expected)
+    assert distinct(order, [rows], 0.97, count) == expected
+    for want in {1, len(expected) // 2, len(expected)} - {0}:
+        page = distinct(order, [rows], 0.97, want)
+        assert [first for first, _ in page] == [first for first, _ in expected[:want]]

@@ -14,8 +14,15 @@ from indexer.files.fs import Fs, Spool
 from indexer.format.entries import ANN_FILE, AnnEntry, OperatingPoint, Structure
 from indexer.format.segment import NewRow, SegmentWriter
 from indexer.maintain.structures import Questions, Tuner, exact_scores, recipes
-from indexer.search.ann_scan import AnnScan, check_canaries, make_canaries
-from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, build_ann
+from indexer.search.scanners import AnnScan
+from indexer.search.vector_index import (
+    AnnIndex,
+    BadStructureError,
+    ExactIndex,
+    build_ann,
+    check_canaries,
+    make_canaries,
+)
 from models.errors import NoSpaceError
 from models.vectors import Vectors
 

@@ -184,8 +184,8 @@ def test_near_duplicates_of_nothing_and_of_all() -> None:
     import numpy as np
 
     with NearDuplicates(4) as near:
-        assert list(near.groups()) == []
+        assert list(near.groups(0.95)) == []
         for at in range(3):
             near.add(str(at), str(at), np.eye(4, dtype=np.float32)[0])
-        (group,) = near.groups()
+        (group,) = near.groups(0.95)
         assert (group.keep, [key for key, _, _ in group.others]) == ("0", ["1", "2"])

@@ -1,15 +1,28 @@
-"""Which rows a filter selects, and how they are searched: inside FAISS, or one by one.
+"""What scans one segment's rows for a search: its ANN structure, all of it exactly, or a few rows.
 
-Filters repeat (a page keeps one while the reader types), so what a snapshot worked out for a filter
-is kept, least recently used out first, within a budget of bytes. It knows segments, live rows and
-compiled filters; scores and order are `indexer.search.ranking`'s business.
+`indexer.search.searcher` takes a `Part`'s own scanner, or where a filter is given one of
+`Selections`; `indexer.search.candidates` asks it for rows and scores them.
+
+An `AnnScan`'s effort is the recorded operating point's unless the search names another. It grows
+with the number of results wanted, and where only some rows may be returned: what a graph walk keeps
+must hold enough of them, and their neighbours lie in more lists. Where that would cost more than an
+exact scan, or a query gets fewer rows than asked for though more live, the exact scan answers, so k
+hits come back whenever k exist.
+
+Filters repeat (a page keeps one while the reader types), so what was worked out for a filter is
+kept, least recently used out first, within a budget of bytes.
+
+Shapes: N rows of a segment, M some of them, Q queries, K the best, D embedding.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,12 +32,94 @@ import numpy.typing as npt
 from indexer.filters.declared import Field
 from indexer.filters.language import Filter
 from indexer.filters.sql import condition
+from indexer.format.entries import AnnEntry, Structure
 from indexer.format.field_table import columns_of, rows_where
 from indexer.format.segment import HalfVectors, Segment
-from indexer.search.ann_scan import AnnScan
-from indexer.search.ranking import Scanner, rescore
-from indexer.search.vector_index import ExactIndex
+from indexer.search.candidates import STEP, Scanner, rescore
+from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
 from models.vectors import Vectors
+
+FEWEST_SHARE: Final[dict[Structure, float]] = {"ivf": 1 / 128, "hnsw": 1 / 16}
+"""Below this share of selected rows an exact scan of them is faster at equal recall.
+
+Measured for `ivf` at 1,000,000 x 512 (`tests/bench/search_crossover.py`): of 1% 1.4 ms at recall
+0.961 against 3.5 ms, of 0.1% 2.0 ms at 0.84 against 1.9. A graph is walked in proportion to the
+inverse of the share, so it gives up sooner.
+"""
+
+
+class AnnScan:
+    """Proposals from an ANN structure; an `indexer.search.candidates.Proposer`. Thread-safe."""
+
+    exact: Literal[False] = False
+
+    def __init__(self, index: AnnIndex, entry: AnnEntry, everything: Scanner) -> None:
+        """`everything` scans the same rows exactly."""
+        self._index = index
+        self._everything = everything
+        self._structure = entry.structure
+        self._effort = entry.operating.effort
+        self._refine = entry.operating.refine
+        self.fewest = FEWEST_SHARE[entry.structure]
+        self.live = index.live
+
+    def at(self, effort: int | None) -> AnnScan:
+        """The same, at another effort."""
+        if effort is None:
+            return self
+        view = copy(self)
+        view._effort = effort
+        return view
+
+    def restricted(self, selected_N: npt.NDArray[np.bool_], everything: Scanner) -> AnnScan:
+        """The same, of which only these rows may be returned."""
+        view = copy(self)
+        view._index = self._index.restricted(selected_N)
+        view._everything = everything
+        view.live = view._index.live
+        return view
+
+    def propose(self, queries_QD: Vectors, k: int) -> list[npt.NDArray[np.int64]]:
+        """For each query k rows or more, or all that live, without repeats."""
+        k = min(k, self.live)
+        effort = self._effort_for(k)
+        if effort > self._index.most or k * self._refine * 4 > self._index.rows:
+            return list(self._everything.search(queries_QD, k)[1])
+        rows_QK = self._index.search(queries_QD, k, effort, self._refine)
+        found = [rows_K[rows_K >= 0] for rows_K in rows_QK]
+        short = [query for query, rows_K in enumerate(found) if len(rows_K) < k]
+        if short:
+            _, exact_QK = self._everything.search(queries_QD[short], k)
+            for query, rows_K in zip(short, exact_QK, strict=True):
+                found[query] = rows_K
+        return found
+
+    def _effort_for(self, k: int) -> int:
+        share = self.live / self._index.rows
+        wider = max(1.0, k / STEP) / share
+        if self._structure == "ivf":
+            # lists of the nearest hold most of the next nearest, too
+            wider = math.sqrt(wider)
+        return math.ceil(self._effort * wider)
+
+
+def structure_of(
+    segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
+) -> AnnScan | None:
+    """The segment's ANN structure; where none is sound, its rows are searched exactly."""
+    entry = segment.entry.ann
+    if segment.ann is None or entry is None:
+        return None
+    # mapped through the descriptor that was summed
+    mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
+        check_canaries(ann, entry, segment.vectors_ND)
+    except BadStructureError as error:
+        segment.give_up_ann(str(error))
+        return None
+    return AnnScan(ann, entry, index)
+
 
 # measured at 100,000 x 512 on one core: FAISS spends 1.7 ns on a row that is not selected and
 # 0.12 us on one that is, scoring rows here 0.8 us each, so below one in 400 this is faster
@@ -35,7 +130,7 @@ _ENTRY: Final = 4096
 
 
 class RowScan:
-    """Exact search over a few rows of a segment, each scored as `ranking.rescore` does."""
+    """Exact search over a few rows of a segment, each scored as `candidates.rescore` does."""
 
     exact: Literal[True] = True
 

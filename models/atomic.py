@@ -1,4 +1,8 @@
-"""Writing a small file so that a reader sees the old one or the new one, never half of one."""
+"""Replaces a small file whole, for all of `models/` that saves weights, reports or progress.
+
+A reader sees the old file or the new one, never half of one. What an index writes has a file system
+of its own that can be made to fail: `indexer.files.fs`.
+"""
 
 from __future__ import annotations
 

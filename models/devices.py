@@ -1,6 +1,6 @@
-"""Where and in which arithmetic a model runs: `auto` resolved to something definite.
+"""Says where, in which arithmetic and on how many threads a model runs; asked by encoder pairs.
 
-It knows torch's view of the machine, nothing of models.
+`auto` becomes something definite here. It knows torch's view of the machine, nothing of models.
 """
 
 from __future__ import annotations

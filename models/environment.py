@@ -1,4 +1,4 @@
-"""The one file that reads environment variables.
+"""Reads environment variables, for everybody: no other file does.
 
 Names we own start with `DIPTYCH_`; the others are conventions of the libraries underneath, read
 here only where our behaviour depends on them.

@@ -1,4 +1,4 @@
-"""The one error tree.
+"""The one error tree, which all three packages raise from.
 
 Every failure a user can cause or must act on is one of these; anything else that escapes is a
 defect of ours. Each surface translates the tree exactly once: `service/http/middleware/problems.py`

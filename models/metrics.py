@@ -1,8 +1,8 @@
-"""Retrieval and classification metrics on score matrices. Numpy only, pure functions.
+"""Computes retrieval and classification metrics on score matrices, for evaluation and training.
 
-Definitions are those of CLIP_benchmark. Ties count what a random order among the equal scores
-would give on average, so that a collapsed model that scores everything alike gets k / N, neither
-1 nor 0.
+Numpy only, pure functions. Definitions are those of CLIP_benchmark. Ties count what a random order
+among the equal scores would give on average, so that a collapsed model that scores everything alike
+gets k / N, neither 1 nor 0.
 
 Legend: Q queries, N candidates, B pictures, C classes.
 """

@@ -1,4 +1,4 @@
-"""Who is whose near-duplicate: rows, in order of preference, gathered around the ones kept.
+"""Gathers near-duplicate rows around the ones kept; for `index duplicates` and caption checks.
 
     in order of preference: a row joins the first kept one whose cosine to it reaches the
     threshold, or is kept

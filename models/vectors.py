@@ -1,7 +1,7 @@
-"""The one place that normalises vectors, and the type they travel in.
+"""Normalises and adds vectors, for all three packages, and says the type they travel in.
 
-Numpy only. Shape legend used across the project: B pairs or batch, D embedding, L tokens,
-C classes, K neighbours, N rows, Q queries, T templates.
+Numpy only, and the one place that divides by a length. Shape legend used across the project: B
+pairs or batch, D embedding, L tokens, C classes, K neighbours, N rows, Q queries, T templates.
 """
 
 from __future__ import annotations

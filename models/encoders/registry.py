@@ -1,4 +1,4 @@
-"""The one door through which models are loaded, and the list of those that are known.
+"""Loads the encoder pair that a model id names, and lists the known ones; for every surface.
 
 torch and open_clip are imported when something is loaded or listed; the forms of an id are in
 `models.encoders.base.model_id`.

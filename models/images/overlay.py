@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from models.explain import Area, RelevanceMap
+from models.explainer import Area, RelevanceMap
 
 MAX_SIDE: Final = 512
 _INFERNO: Final = np.array(

@@ -19,7 +19,7 @@ from models.encoders.base.model_id import ModelId
 from models.encoders.base.weights_file import inspect_weights
 from models.encoders.open_clip.assembly import build_fresh, build_pair
 from models.encoders.open_clip.lookup import find_fresh, find_source
-from models.encoders.open_clip.prefix import TextTower, text_tower
+from models.encoders.open_clip.text_tower import TextTower, text_tower
 from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import ModelError
 

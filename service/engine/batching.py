@@ -19,7 +19,7 @@ import numpy as np
 
 from models.encoder import Encoder, PreparedImage, PreparedText
 from models.errors import ModelError
-from models.explain import RelevanceMap
+from models.explainer import RelevanceMap
 from models.vectors import Vectors
 from service.engine.batch_queue import BatchQueue, QueueLimits
 from service.engine.call import Call
@@ -84,7 +84,7 @@ class BatchingEncoder(SerialEncoder):
         return all(ended)
 
     def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
-        """See `models.explain.Explainer`. Raises ModelError, code `cannot-explain`."""
+        """See `models.explainer.Explainer`. Raises ModelError, code `cannot-explain`."""
         explainer = self._explainer()
         # a map may need both towers
         with self._images.turn, self._texts.turn:

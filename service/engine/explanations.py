@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from models.explain import RelevanceMap, cannot_explain
+from models.explainer import RelevanceMap, cannot_explain
 from models.vectors import Vectors, unit_rows
 from service.engine.label_sets import LabelSet
 from service.engine.queries import Prediction, check_text
@@ -42,7 +42,7 @@ class Explanation:
             does not look.
         png: the map drawn over the picture, `width` x `height` pixels.
         score: cosine of picture and text.
-        method: see `models.explain`.
+        method: see `models.explainer`.
     """
 
     map_HW: RelevanceMap

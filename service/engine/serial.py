@@ -14,7 +14,7 @@ import numpy as np
 
 from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import ModelError
-from models.explain import Area, Explainer, RelevanceMap, cannot_explain
+from models.explainer import Area, Explainer, RelevanceMap, cannot_explain
 from models.vectors import Vectors
 from service.engine.call import Call
 
@@ -69,18 +69,18 @@ class SerialEncoder:
 
     @property
     def explanation_method(self) -> str | None:
-        """How the pair explains its answers (`models.explain`); None if it cannot."""
+        """How the pair explains its answers (`models.explainer`); None if it cannot."""
         try:
             return self._explainer().explanation_method
         except ModelError:
             return None
 
     def explained_area(self, width: int, height: int) -> Area:
-        """See `models.explain.Explainer`. Raises ModelError, code `cannot-explain`."""
+        """See `models.explainer.Explainer`. Raises ModelError, code `cannot-explain`."""
         return self._explainer().explained_area(width, height)
 
     def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
-        """See `models.explain.Explainer`. Raises ModelError, code `cannot-explain`."""
+        """See `models.explainer.Explainer`. Raises ModelError, code `cannot-explain`."""
         explainer = self._explainer()
         with self._lock:
             return explainer.relevance_map(image, direction_D)

@@ -28,8 +28,7 @@ from models.encoders.starter.heads import (
     read_parts,
     save_heads,
 )
-from models.encoders.starter.pair import load_image_tower, load_text_tower
-from models.encoders.starter.precision import starter_dtype
+from models.encoders.starter.pair import load_image_tower, load_text_tower, starter_dtype
 from models.encoders.starter.towers import ImageTower, TextTower
 from models.encoders.starter.tuned_weights import (
     IMAGE_WEIGHTS_NAME,

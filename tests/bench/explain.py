@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from models.encoder import Encoder
 from models.encoders.registry import load_encoder
-from models.explain import Explainer, RelevanceMap
+from models.explainer import Explainer, RelevanceMap
 from models.images.decode import decode_image
 from models.sources import open_source
 from models.sources.records import Record

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from models.devices import resolve_device
 from models.encoders.starter.heads import StarterHeads
-from models.encoders.starter.precision import starter_dtype
+from models.encoders.starter.pair import starter_dtype
 from models.encoders.starter.towers import ImageTower, TextTower
 from models.evaluation.captions.mixture import best_floor, wrong_share
 from models.sources import open_source

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from models.encoder import Fingerprint, PreparedImage, PreparedText
-from models.explain import Area, RelevanceMap, seen_area, to_unit_range
+from models.explainer import Area, RelevanceMap, seen_area, to_unit_range
 from models.vectors import Vectors, unit_rows
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -91,7 +91,7 @@ class ColourEncoder:
                 row[-1] = 1.0
         return unit_rows(rows)
 
-    # -- models.explain.Explainer: a cell of 4 x 4 pixels answers by how much of a colour it holds
+    # -- models.explainer.Explainer: a cell of 4 x 4 pixels answers by how much of a colour it holds
 
     explanation_method = "local-head"
 

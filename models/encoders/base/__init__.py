@@ -1,1 +1,1 @@
-"""What every family of encoder pairs stands on: model ids, the hub, weights files, engines."""
+"""What every family of encoder pairs stands on: model ids, weights files, engines."""

@@ -1,7 +1,7 @@
-"""Which engine runs a tower: torch, the reference, or one that was measured to be clearly faster.
+"""Chooses the engine that runs a tower; asked by the registry and the starter, set by the CLI.
 
     auto    ONNX Runtime where it is installed, keeps the ranking and is faster; torch elsewhere
-    torch   torch
+    torch   torch, the reference
     onnx    ONNX Runtime, or an error that says why not
 
 Like the number of threads it is a choice of the whole process. It imports no engine.

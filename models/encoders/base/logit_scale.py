@@ -1,4 +1,4 @@
-"""The learned inverse temperature of softmax-trained pairs. Knows no loss."""
+"""The learned logit scale of softmax-trained pairs, for the starter's heads and the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model ids: what users write, and what it means.
+"""Parses model ids, for the registry and the trainer: what users write, and what it means.
 
     starter                      the pair that comes with Diptych; needs no network
     ViT-B-32/laion2b_s34b_b79k   NAME/TAG: an open_clip architecture and one of its training runs

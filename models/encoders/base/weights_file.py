@@ -1,4 +1,4 @@
-"""Weights files, judged before they are loaded: safetensors only, by content.
+"""Judges weights files before a pair loads them: safetensors only, by content.
 
 Pickled checkpoints can run any code when read; they are refused whatever they are called. This
 file knows bytes, headers and hashes, not architectures.

@@ -1,7 +1,8 @@
-"""An open_clip configuration and a weights file -> a module that is exactly what they say.
+"""Builds an open_clip module that is exactly what a configuration and a weights file say.
 
 open_clip's own factory warns, resizes and falls back where this refuses: a pair that is nearly
-right answers nearly right, and nobody notices. Knows no ids, hubs or tokenizers.
+right answers nearly right, and nobody notices. Called by `OpenClipEncoder` and the trainer. Knows
+no ids, hubs or tokenizers.
 """
 
 from __future__ import annotations

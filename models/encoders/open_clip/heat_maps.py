@@ -1,7 +1,8 @@
-"""Explanations for the image towers of open_clip; the methods are described in `models.explain`.
+"""Computes where a picture answers to a text, in open_clip's image towers, for `OpenClipEncoder`.
 
-Every tower is run once with its weights as they are. Gradients are kept from the last block on
-only, so a map costs about one forward pass and no more memory than one.
+The methods are described in `models.explainer`. Every tower is run once with its weights as they
+are. Gradients are kept from the last block on only, so a map costs about one forward pass and no
+more memory than one.
 
 Shapes: B batch (always 1 here), L tokens, E width, A heads, H and W cells.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.explain import RelevanceMap, cannot_explain, to_unit_range
+from models.explainer import RelevanceMap, cannot_explain, to_unit_range
 
 
 def method_of(visual: Any) -> str:
@@ -35,7 +36,7 @@ def method_of(visual: Any) -> str:
 
 
 def relevance_map(visual: Any, image_13HW: Tensor, direction_D: Tensor) -> RelevanceMap:
-    """See `models.explain.Explainer.relevance_map`; `visual` is the image tower, in eval mode."""
+    """See `models.explainer.Explainer.relevance_map`; `visual` is the image tower, in eval mode."""
     if (layer := _feature_map(visual)) is not None:
         return to_unit_range(_grad_cam(visual, layer, image_13HW, direction_D))
     if (attention := _last_attention(visual)) is not None:

@@ -1,4 +1,4 @@
-"""Pairs in open_clip's formats as an `Encoder`.
+"""`OpenClipEncoder`: a pair in one of open_clip's formats as an `Encoder`; see the registry.
 
 Embeds, and pins down everything that changes an embedding in the fingerprint. Files are found by
 `models.encoders.open_clip.lookup` and turned into a module by `models.encoders.open_clip.assembly`;
@@ -26,13 +26,12 @@ from models.encoders.open_clip.assembly import (
     geometry,
     transform,
 )
-from models.encoders.open_clip.attention import unturned
 from models.encoders.open_clip.heat_maps import method_of, relevance_map
 from models.encoders.open_clip.lookup import PairSource, find_source
-from models.encoders.open_clip.prefix import text_tower
+from models.encoders.open_clip.text_tower import text_tower, unturned
 from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import InvalidVectorError, ModelError
-from models.explain import Area, RelevanceMap, seen_area
+from models.explainer import Area, RelevanceMap, seen_area
 from models.images.geometry import Pixels
 from models.vectors import Vectors, unit_rows
 
@@ -134,11 +133,11 @@ class OpenClipEncoder:
 
     @property
     def explanation_method(self) -> str:
-        """See `models.explain.Explainer`."""
+        """See `models.explainer.Explainer`."""
         return method_of(self._pair.visual)
 
     def explained_area(self, width: int, height: int) -> Area:
-        """See `models.explain.Explainer`."""
+        """See `models.explainer.Explainer`."""
         return seen_area(width, height, resize=self._resize)
 
     def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:

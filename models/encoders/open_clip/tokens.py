@@ -1,7 +1,8 @@
-"""Tokenizers of open_clip pairs: text -> token ids, honest about truncation, safe in threads.
+"""Turns texts into the token ids of an open_clip pair, for its encoder and its training.
 
 Wraps the two kinds open_clip has, CLIP's own byte-pair encoder and Hugging Face tokenizers, and
-adds what neither has: a report of truncation, bounded work on huge texts, and a digest.
+adds what neither has: a report of truncation, bounded work on huge texts, safety in threads, and a
+digest.
 """
 
 from __future__ import annotations

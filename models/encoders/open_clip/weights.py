@@ -1,4 +1,4 @@
-"""A checked weights file -> the tensors of a module that was built without any.
+"""Fills a module that was built without weights from a checked file; called by `assembly`.
 
 The usual way holds a model three times while it loads: random weights, the file, and the converted
 copy. Here the module is built with parameters that have no memory, and each tensor is read, judged,

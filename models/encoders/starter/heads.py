@@ -31,14 +31,26 @@ from models.encoders.starter.towers import (
     IMAGE_FEATURES,
     IMAGENET_CLASSES,
     TEXT_FEATURES,
+    TextTower,
+    as_tensor,
     load_classifier,
 )
 from models.errors import ModelError
+from models.labels.prompts import build_prompts
 
 FORMAT = 2
 """1 scaled the concepts where 2 maps them: such a pair is refused and has to be trained again. 2
 may also name further weight files, without which the heads must not be used."""
 WEIGHTS_NAME = "heads.safetensors"
+TEMPLATES = (
+    "{c}",
+    "a {c}",
+    "A {c}.",
+    "a photo of a {c}.",
+    "a close-up photo of a {c}",
+    "a picture of the {c}",
+)
+"""Sentences that a class's name is put into before it becomes a direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,27 @@ class StarterHeads(nn.Module):
     def embed_texts(self, features_BS: Tensor) -> Tensor:
         """Unit rows [B, D]."""
         return functional.normalize(self.text(features_BS), dim=1)
+
+
+def class_names() -> list[list[str]]:
+    """The synonyms of every ImageNet class, in the classifier's order."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [
+        [name.strip() for name in info.index_to_description(index).split(",")]
+        for index in range(IMAGENET_CLASSES)
+    ]
+
+
+def concept_matrix(tower: TextTower) -> Tensor:
+    """One direction per class, float32 [C, S], unit rows: the mean over synonyms and templates."""
+    rows = []
+    for names in class_names():
+        prompts = [prompt for row in build_prompts(names, TEMPLATES) for prompt in row]
+        features_TS = as_tensor(tower.features([tower.prepare(prompt) for prompt in prompts]))
+        rows.append(features_TS.mean(dim=0))
+    return functional.normalize(torch.stack(rows), dim=1)
 
 
 def save_heads(

@@ -1,4 +1,4 @@
-"""The sentence encoder's network in torch: the same numbers as the package's numpy, with gradients.
+"""The sentence encoder's network in torch, for training: the package's numbers, with gradients.
 
 Universal Sentence Encoder, multilingual version 3 (Yang et al. 2020, "Multilingual Universal
 Sentence Encoder for Semantic Retrieval"), the convolutional variant: token embeddings, three

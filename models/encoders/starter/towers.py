@@ -1,4 +1,4 @@
-"""The starter's two towers, from the packages that carry their weights.
+"""The starter's two towers, from the packages that carry their weights; the pair runs them.
 
 Image: EfficientNet-Lite2 (Tan & Le 2019; the Lite variants drop squeeze-and-excitation and swish),
 ImageNet-trained, 6.1 M parameters, 1,280 features. Text: Google's Universal Sentence Encoder,

@@ -1,11 +1,11 @@
-"""Tuned weights of the two towers: safetensors files beside the heads.
+"""Reads and writes tuned weights of the two towers, for the pair and its training.
 
-Only what was tuned is in them; the rest stays the packages'. A tensor is either the weights in
-fp16, or, under its name with `.change` behind it, how far they moved: whole numbers of 8 bits, in
-steps (`.step`) of their own for each row. Weights that were tuned moved little, so 8 bits of the
-change say more than 16 of the weight, in half the bytes. The description of a pair names each
-file by its sha256, so that heads never meet a tower they were not trained on; a pair that names
-none uses the packages' own weights.
+They are safetensors files beside the heads. Only what was tuned is in them; the rest stays the
+packages'. A tensor is either the weights in fp16, or, under its name with `.change` behind it, how
+far they moved: whole numbers of 8 bits, in steps (`.step`) of their own for each row. Weights that
+were tuned moved little, so 8 bits of the change say more than 16 of the weight, in half the bytes.
+The description of a pair names each file by its sha256, so that heads never meet a tower they were
+not trained on; a pair that names none uses the packages' own weights.
 
 Knows files and names of tensors, nothing of training or of what the towers do with the weights.
 """

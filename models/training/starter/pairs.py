@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from models.encoders.starter.concepts import TEMPLATES
+from models.encoders.starter.heads import TEMPLATES
 from models.errors import SourceError
 from models.labels.prompts import build_prompts
 from models.sources.records import HoldOut, Record, Reject, Source

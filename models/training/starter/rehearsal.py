@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.encoders.starter.concepts import TEMPLATES, class_names
+from models.encoders.starter.heads import TEMPLATES, class_names
 from models.encoders.starter.towers import IMAGENET_CLASSES, load_classifier
 from models.labels.prompts import build_prompts
 from models.training.starter.features import FeatureMaker

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.encoders.starter.concepts import concept_matrix
-from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.heads import StarterHeads, concept_matrix
 from models.encoders.starter.towers import TextTower
 from models.training.starter.config import TrainConfig
 

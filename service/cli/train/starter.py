@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 def train_starter(options: TrainOptions) -> int:
     """Train and report; returns the exit code."""
     from models.devices import resolve_device, set_threads
-    from models.encoders.starter.pair import STARTER_DIRECTORY, load_image_tower, load_text_tower
-    from models.encoders.starter.precision import starter_dtype
+    from models.encoders.starter.pair import (
+        STARTER_DIRECTORY,
+        load_image_tower,
+        load_text_tower,
+        starter_dtype,
+    )
     from models.encoders.starter.towers import ImageTower, TextTower
     from models.training.starter.features import FeatureMaker
     from models.training.starter.pairs import gather

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.encoders.open_clip.heat_maps import method_of, relevance_map
 from models.errors import ModelError
-from models.explain import seen_area, to_unit_range
+from models.explainer import seen_area, to_unit_range
 from models.images.overlay import MAX_SIDE, colour, overlay_png, shown_size, spread
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -20,7 +20,7 @@ from models.encoders.base.weights_file import inspect_weights
 from models.encoders.open_clip.pair import OpenClipEncoder
 from models.encoders.registry import load_encoder
 from models.errors import InvalidTextError, ModelError
-from models.explain import Explainer
+from models.explainer import Explainer
 from models.images.decode import decode_image
 
 WEIGHTS = "open_clip_model.safetensors"

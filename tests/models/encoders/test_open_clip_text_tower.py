@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.encoders.open_clip.attention import unturned
-from models.encoders.open_clip.prefix import text_tower
+from models.encoders.open_clip.text_tower import text_tower, unturned
 
 TEXT = {"context_length": 30, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2}
 IMAGE = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}

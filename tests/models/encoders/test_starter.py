@@ -17,8 +17,13 @@ import models.encoders.starter.towers as towers
 from models.encoder import Encoder
 from models.encoders.registry import load_encoder
 from models.encoders.starter import DESCRIPTION_NAME
-from models.encoders.starter.concepts import class_names
-from models.encoders.starter.heads import WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.encoders.starter.heads import (
+    WEIGHTS_NAME,
+    class_names,
+    load_heads,
+    read_parts,
+    save_heads,
+)
 from models.encoders.starter.pair import (
     STARTER_DIRECTORY,
     StarterEncoder,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from models.encoders.registry import load_encoder
 from models.encoders.starter.pair import StarterEncoder
-from models.explain import Explainer
+from models.explainer import Explainer
 
 skimage = pytest.importorskip("skimage.data")
 

@@ -1,4 +1,4 @@
-"""Which part of a picture answers to a text: the `Explainer` protocol and the methods behind it.
+"""The `Explainer` protocol: which part of a picture answers to a text. Called by the engine.
 
 A map says where the evidence lies, not how strong it is: 0 is the place that answers least, 1 the
 one that answers most, within one picture. Three methods, chosen by what the image tower is made of:

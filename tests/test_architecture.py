@@ -69,6 +69,7 @@ FLOORS = {
         ("", "operations"),
         ("engine",),
         ("http/middleware",),
+        ("http/requests",),
         ("http/resources",),
         ("http",),
         ("cli",),

@@ -29,21 +29,23 @@ from service.http.middleware.frame import RequestFrame
 from service.http.middleware.idempotency import Answers, Idempotency
 from service.http.middleware.lanes import AdmissionLimits, threads
 from service.http.middleware.limits import Limits, RequestLimits
+from service.http.requests.state import AppState
 from service.http.resources import (
     batch,
     classify,
     embeddings,
     explain,
     health,
+    indexes,
     item_writes,
     items,
     label_sets,
     openapi,
     search,
+    search_forms,
 )
 from service.http.resources import knn as clip_retrieval
 from service.http.resources.page import page_router
-from service.http.resources.state import AppState
 from service.operations import metrics
 
 
@@ -120,10 +122,12 @@ def create_app(
     problems.install(app)
     for router in (
         search.router,
+        search_forms.router,
         batch.router,
         classify.router,
         explain.router,
         label_sets.router,
+        indexes.router,
         items.router,
         item_writes.router,
         embeddings.router,

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, protocol_class
-from service.http.resources.state import AppState
+from service.http.requests.state import AppState
 
 _LOG = logging.getLogger("diptych.service")
 

@@ -1,4 +1,4 @@
-"""POST /v1/search/batch."""
+"""POST /v1/search/batch: several searches, each refused or answered on its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import DeadlineError, DiptychError, StoreError
 from service.engine.engine import Engine
@@ -15,20 +16,88 @@ from service.engine.together import finish_together
 from service.http.middleware import problems
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.middleware.problems import Problem, ProblemError
-from service.http.resources import bodies, presenting, schemas
-from service.http.resources.asking import search_options, search_query
-from service.http.resources.batch_shapes import (
-    BatchRequest,
-    BatchResponse,
-    BatchResult,
-    SearchError,
-    Searches,
+from service.http.requests import bodies
+from service.http.requests.fields import Strict
+from service.http.requests.state import EngineOf, Fetch, StateOf
+from service.http.resources.search import (
+    SearchRequest,
+    SearchResponse,
+    search_options,
+    search_query,
+    search_response,
 )
-from service.http.resources.fetching import Fetch, FetchOf
-from service.http.resources.state import EngineOf
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
-_Answered = tuple[schemas.SearchRequest, SearchAnswer]
+MAX_SEARCHES = 64
+_ANSWERS: Any = SearchResponse.model_config["json_schema_extra"]
+
+
+class Searches(Strict):
+    """What is checked of the whole; each search is checked on its own."""
+
+    searches: Annotated[list[Any], Field(min_length=1, max_length=MAX_SEARCHES)]
+
+
+class BatchRequest(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "searches": [
+                        {"query": {"text": "a red apple"}, "k": 3},
+                        {"query": {"text": "fruit"}, "target": "texts", "min_score": 0.2},
+                    ]
+                }
+            ]
+        }
+    )
+    searches: Annotated[list[SearchRequest], Field(min_length=1, max_length=MAX_SEARCHES)]
+
+
+class SearchError(BaseModel):
+    code: str
+    title: str
+    status: Annotated[int, Field(description="What it would have been for this search alone.")]
+    detail: str
+    hint: str | None = None
+    errors: Annotated[
+        list[dict[str, str]] | None, Field(description="Pointers into this search.")
+    ] = None
+
+
+class BatchResult(BaseModel):
+    """One search's answer, or why it has none."""
+
+    index: Annotated[int, Field(description="Position of the search in the request.")]
+    answer: SearchResponse | None = None
+    error: SearchError | None = None
+
+
+class BatchResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "results": [
+                        {
+                            "index": 0,
+                            "answer": _ANSWERS["examples"][0],
+                        },
+                        {
+                            "index": 1,
+                            "error": {
+                                "code": "invalid-text",
+                                "title": "The text cannot be searched for",
+                                "status": 422,
+                                "detail": "the text is empty",
+                            },
+                        },
+                    ]
+                }
+            ]
+        }
+    )
+    results: Annotated[list[BatchResult], Field(description="In the order of the searches.")]
 
 
 @router.post(
@@ -42,14 +111,14 @@ _Answered = tuple[schemas.SearchRequest, SearchAnswer]
 def batch(
     body: Annotated[Searches, Depends(bodies.json_body(Searches))],
     engine: EngineOf,
-    fetch: FetchOf,
+    state: StateOf,
 ) -> Response:
     """Each search as /v1/search takes it, all answered by one version of the index.
 
     A search that is refused carries its own `error` and the others answer.
     """
     found = finish_together(
-        [_search(one, engine, fetch) for one in body.searches],
+        [_search(one, engine, state.fetch) for one in body.searches],
         DiptychError, ProblemError, RequestValidationError,
     )  # fmt: skip
     for one in found:
@@ -62,17 +131,15 @@ def batch(
     return Response(document, headers=headers, media_type="application/json")
 
 
-def _search(one: Any, engine: Engine, fetch: Fetch) -> Steps[_Answered]:
-    body = bodies.validated(schemas.SearchRequest, one)
+def _search(one: Any, engine: Engine, fetch: Fetch) -> Steps[SearchAnswer]:
+    body = bodies.validated(SearchRequest, one)
     query = search_query(body.query, fetch)
-    answer = yield from engine.search_steps(query, search_options(body, body.target))
-    return body, answer
+    return (yield from engine.search_steps(query, search_options(body, body.target)))
 
 
-def _result(index: int, found: _Answered | Exception, engine: Engine) -> BatchResult:
+def _result(index: int, found: SearchAnswer | Exception, engine: Engine) -> BatchResult:
     if not isinstance(found, Exception):
-        body, answer = found
-        return BatchResult(index=index, answer=presenting.search(engine, answer, body.include))
+        return BatchResult(index=index, answer=search_response(engine, found))
     problem = _problem(found)
     more: dict[str, Any] = {"hint": problem.hint} if problem.hint else {}
     if problem.errors:

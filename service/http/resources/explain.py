@@ -1,26 +1,125 @@
-"""POST /v1/explain."""
+"""POST /v1/explain: which part of a picture answers to a text."""
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from service.engine.explanations import Explanation
 from service.http.middleware.endpoints import Endpoint, RequestBody
-from service.http.resources.explain_shapes import (
-    ExplainForm,
-    ExplainRequest,
-    ExplainResponse,
-    HeatMap,
-    PictureText,
-    picture_text,
-)
-from service.http.resources.state import EngineOf
+from service.http.middleware.problems import refuse
+from service.http.requests import bodies
+from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.state import EngineOf
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/explain", tags=["classify"])
+
+
+class ExplainRequest(Strict):
+    """A text, and either a picture or the id of an indexed one."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"text": "a red apple", "image": EXAMPLE_PNG},
+                {"text": "红苹果", "id": EXAMPLE_ID},
+            ]
+        },
+    )
+    text: SearchText
+    image: Base64Image | None = None
+    id: Annotated[
+        str | None, Field(description="An indexed picture; its thumbnail is explained.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_picture(self) -> ExplainRequest:
+        if (self.image is None) == (self.id is None):
+            raise PydanticCustomError("invalid-request", "Give either an image or an id.")
+        return self
+
+
+class ExplainForm(BaseModel):
+    """Multipart: the fields `text` and `image`."""
+
+    text: str
+    image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+
+
+class HeatMap(BaseModel):
+    width: Annotated[int, Field(description="Cells across the whole picture.")]
+    height: int
+    values: Annotated[
+        list[list[float]],
+        Field(description="Rows, top to bottom, of 0 to 1 relative to this picture's best place."),
+    ]
+
+
+class ExplainResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "width": 8,
+                    "height": 8,
+                    "map": {"width": 2, "height": 2, "values": [[0.0, 0.2], [0.1, 1.0]]},
+                    "score": 0.31,
+                    "method": "local-head",
+                    "image": "data:image/png;base64," + EXAMPLE_PNG,
+                    "model": "starter",
+                    "took_ms": 61.2,
+                    "timings": {"embed": 3.0, "prepare": 4.1, "explain": 45.2, "total": 61.2},
+                }
+            ]
+        }
+    )
+    width: Annotated[int, Field(description="Pixels of `image`.")]
+    height: int
+    map: HeatMap
+    score: Annotated[float, Field(description="Cosine of picture and text.")]
+    method: Annotated[str, Field(description="`local-head`, `grad-cam` or `legrad`.")]
+    image: Annotated[str, Field(description="The map over the picture, PNG as a data URI.")]
+    model: str
+    took_ms: float
+    timings: Annotated[dict[str, float], Field(description="Milliseconds per stage.")]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureText:
+    """A text, and an encoded picture or the id of an indexed one."""
+
+    text: str
+    image: bytes | None
+    id: str | None
+
+
+async def picture_text(request: Request) -> PictureText:
+    """A FastAPI dependency: a text and a picture, from JSON or a form."""
+    kind = bodies.media_type(request)
+    if kind == "application/json":
+        body = bodies.validated(ExplainRequest, bodies.parse_json(await request.body()))
+        if body.image is None:
+            return PictureText(body.text, None, body.id)
+        return PictureText(body.text, bodies.picture(body.image), None)
+    if kind != "multipart/form-data":
+        raise refuse("unsupported-media-type", "Send multipart/form-data or application/json.")
+    form = await bodies.read_form(request)
+    fields = form.single_fields()
+    if [name for name, _ in form.files] != ["image"] or set(fields) != {"text"}:
+        raise refuse("invalid-request", "Send one field `text` and one picture as `image`.")
+    # the rules of a text are those of the JSON form
+    checked = bodies.validated(ExplainRequest, {"text": fields["text"], "id": ""})
+    return PictureText(checked.text, form.files[0][1], None)
+
+
 _BODY = RequestBody(
     content={"application/json": ExplainRequest, "multipart/form-data": ExplainForm}
 )

@@ -3,46 +3,250 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Response, status
+from fastapi import APIRouter, Depends, Request, Response, status
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from indexer.ingest.prepare import text_ids
+from indexer.ingest.prepare import check_record, text_ids
 from models.errors import ImageError
-from models.sources.records import Record, Reject
+from models.sources.records import UNDETERMINED, Record, Reject
 from service.engine.engine import Engine
 from service.engine.item_writer import ItemWriter, outcome
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
 from service.http.middleware.problems import CATALOGUE, ProblemError, of_domain, refuse
-from service.http.resources import bodies
-from service.http.resources.fetching import FetchOf
-from service.http.resources.item_bodies import item_body, record_of
-from service.http.resources.item_shapes import (
-    BulkRequest,
-    BulkWritten,
-    ItemOptions,
-    ItemRequest,
-    ItemWritten,
-    RefusedItem,
-)
+from service.http.requests import bodies
+from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.items import ItemId
-from service.http.resources.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 # said of something else than the item that has the id
 _STORED = frozenset({"invalid-field", "duplicate-id"})
-_ITEM_BODY = picture_of(ItemOptions, json=ItemRequest)
 _UNSUITABLE = frozenset({"unusable-record", "duplicate-id", "embedding-invalid"})
+_LISTS = frozenset({"text"})
+MAX_BULK = 100
+MAX_ID_BYTES = 2048
+
+Language = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,8}(-[A-Za-z0-9]{1,8}){0,8}$")]
+NewId = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]
+Texts = Annotated[
+    dict[Language, Annotated[list[SearchText], Field(max_length=64)]],
+    Field(max_length=32, description="Captions by language tag; each becomes an item of its own."),
+]
+Uri = Annotated[
+    str,
+    Field(
+        max_length=2048,
+        pattern=r"^https?://[\x21-\x7e]+$",
+        description="Where the picture can be found, http or https; told with every hit.",
+    ),
+]
+Label = Annotated[str, Field(min_length=1, max_length=1000, description="Its class.")]
+Attributes = Annotated[
+    dict[str, Any],
+    Field(max_length=256, description="Any JSON; declared fields among it can be filtered by."),
+]
 
 
-def _writer(engine: Engine) -> ItemWriter:
-    if engine.writer is None:
+class ItemOptions(BaseModel):
+    """Beside an uploaded picture: query parameters or form fields, so text."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: Annotated[list[SearchText], Field(max_length=64, default_factory=list)]
+    language: Language = "und"
+    label: Label | None = None
+    attributes: Annotated[str, Field(max_length=1 << 20, description="JSON, an object.")] = "{}"
+    uri: Uri | None = None
+
+
+class ItemRequest(Strict):
+    """A picture, texts, or both; all of an item, for a put replaces all of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "image": EXAMPLE_PNG,
+                    "texts": {"en": ["a red apple"], "zh": ["一个红苹果"]},
+                    "label": "fruit",
+                    "attributes": {"year": 2024},
+                },
+                {"text": "a note without a picture"},
+            ]
+        }
+    )
+    image: Base64Image | None = None
+    image_url: Annotated[
+        str | None,
+        Field(max_length=2048, description="Only where started with --allow-urls."),
+    ] = None
+    text: Annotated[
+        SearchText | None, Field(description="One caption of no known language; or `texts`.")
+    ] = None
+    texts: Texts = Field(default_factory=dict)
+    label: Label | None = None
+    attributes: Attributes = Field(default_factory=dict)
+    uri: Uri | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> ItemRequest:
+        if self.image is not None and self.image_url is not None:
+            raise PydanticCustomError("invalid-request", "Give either image or image_url.")
+        if self.text is not None and self.texts:
+            raise PydanticCustomError("invalid-request", "Give either text or texts.")
+        picture = self.image is not None or self.image_url is not None
+        if not picture and self.text is None and not any(self.texts.values()):
+            raise PydanticCustomError("invalid-request", "Give a picture, a text, or both.")
+        return self
+
+
+class BulkItem(ItemRequest):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "a", "text": "a note"}]})
+    id: NewId
+
+
+class BulkRequest(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"id": "new/apple.png", "image": EXAMPLE_PNG, "text": "a red apple"},
+                        {"id": "new/note", "text": "a note without a picture"},
+                    ]
+                }
+            ]
+        }
+    )
+    items: Annotated[list[BulkItem], Field(min_length=1, max_length=MAX_BULK)]
+
+
+class RefusedItem(BaseModel):
+    id: Annotated[str, Field(description="Of the item, or of one text of it.")]
+    code: str
+    detail: str
+
+
+class ItemWritten(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": EXAMPLE_ID,
+                    "outcome": "updated",
+                    "texts": [EXAMPLE_ID + "#en/0"],
+                    "refused": [],
+                    "index_version": 4,
+                }
+            ]
+        }
+    )
+    id: str
+    outcome: Annotated[
+        Literal["added", "updated", "unchanged"],
+        Field(description="`unchanged`: it was there as it is, and nothing was written."),
+    ]
+    texts: Annotated[list[str], Field(description="Ids of its texts, which are items as well.")]
+    refused: Annotated[
+        list[RefusedItem],
+        Field(description="Texts that were not stored, and declared fields of another type."),
+    ]
+    index_version: Annotated[int, Field(description="The first version that has it.")]
+
+
+class BulkWritten(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ids": ["new/apple.png", "new/note"],
+                    "added": 2,
+                    "updated": 0,
+                    "unchanged": 0,
+                    "refused": [],
+                    "index_version": 5,
+                }
+            ]
+        }
+    )
+    ids: Annotated[list[str], Field(description="What the index has now, as it was sent.")]
+    added: int
+    updated: int
+    unchanged: int
+    refused: Annotated[list[RefusedItem], Field(description="Not stored, and why; the rest is.")]
+    index_version: int
+
+
+async def item_body(request: Request) -> ItemRequest | tuple[ItemOptions, bytes | None]:
+    """A FastAPI dependency: what was sent, as its media type says, decoded no further."""
+    options = bodies.query_options(request, lists=_LISTS)
+    if bodies.media_type(request) == "application/json":
+        if options:  # silently ignored, an option would be believed to have been taken
+            raise refuse("invalid-request", "With JSON the options stand in the body.")
+        return bodies.validated(ItemRequest, bodies.parse_json(await request.body()))
+    upload = await bodies.read_upload(request, options, lists=_LISTS)
+    if upload is None:
         raise refuse(
-            "read-only",
-            "This service only reads its indexes.",
-            hint="diptych serve --writable lets items be written.",
+            "unsupported-media-type",
+            "Send application/json, multipart/form-data or an image/* body.",
         )
-    return engine.writer
+    if len(upload.pictures) > 1 or any(name != "image" for name, _ in upload.pictures):
+        raise refuse("invalid-request", "Send one picture, in the field `image`.")
+    picture = upload.pictures[0][1] if upload.pictures else None
+    place = "body" if upload.form else "query"
+    return bodies.validated(ItemOptions, upload.options, place=place), picture
+
+
+def record_of(
+    item_id: str, sent: ItemRequest | tuple[ItemOptions, bytes | None], fetch: Fetch, at: str = "#"
+) -> Record:
+    """A record to store; blocks where an address is fetched.
+
+    Raises:
+        ProblemError: an id or attributes that no item can have, base64 that is none.
+        UrlError: as `fetch`.
+    """
+    if isinstance(sent, ItemRequest):
+        texts = {UNDETERMINED: [sent.text]} if sent.text is not None else sent.texts
+        attributes: Any = sent.attributes
+        image = None
+        if sent.image_url is not None:
+            image = fetch(sent.image_url)
+        elif sent.image is not None:
+            image = bodies.picture(sent.image, f"{at}/image")
+    else:
+        options, image = sent
+        sent = ItemRequest.model_construct(label=options.label, uri=options.uri)
+        texts = {options.language: options.text} if options.text else {}
+        attributes = _attributes(options.attributes)
+    record = Record(
+        key=item_id,
+        uri=sent.uri or "",
+        image=image,
+        texts={language: tuple(ones) for language, ones in texts.items() if ones},
+        label=sent.label,
+        attributes=attributes,
+    )
+    why = check_record(record)
+    if why is not None:
+        raise refuse("invalid-request", f"It cannot be stored: {why}.")
+    return record
+
+
+def _attributes(text: str) -> dict[str, Any]:
+    """Attributes that came as text."""
+    try:
+        found = bodies.parse_json(text.encode("utf-8", "surrogatepass"))
+    except ProblemError as error:
+        raise refuse("invalid-request", f"attributes, as JSON: {error.detail}") from None
+    if not isinstance(found, dict):
+        raise refuse("invalid-request", "attributes is a JSON object.")
+    return found
+
+
+_ITEM_BODY = picture_of(ItemOptions, json=ItemRequest)
 
 
 @router.put(
@@ -55,7 +259,7 @@ def put_item(
     id: ItemId,
     sent: Annotated[Any, Depends(item_body)],
     engine: EngineOf,
-    fetch: FetchOf,
+    state: StateOf,
     response: Response,
 ) -> ItemWritten:
     """A picture, texts, or both, under this id; what the index had there is replaced.
@@ -64,7 +268,7 @@ def put_item(
     again. With an `Idempotency-Key` a repetition gets the first answer.
     """
     writer = _writer(engine)
-    record = record_of(id, sent, fetch)
+    record = record_of(id, sent, state.fetch)
     report = writer.put([record])
     did = outcome(report)
     if did == "refused":
@@ -103,7 +307,7 @@ def delete_item(id: ItemId, engine: EngineOf) -> Response:
 def post_items(
     body: Annotated[BulkRequest, Depends(bodies.json_body(BulkRequest))],
     engine: EngineOf,
-    fetch: FetchOf,
+    state: StateOf,
     response: Response,
 ) -> BulkWritten:
     """Up to 100 items in one commit, which costs little more than one of them alone.
@@ -115,7 +319,7 @@ def post_items(
     refused: list[RefusedItem] = []
     for number, item in enumerate(body.items):
         try:
-            records.append(record_of(item.id, item, fetch, f"#/items/{number}"))
+            records.append(record_of(item.id, item, state.fetch, f"#/items/{number}"))
         except ProblemError as error:
             problem = error.problem
             refused.append(RefusedItem(id=item.id, code=problem.code, detail=problem.detail))
@@ -133,6 +337,16 @@ def post_items(
         refused=refused,
         index_version=report.version,
     )
+
+
+def _writer(engine: Engine) -> ItemWriter:
+    if engine.writer is None:
+        raise refuse(
+            "read-only",
+            "This service only reads its indexes.",
+            hint="diptych serve --writable lets items be written.",
+        )
+    return engine.writer
 
 
 def _refused(rejects: Sequence[Reject]) -> list[RefusedItem]:

@@ -1,42 +1,77 @@
-"""GET /v1/indexes, /v1/index, /v1/items/{id} and its thumbnail."""
+"""GET /v1/items/{id} and its thumbnail; what is told of an item wherever one is found."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from typing import Annotated
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from indexer.search import reader
+from models.errors import NotFoundError
+from service.engine.engine import DEFAULT_NAME, Engine
 from service.http.middleware.endpoints import LOOKUP
-from service.http.resources import answers, index_shapes, presenting, schemas
-from service.http.resources.state import EngineOf, StateOf
+from service.http.requests.fields import EXAMPLE_ID
+from service.http.requests.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
-
 _THUMBNAIL = "/thumbnail"
 ItemId = Annotated[
     str,
     Path(
         description="The item's id, percent-encoded as one segment.",
-        examples=[schemas.EXAMPLE_ID],
+        examples=[EXAMPLE_ID],
     ),
 ]
+EXAMPLE_ITEM: dict[str, JsonValue] = {
+    "id": EXAMPLE_ID,
+    "modality": "image",
+    "uri": "file:///pictures/fruit/red%20apple.png",
+    "text": "a red apple",
+    "language": "en",
+    "image_id": None,
+    "label": None,
+    "attributes": {"year": 2024},
+    "thumbnail_url": "/v1/items/fruit%2Fred%20apple.png/thumbnail",
+}
 
 
-@router.get("/index", summary="What is loaded")
-@LOOKUP
-def index(engine: EngineOf, response: Response) -> index_shapes.IndexResponse:
-    """Version, counts and model of the index that answers now."""
-    info = presenting.index_info(engine)
-    response.headers["Index-Version"] = str(info.version)
-    return info
+class Caption(BaseModel):
+    id: str
+    text: str
+    language: str | None = None
 
 
-@router.get("/indexes", summary="All that is served")
-@LOOKUP
-def indexes(state: StateOf) -> index_shapes.IndexesResponse:
-    """The indexes this service answers from, the one that needs no naming first."""
-    return presenting.indexes(state.engines)
+class Item(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **EXAMPLE_ITEM,
+                    "content_hash": "5f" * 32,
+                    "captions": [
+                        {"id": EXAMPLE_ID + "#en.0", "text": "a red apple", "language": "en"}
+                    ],
+                }
+            ]
+        }
+    )
+    id: str
+    modality: Literal["image", "text"]
+    uri: str | None = None
+    text: str | None = None
+    language: str | None = None
+    image_id: str | None = None
+    label: str | None = None
+    attributes: dict[str, Any]
+    content_hash: str
+    thumbnail_url: str | None = None
+    captions: Annotated[
+        list[Caption], Field(description="The texts of this picture, or of the text's picture.")
+    ]
 
 
 # before the plain item: its path would swallow this one
@@ -57,7 +92,7 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
     """A small JPEG without metadata, re-encoded when the picture was indexed."""
     if not request.scope.get("raw_path", b"/thumbnail").endswith(_THUMBNAIL.encode()):
         # `a%2Fthumbnail` is one segment, an item's id, that decoding made look like this route
-        found = presenting.item(engine, id + _THUMBNAIL)
+        found = _item(engine, id + _THUMBNAIL)
         return Response(found.model_dump_json(), media_type="application/json")
     jpeg = engine.thumbnail(id)
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
@@ -70,7 +105,58 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
 
 @router.get("/items/{id:path}", summary="One item")
 @LOOKUP
-def item(id: ItemId, engine: EngineOf, response: Response) -> answers.Item:
+def item(id: ItemId, engine: EngineOf, response: Response) -> Item:
     """An indexed picture or text by its id. Percent-encode the id as one path segment."""
     response.headers["Index-Version"] = str(engine.reader.version)
-    return presenting.item(engine, id)
+    return _item(engine, id)
+
+
+def _item(engine: Engine, item_id: str) -> Item:
+    found = engine.item(item_id)
+    captions = [
+        Caption(id=text.id, text=text.text or "", language=text.language)
+        for text in engine.captions(found)
+    ]
+    return Item(
+        **item_fields(engine, found),
+        attributes=dict(found.attributes),
+        content_hash=found.content_hash,
+        captions=captions,
+    )
+
+
+def item_fields(engine: Engine, item: reader.Item) -> dict[str, Any]:
+    """What is told of an item here and of every hit."""
+    image_id = picture_id(item)
+    return {
+        "id": item.id,
+        "modality": item.modality,
+        "uri": item.uri or None,
+        "text": item.text,
+        "language": item.language,
+        "image_id": item.image_id,
+        "label": item.label,
+        "thumbnail_url": None if image_id is None else _thumbnail_url(engine, image_id),
+    }
+
+
+def thumbnail_base64(engine: Engine, item: reader.Item) -> str | None:
+    """The JPEG of an item's picture; None where it has none, or the index keeps none."""
+    image_id = picture_id(item)
+    if image_id is None:
+        return None
+    try:
+        return base64.b64encode(engine.thumbnail(image_id)).decode("ascii")
+    except NotFoundError:
+        return None
+
+
+def picture_id(item: reader.Item) -> str | None:
+    """The picture an item is, or that a text belongs to."""
+    return item.id if item.modality == "image" else item.image_id
+
+
+def _thumbnail_url(engine: Engine, image_id: str) -> str:
+    # an id may hold slashes, '#' and '?': all of it is one path segment
+    url = f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    return url if engine.name == DEFAULT_NAME else f"{url}?index={quote(engine.name, safe='')}"

@@ -1,44 +1,148 @@
-"""clip-retrieval's three endpoints, so that its clients work unchanged.
+"""clip-retrieval's three endpoints in its own shapes, so that its clients work unchanged.
 
-Its safety, violence, aesthetic and multilingual switches stand for models of its own; they are
-read and have no effect here. Bodies are JSON whatever their type is said to be, because its client
-says nothing and its page says text/plain.
+Lenient where they are: its safety, violence, aesthetic and multilingual switches stand for models
+of its own, are read and have no effect. Bodies are JSON whatever their type is said to be, because
+its client says nothing and its page says text/plain.
 """
 
 from __future__ import annotations
 
-import base64
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic_core import PydanticCustomError
 
-from indexer.search.options import SearchOptions
-from models.errors import NotFoundError
+from indexer.search.options import MAX_K, SearchOptions
+from indexer.search.reader import Item
 from service.engine.engine import Engine
-from service.engine.queries import (
-    EmbeddingQuery,
-    ImageQuery,
-    SearchQuery,
-    TextQuery,
-)
+from service.engine.queries import EmbeddingQuery, ImageQuery, SearchQuery, TextQuery
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
-from service.http.middleware.problems import refuse
-from service.http.resources import bodies
-from service.http.resources.fetching import Fetch, FetchOf
-from service.http.resources.knn_shapes import (
-    IndicesResponse,
-    KnnHit,
-    KnnMetadata,
-    KnnRequest,
-    KnnResponse,
-    MetadataOf,
-    MetadataRequest,
-    MetadataResponse,
-)
-from service.http.resources.state import StateOf
+from service.http.requests import bodies
+from service.http.requests.fields import EXAMPLE_PNG
+from service.http.requests.state import Fetch, StateOf
+from service.http.resources.items import thumbnail_base64
 
 router = APIRouter(tags=["clip-retrieval"])
+MAX_ASKED = 1_000_000
+MAX_IDS = 1000
+
+
+class KnnRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"text": "a red apple", "modality": "image", "num_images": 3},
+                {
+                    "text": None,
+                    "image": EXAMPLE_PNG,
+                    "image_url": None,
+                    "embedding_input": None,
+                    "deduplicate": True,
+                    "use_safety_model": True,
+                    "use_violence_detector": True,
+                    "use_mclip": False,
+                    "aesthetic_score": 9,
+                    "aesthetic_weight": 0.5,
+                    "modality": "text",
+                    "num_images": 2,
+                    "num_result_ids": 4,
+                },
+            ]
+        },
+    )
+    text: str | None = None
+    image: Annotated[str | None, Field(description="A picture in base64.")] = None
+    image_url: str | None = None
+    embedding_input: Annotated[
+        list[float] | None, Field(max_length=16_384, description="A vector, in place of a query.")
+    ] = None
+    modality: Annotated[Literal["image", "text"], Field(description="What to look for.")]
+    num_images: Annotated[
+        int,
+        Field(ge=1, le=MAX_ASKED, description=f"Hits with their metadata; at most {MAX_K} come."),
+    ]
+    num_result_ids: Annotated[
+        int | None, Field(ge=1, le=MAX_ASKED, description="Hits in all. [default: num_images]")
+    ] = None
+    deduplicate: Annotated[
+        bool, Field(description="Leave out near-duplicates of a better hit.")
+    ] = False
+    indice_name: Annotated[
+        str | None, Field(description="As /indices-list names it; without it the first.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> KnnRequest:
+        # an empty text means none to clip-retrieval, and its page sends one beside a picture
+        if not self.text and not (self.image or self.image_url) and self.embedding_input is None:
+            raise PydanticCustomError(
+                "invalid-request", "Give one of text, image, image_url and embedding_input."
+            )
+        return self
+
+    @property
+    def k(self) -> int:
+        return min(MAX_K, max(self.num_images, self.num_result_ids or 0))
+
+
+class KnnMetadata(BaseModel):
+    """What is known of an item, in clip-retrieval's words."""
+
+    caption: str | None = None
+    url: Annotated[str | None, Field(description="Where the source keeps it, if on the web.")] = (
+        None
+    )
+    image_path: Annotated[str | None, Field(description="The same, if it is a file.")] = None
+    image: Annotated[str | None, Field(description="The thumbnail, JPEG in base64.")] = None
+    item_id: Annotated[str, Field(description="The item's id everywhere else in this service.")]
+
+
+class KnnHit(KnnMetadata):
+    item_id: str | None = None  # type: ignore[assignment]  # none beyond num_images
+    id: Annotated[int, Field(description="Means the same until the index is next optimised.")]
+    similarity: float
+
+
+class KnnResponse(RootModel[list[KnnHit]]):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                [{"caption": "a red apple", "image_path": "/p/apple.png", "item_id": "apple.png",
+                  "id": 0, "similarity": 0.3127}]
+            ]
+        }
+    )  # fmt: skip
+
+
+class MetadataRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="ignore", strict=True, json_schema_extra={"examples": [{"ids": [0, 1]}]}
+    )
+    ids: Annotated[list[int], Field(max_length=MAX_IDS)]
+    indice_name: str | None = None
+
+
+class MetadataOf(BaseModel):
+    id: int
+    metadata: KnnMetadata
+
+
+class MetadataResponse(RootModel[list[MetadataOf]]):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                [{"id": 0, "metadata": {"caption": "a red apple", "item_id": "apple.png"}}]
+            ]
+        }
+    )
+
+
+class IndicesResponse(RootModel[list[str]]):
+    model_config = ConfigDict(json_schema_extra={"examples": [["photos"]]})
 
 
 async def _knn(request: Request) -> KnnRequest:
@@ -57,11 +161,9 @@ async def _metadata(request: Request) -> MetadataRequest:
 @Endpoint(
     access="read", lane="search", cost="body", idempotency_key=False, body=json_of(KnnRequest)
 )
-def knn_service(
-    body: Annotated[KnnRequest, Depends(_knn)], state: StateOf, fetch: FetchOf
-) -> Response:
+def knn_service(body: Annotated[KnnRequest, Depends(_knn)], state: StateOf) -> Response:
     """The nearest pictures or texts. Hits beyond `num_images` carry only `id` and `similarity`."""
-    query = _query(body, fetch)
+    query = _query(body, state.fetch)
     with state.engine(body.indice_name).pin() as engine:
         options = SearchOptions(
             k=body.k,
@@ -111,30 +213,20 @@ def _query(body: KnnRequest, fetch: Fetch) -> SearchQuery:
     if body.text:
         return TextQuery(body.text)
     if body.image:
-        data = bodies.decode_base64(body.image)
-        if data is None:
-            raise refuse("image-undecodable", "Not base64, and not a data: URI of base64.")
-        return ImageQuery(data)
+        return ImageQuery(bodies.picture(body.image))
     if body.image_url:
         return ImageQuery(fetch(body.image_url))
     assert body.embedding_input is not None, "the shape lets nothing else through"
     return EmbeddingQuery(body.embedding_input)
 
 
-def _known(engine: Engine, item: Any) -> KnnMetadata:
+def _known(engine: Engine, item: Item) -> KnnMetadata:
     parts = urlsplit(item.uri or "")
-    image_id = item.id if item.modality == "image" else item.image_id
-    image = None
-    if image_id is not None:
-        try:
-            image = base64.b64encode(engine.thumbnail(image_id)).decode("ascii")
-        except NotFoundError:  # an index may keep no thumbnails
-            image = None
     return KnnMetadata(
         caption=item.text,
         url=item.uri if parts.scheme in ("http", "https") else None,
         image_path=_path(item.uri),
-        image=image,
+        image=thumbnail_base64(engine, item),
         item_id=item.id,
     )
 

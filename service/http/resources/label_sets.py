@@ -5,20 +5,152 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response, status
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine.label_sets import check_label_set
+from models.errors import DiptychError
+from models.labels.prompts import TEMPLATE_SETS
+from service.engine.label_sets import MAX_EXAMPLES, LabelSet, check_label_set
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
-from service.http.resources import bodies, label_set_shapes
-from service.http.resources.label_set_shapes import (
-    EXAMPLE_NAME,
-    LabelSetList,
-    LabelSetRequest,
-    LabelSetResponse,
-    TemplateSetList,
-)
-from service.http.resources.state import EngineOf
+from service.http.requests import bodies
+from service.http.requests.fields import EXAMPLE_PNG, Base64Image, Strict
+from service.http.requests.state import EngineOf
+from service.http.resources.classify import Abstain, Alpha, Beta, PictureError, Temperature
 
 router = APIRouter(prefix="/v1", tags=["classify"])
+EXAMPLE_NAME = "colours"
+
+
+class LabelSetRequest(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"labels": ["red", "green", "blue"]},
+                {
+                    "labels": ["warm/red", "warm/yellow", "cold/blue"],
+                    "templates": ["a photo of a {c} thing"],
+                    "abstain": True,
+                    "temperature": 1.4,
+                    "examples": {"warm/red": [EXAMPLE_PNG]},
+                },
+            ]
+        }
+    )
+    labels: Annotated[list[str], Field(max_length=2_000)]
+    templates: Annotated[list[str] | None, Field(max_length=200)] = None
+    template_set: Annotated[str | None, Field(max_length=64)] = None
+    multi_label: bool = False
+    hierarchy: bool | None = None
+    abstain: Abstain = None
+    temperature: Temperature = None
+    examples: Annotated[
+        dict[str, list[Base64Image]],
+        Field(
+            default_factory=dict,
+            max_length=1000,
+            description=f"A few pictures per label, {MAX_EXAMPLES} in all.",
+        ),
+    ]
+    alpha: Alpha = None
+    beta: Beta = None
+
+
+class LabelSetResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": EXAMPLE_NAME,
+                    "labels": ["red", "green", "blue"],
+                    "templates": None,
+                    "template_set": None,
+                    "multi_label": False,
+                    "hierarchy": False,
+                    "abstain": None,
+                    "temperature": None,
+                    "examples": {"red": 4},
+                    "alpha": None,
+                    "beta": None,
+                    "model": "starter",
+                    "updated": "2026-01-31T12:00:00Z",
+                }
+            ]
+        }
+    )
+    name: str
+    labels: list[str]
+    templates: list[str] | None
+    template_set: str | None
+    multi_label: bool
+    hierarchy: bool
+    abstain: float | bool | None
+    temperature: float | None
+    examples: Annotated[dict[str, int], Field(description="Kept pictures per label.")]
+    alpha: float | None
+    beta: float | None
+    model: Annotated[str, Field(description="What embedded the examples.")]
+    updated: Annotated[str, Field(description="ISO 8601.")]
+
+
+class LabelSetSummary(BaseModel):
+    name: str
+    classes: int | None
+    examples: int | None
+    multi_label: bool | None
+    hierarchy: bool | None
+    abstain: float | bool | None
+    temperature: float | None
+    template_set: str | None
+    updated: str | None
+    error: Annotated[PictureError | None, Field(description="Why it cannot be used.")]
+
+
+class LabelSetList(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "label_sets": [
+                        {
+                            "name": EXAMPLE_NAME,
+                            "classes": 3,
+                            "examples": 4,
+                            "multi_label": False,
+                            "hierarchy": False,
+                            "abstain": None,
+                            "temperature": None,
+                            "template_set": None,
+                            "updated": "2026-01-31T12:00:00Z",
+                            "error": None,
+                        }
+                    ],
+                    "writable": True,
+                }
+            ]
+        }
+    )
+    label_sets: list[LabelSetSummary]
+    writable: Annotated[bool, Field(description="Whether label sets can be stored here.")]
+
+
+class TemplateSet(BaseModel):
+    name: str
+    templates: list[str]
+
+
+class TemplateSetList(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "template_sets": [
+                        {"name": "pets", "templates": ["a photo of a {c}, a type of pet."]}
+                    ]
+                }
+            ]
+        }
+    )
+    template_sets: list[TemplateSet]
+
 
 Name = Annotated[
     str,
@@ -34,7 +166,7 @@ def list_label_sets(engine: EngineOf) -> LabelSetList:
     store = engine.classifier.store
     entries = () if store is None else store.entries()
     return LabelSetList(
-        label_sets=[label_set_shapes.summary(name, found) for name, found in entries],
+        label_sets=[_summary(name, found) for name, found in entries],
         writable=store is not None and store.writable,
     )
 
@@ -42,7 +174,7 @@ def list_label_sets(engine: EngineOf) -> LabelSetList:
 @router.get("/label-sets/{name}", summary="One label set")
 @LOOKUP
 def get_label_set(name: Name, engine: EngineOf) -> LabelSetResponse:
-    return label_set_shapes.response(name, engine.classifier.stored(name))
+    return _response(name, engine.classifier.stored(name))
 
 
 @router.put(
@@ -76,7 +208,7 @@ def put_label_set(
     wanted = engine.classifier.with_examples(wanted, examples)
     stored, created = engine.classifier.keep(name, wanted)
     response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
-    return label_set_shapes.response(name, stored)
+    return _response(name, stored)
 
 
 @router.delete(
@@ -91,4 +223,46 @@ def delete_label_set(name: Name, engine: EngineOf) -> None:
 @LOOKUP
 def list_template_sets() -> TemplateSetList:
     """Prompts by domain, as `template_set` names them; `{c}` stands for the label."""
-    return label_set_shapes.template_sets()
+    return TemplateSetList(
+        template_sets=[
+            TemplateSet(name=name, templates=list(templates))
+            for name, templates in TEMPLATE_SETS.items()
+        ]
+    )
+
+
+def _response(name: str, found: LabelSet) -> LabelSetResponse:
+    return LabelSetResponse(
+        name=name,
+        labels=list(found.labels),
+        templates=None if found.templates is None else list(found.templates),
+        template_set=found.template_set,
+        multi_label=found.multi_label,
+        hierarchy=found.tree is not None,
+        abstain=found.abstain,
+        temperature=found.temperature,
+        examples=found.example_counts(),
+        alpha=found.alpha,
+        beta=found.beta,
+        model=found.model,
+        updated=found.updated,
+    )
+
+
+def _summary(name: str, found: LabelSet | DiptychError) -> LabelSetSummary:
+    if isinstance(found, DiptychError):
+        error = PictureError.of(found)
+        unknown = dict.fromkeys(LabelSetSummary.model_fields)
+        return LabelSetSummary.model_validate(unknown | {"name": name, "error": error})
+    return LabelSetSummary(
+        name=name,
+        classes=len(found.labels),
+        examples=len(found.examples.targets),
+        multi_label=found.multi_label,
+        hierarchy=found.tree is not None,
+        abstain=found.abstain,
+        temperature=found.temperature,
+        template_set=found.template_set,
+        updated=found.updated,
+        error=None,
+    )

@@ -7,21 +7,61 @@ declares; problems, and with keys who needs which scope, are added for all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from service.http.middleware import problems
 from service.http.middleware.endpoints import LOOKUP, Endpoint, RequestBody, declared
-from service.http.resources import answers
 
 router = APIRouter(include_in_schema=False)
 _REF = "#/components/schemas/"
+
+
+class PointerError(BaseModel):
+    pointer: Annotated[str | None, Field(description="JSON pointer into the body.")] = None
+    parameter: Annotated[str | None, Field(description="A query parameter or form field.")] = None
+    code: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. `type` and `code` are stable; `instance` is the request's id."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:diptych:problem:invalid-request",
+                    "title": "The request does not fit its schema",
+                    "status": 422,
+                    "detail": "Input should be less than or equal to 1000",
+                    "instance": "urn:request:0f8fad5bd9cb469fa16570867728950e",
+                    "code": "invalid-request",
+                    "errors": [
+                        {
+                            "pointer": "#/k",
+                            "code": "less_than_equal",
+                            "detail": "Input should be less than or equal to 1000",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    hint: str | None = None
+    errors: list[PointerError] | None = None
 
 
 @router.api_route("/openapi.json", methods=["GET", "HEAD"])
@@ -49,7 +89,7 @@ def _build(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         description=app.description,
         routes=app.routes,
     )
-    models: set[type[BaseModel]] = {answers.ProblemDocument}
+    models: set[type[BaseModel]] = {ProblemDocument}
     for operation, endpoint in _operations(app, document):
         if endpoint.body is not None:
             models |= _describe(operation, endpoint.body)
@@ -115,7 +155,7 @@ def _describe(operation: dict[str, Any], body: RequestBody) -> set[type[BaseMode
 def _problem(description: str) -> dict[str, Any]:
     return {
         "description": description,
-        "content": {problems.MEDIA_TYPE: {"schema": _ref(answers.ProblemDocument.__name__)}},
+        "content": {problems.MEDIA_TYPE: {"schema": _ref(ProblemDocument.__name__)}},
     }
 
 

@@ -1,88 +1,355 @@
-"""POST /v1/search and its two headline forms."""
+"""POST /v1/search, and what its other forms take from it: options, queries, the answer."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 
-from indexer.search.options import Target
+from indexer.filters.language import parse_filter
+from indexer.search.options import (
+    DEFAULTS,
+    HYBRID,
+    MAX_K,
+    MAX_OFFSET,
+    NEAR_DUPLICATE,
+    Include,
+    SearchOptions,
+    Target,
+)
 from service.engine.engine import Engine
-from service.engine.queries import ImageQuery, SearchQuery, TextQuery
+from service.engine.queries import (
+    MAX_PARTS,
+    MAX_WEIGHT,
+    ComposedQuery,
+    EmbeddingQuery,
+    ImageQuery,
+    ItemQuery,
+    Part,
+    SearchAnswer,
+    SearchQuery,
+    TextQuery,
+    Weighted,
+)
 from service.engine.retrieval import only_waits
 from service.engine.steps import finish_async
-from service.http.middleware.endpoints import Endpoint, json_of, picture_of
-from service.http.resources import answers, bodies, presenting, schemas
-from service.http.resources.asking import needs_thread, search_options, search_query
-from service.http.resources.direct import DirectRoute, direct
-from service.http.resources.fetching import fetch_by
-from service.http.resources.state import EngineOf, app_state
-from service.http.resources.uploads import PictureSearch, picture_search
+from service.http.middleware.endpoints import Endpoint, json_of
+from service.http.requests import bodies
+from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.state import DirectRoute, EngineOf, Fetch, app_state, direct
+from service.http.resources.items import EXAMPLE_ITEM, item_fields, thumbnail_base64
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute)
-
 # hits that the event loop turns into JSON itself: a millisecond's work
 _SMALL_PAGE = 100
-_UPLOAD = picture_of(schemas.ImageSearchOptions)
 
 
-async def _answer(
-    request: Request, engine: Engine, query: SearchQuery, target: Target, page: schemas.Page
-) -> Response:
-    options = search_options(page, target)
-    reads_more = not options.include.isdisjoint(("embedding", "thumbnail"))
-    if only_waits(query) and not reads_more and options.k <= _SMALL_PAGE:
-        # no thread for what only waits: each would have to be woken twice, and 32 of them at once
-        # fight over Python's lock with the thread that embeds
-        answer = await finish_async(engine.search_steps(query, options))
-        found = presenting.search(engine, answer, options.include)
-    else:
-        answer = await run_in_threadpool(engine.search, query, options)
-        found = await run_in_threadpool(presenting.search, engine, answer, options.include)
-    # optional parts appear only when asked for
-    body = found.model_dump_json(exclude_unset=True)
-    timing.report(request.scope, answer.timings)
-    return Response(
-        body, headers={"Index-Version": str(answer.index_version)}, media_type="application/json"
+def _not_zero(weight: float) -> float:
+    if weight == 0:
+        raise PydanticCustomError(
+            "invalid-request", "A weight of zero has no effect; leave it out."
+        )
+    return weight
+
+
+class Query(Strict):
+    """Exactly one of text, image, image_url, id and embedding; the weight counts among several."""
+
+    text: SearchText | None = None
+    image: Base64Image | None = None
+    image_url: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="A picture's address, http or https; only where the service was started "
+            "with --allow-urls.",
+        ),
+    ] = None
+    id: Annotated[
+        str | None, Field(description="More like this item; it is left out of the hits.")
+    ] = None
+    embedding: Annotated[
+        list[float] | None,
+        Field(max_length=16_384, description="A vector of the index's dimension, any length."),
+    ] = None
+    weight: Annotated[
+        float,
+        AfterValidator(_not_zero),
+        Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, description="Not zero; negative asks for less of it."),
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Query:
+        given = [self.text, self.image, self.image_url, self.id, self.embedding]
+        if sum(value is not None for value in given) != 1:
+            raise PydanticCustomError(
+                "invalid-request", "Give exactly one of text, image, image_url, id and embedding."
+            )
+        return self
+
+
+_Parts = Annotated[list[Query], Field(min_length=1, max_length=MAX_PARTS)]
+_PARTS: TypeAdapter[list[Query]] = TypeAdapter(_Parts)
+
+
+def _one_or_several(value: object, _: ValidatorFunctionWrapHandler) -> Query | list[Query]:
+    # decided by hand: the complaints of a union name its branches in their pointers
+    return _PARTS.validate_python(value) if isinstance(value, list) else Query.model_validate(value)
+
+
+Queries = Annotated[
+    Query | _Parts,
+    WrapValidator(_one_or_several),
+    Field(description="One part, or several: the sum of weight times unit vector, normalised."),
+]
+FILTER_WORDS = (
+    "Which items may be found: `{field, ...tests}`, or `all`, `any` and `not` around such. The "
+    "tests are eq, in, gt, gte, lt, lte, contains and exists, as the field's type takes them; "
+    "/v1/index lists the fields. A missing value satisfies no test, and `not` is the complement."
+)
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Cosine = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Hybrid = Annotated[
+    _Share | bool,
+    Field(
+        description="Search by words too, in captions and texts: their weight from 0 (none) to 1 "
+        f"(words alone), or true for {HYBRID}. The order is then that of `fused`, and cosines do "
+        "not fall."
+    ),
+]
+Deduplicate = Annotated[
+    _Cosine | bool,
+    Field(
+        description="Leave out hits whose cosine to a better one reaches this, or true for "
+        f"{NEAR_DUPLICATE}; the better one names them in `duplicates`."
+    ),
+]
+Exact = Annotated[bool, Field(description="Compare with every item, whatever was optimized.")]
+Effort = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=100_000,
+        description="How hard an optimized index looks (efSearch or nprobe); null for what it "
+        "was optimized for.",
+    ),
+]
+K = Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")]
+
+
+class Page(Strict):
+    k: K = DEFAULTS.k
+    offset: Offset = DEFAULTS.offset
+    min_score: Annotated[
+        float | None, Field(ge=-1, le=1, description="Leave out hits with a lower cosine.")
+    ] = None
+    filter: Annotated[
+        # read by indexer.filters.language, whose complaints are better than a recursive schema's
+        Any,
+        WithJsonSchema({"type": ["object", "null"], "description": FILTER_WORDS}),
+    ] = None
+    include: Annotated[
+        list[Include],
+        Field(max_length=3, description="Optional parts of each hit; `thumbnail` as a data URI."),
+    ] = Field(list(DEFAULTS.include))
+    hybrid: Hybrid = False
+    deduplicate: Deduplicate = False
+    exact: Exact = False
+    effort: Effort = None
+
+
+class SearchRequest(Page):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": {"text": "a red apple"}, "k": 3},
+                {"query": {"text": "一个红苹果"}, "target": "texts", "k": 3},
+                {"query": {"text": "a red apple"}, "hybrid": True, "deduplicate": 0.97, "k": 3},
+                {"query": {"id": EXAMPLE_ID}, "k": 5},
+                {"query": {"image": EXAMPLE_PNG}, "k": 5, "include": ["embedding"]},
+                {
+                    "query": [
+                        {"text": "a red apple"},
+                        {"text": "a green leaf", "weight": -0.5},
+                        {"id": EXAMPLE_ID, "weight": 2.0},
+                    ]
+                },
+                {
+                    "query": {"text": "fruit"},
+                    "filter": {
+                        "all": [{"field": "year", "gte": 2020, "lt": 2030}],
+                        "not": {"field": "label", "in": ["plant", "animal"]},
+                    },
+                },
+            ]
+        }
+    )
+    query: Queries
+    target: Target = DEFAULTS.target
+
+
+class Hit(BaseModel):
+    id: str
+    score: Annotated[float, Field(description="Cosine of query and item, -1 to 1.")]
+    relevance: Annotated[
+        float | None,
+        Field(
+            description="How far the hit stands above this index's background, 0 to 1; one half "
+            "is the gate. Null where the index cannot tell."
+        ),
+    ] = None
+    fused: Annotated[
+        float | None,
+        Field(description="With `hybrid`: what decides the order, of cosine and words together."),
+    ] = None
+    duplicates: Annotated[
+        list[str] | None,
+        Field(description="With `deduplicate`: ids of the near-duplicates it stands for."),
+    ] = None
+    modality: Literal["image", "text"]
+    uri: Annotated[str | None, Field(description="Where the source keeps it.")] = None
+    text: Annotated[
+        str | None, Field(description="A caption: the text itself, or a picture's first.")
+    ] = None
+    language: str | None = None
+    image_id: Annotated[str | None, Field(description="The picture a text belongs to.")] = None
+    label: str | None = None
+    attributes: dict[str, Any] | None = None
+    thumbnail_url: Annotated[
+        str | None, Field(description="The picture, or the picture a text belongs to.")
+    ] = None
+    thumbnail: Annotated[str | None, Field(description="JPEG as a data URI.")] = None
+    embedding: list[float] | None = None
+
+
+class SearchResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "hits": [{**EXAMPLE_ITEM, "score": 0.3127, "relevance": 0.9741}],
+                    "no_good_match": False,
+                    "k": 1,
+                    "offset": 0,
+                    "target": "images",
+                    "truncated": False,
+                    "index_version": 1,
+                    "model": "starter",
+                    "took_ms": 12.4,
+                    "timings": {"prepare": 0.2, "embed": 11.0, "search": 1.1, "total": 12.4},
+                }
+            ]
+        }
+    )
+    hits: list[Hit]
+    no_good_match: Annotated[
+        bool | None,
+        Field(
+            description="Not even the best hit of the query stands out. Null where the index "
+            "cannot tell."
+        ),
+    ]
+    k: int
+    offset: int
+    target: Literal["images", "texts"]
+    truncated: Annotated[bool, Field(description="The query text was cut to the context.")]
+    index_version: int
+    model: str
+    took_ms: float
+    timings: Annotated[dict[str, float], Field(description="Milliseconds per stage.")]
+
+
+def search_query(given: Query | list[Query], fetch: Fetch) -> SearchQuery:
+    """Blocks where `_needs_thread` says so.
+
+    Raises:
+        ProblemError: base64 that is none, or an address where nothing is fetched.
+        UrlError: an address that is refused, or gave no picture.
+    """
+    if not isinstance(given, list):
+        part = _part(given, "#/query", fetch)
+        # alone a weight only tells towards from away
+        return part if given.weight > 0 else ComposedQuery((Weighted(part, given.weight),))
+    return ComposedQuery(
+        tuple(
+            Weighted(_part(query, f"#/query/{number}", fetch), query.weight)
+            for number, query in enumerate(given)
+        )
     )
 
 
-async def _search(body: schemas.SearchRequest, engine: Engine, request: Request) -> Response:
-    fetch = fetch_by(app_state(request).fetcher)
-    if needs_thread(body.query):
-        query = await run_in_threadpool(search_query, body.query, fetch)
-    else:
-        query = search_query(body.query, fetch)
-    return await _answer(request, engine, query, body.target, body)
+def search_options(page: Page, target: Target) -> SearchOptions:
+    """How a request wants its search done.
+
+    Raises:
+        InvalidFilterError: the filter is none.
+    """
+    return SearchOptions(
+        k=page.k,
+        offset=page.offset,
+        target=target,
+        filter=None if page.filter is None else parse_filter(page.filter),
+        min_score=page.min_score,
+        hybrid=page.hybrid,
+        deduplicate=page.deduplicate,
+        exact=page.exact,
+        effort=page.effort,
+        include=frozenset(page.include),
+    )
 
 
-async def _text_to_image(
-    body: schemas.TextToImageRequest, engine: Engine, request: Request
-) -> Response:
-    return await _answer(request, engine, TextQuery(body.text), "images", body)
+def _needs_thread(given: Query | list[Query]) -> bool:
+    """Whether reading it would hold up an event loop: base64 of a large picture, an address."""
+    parts = given if isinstance(given, list) else [given]
+    return any(part.image is not None or part.image_url is not None for part in parts)
 
 
-_search_body = bodies.json_body(schemas.SearchRequest)
-_text_body = bodies.json_body(schemas.TextToImageRequest)
+def _part(query: Query, pointer: str, fetch: Fetch) -> Part:
+    if query.text is not None:
+        return TextQuery(query.text)
+    if query.id is not None:
+        return ItemQuery(query.id)
+    if query.embedding is not None:
+        return EmbeddingQuery(query.embedding)
+    if query.image_url is not None:
+        return ImageQuery(fetch(query.image_url))
+    assert query.image is not None, "the schema lets exactly one through"
+    return ImageQuery(bodies.picture(query.image, f"{pointer}/image"))
+
+
+_search_body = bodies.json_body(SearchRequest)
 
 
 @router.post(
     "",
     summary="Search by text, picture, item or embedding",
-    response_model=answers.SearchResponse,
+    response_model=SearchResponse,
 )
 @Endpoint(
     access="read",
     lane="search",
     cost="body",
     idempotency_key=False,
-    body=json_of(schemas.SearchRequest),
+    body=json_of(SearchRequest),
 )
-@direct(_search_body, _search)
+@direct(_search_body)
 async def search(
-    body: Annotated[schemas.SearchRequest, Depends(_search_body)],
+    body: Annotated[SearchRequest, Depends(_search_body)],
     engine: EngineOf,
     request: Request,
 ) -> Response:
@@ -91,48 +358,64 @@ async def search(
     The query may have several parts, each with a weight: text, picture, item or embedding. Items
     of the query are left out of the hits.
     """
-    return await _search(body, engine, request)
+    fetch = app_state(request).fetch
+    if _needs_thread(body.query):
+        query = await run_in_threadpool(search_query, body.query, fetch)
+    else:
+        query = search_query(body.query, fetch)
+    return await answered(request, engine, query, search_options(body, body.target))
 
 
-@router.post(
-    "/text-to-image",
-    summary="Pictures for a text",
-    response_model=answers.SearchResponse,
-)
-@Endpoint(
-    access="read",
-    lane="search",
-    cost="body",
-    idempotency_key=False,
-    body=json_of(schemas.TextToImageRequest),
-)
-@direct(_text_body, _text_to_image)
-async def text_to_image(
-    body: Annotated[schemas.TextToImageRequest, Depends(_text_body)],
-    engine: EngineOf,
-    request: Request,
+async def answered(
+    request: Request, engine: Engine, query: SearchQuery, options: SearchOptions
 ) -> Response:
-    """The pictures that fit a description best."""
-    return await _text_to_image(body, engine, request)
+    """Search, and answer in this resource's shape."""
+    reads_more = not options.include.isdisjoint(("embedding", "thumbnail"))
+    if only_waits(query) and not reads_more and options.k <= _SMALL_PAGE:
+        # no thread for what only waits: each would have to be woken twice, and 32 of them at once
+        # fight over Python's lock with the thread that embeds
+        answer = await finish_async(engine.search_steps(query, options))
+        found = search_response(engine, answer)
+    else:
+        answer = await run_in_threadpool(engine.search, query, options)
+        found = await run_in_threadpool(search_response, engine, answer)
+    # optional parts appear only when asked for
+    body = found.model_dump_json(exclude_unset=True)
+    timing.report(request.scope, answer.timings)
+    return Response(
+        body, headers={"Index-Version": str(answer.index_version)}, media_type="application/json"
+    )
 
 
-@router.post(
-    "/image-to-text",
-    summary="Texts (or pictures) for a picture",
-    response_model=answers.SearchResponse,
-)
-@Endpoint(access="read", lane="pictures", cost="body", idempotency_key=False, body=_UPLOAD)
-async def image_to_text(
-    upload: Annotated[PictureSearch, Depends(picture_search)],
-    engine: EngineOf,
-    request: Request,
-) -> Response:
-    """The texts that fit a picture best, or with `target=images` the pictures most like it.
-
-    Send the picture as the field `image` of a multipart form, or as the body itself. Options are
-    query parameters, or fields of the form.
-    """
-    options = upload.options
-    given = options.model_dump(exclude={"target", "filter"})
-    page = schemas.Page(**given, filter=upload.filter)
-    return await _answer(request, engine, ImageQuery(upload.image), options.target, page)
+def search_response(engine: Engine, answer: SearchAnswer) -> SearchResponse:
+    """The engine's answer in this resource's shape; reads thumbnails where they are included."""
+    include = answer.options.include
+    hits = []
+    for rank, hit in enumerate(answer.hits):
+        fields = item_fields(engine, hit.item)
+        if "attributes" in include:
+            fields["attributes"] = dict(hit.item.attributes)
+        if "embedding" in include and answer.vectors_KD is not None:
+            fields["embedding"] = answer.vectors_KD[rank].tolist()
+        if "thumbnail" in include:
+            jpeg = thumbnail_base64(engine, hit.item)
+            fields["thumbnail"] = None if jpeg is None else "data:image/jpeg;base64," + jpeg
+        if answer.relevance_K is not None:
+            fields["relevance"] = round(answer.relevance_K[rank], 4)
+        if hit.fused is not None:
+            fields["fused"] = hit.fused
+        if hit.duplicates:
+            fields["duplicates"] = list(hit.duplicates)
+        hits.append(Hit(**{"relevance": None} | fields, score=float(hit.score)))
+    return SearchResponse(
+        hits=hits,
+        no_good_match=answer.no_good_match,
+        k=answer.options.k,
+        offset=answer.options.offset,
+        target=answer.options.target,
+        truncated=answer.truncated,
+        index_version=answer.index_version,
+        model=answer.model,
+        took_ms=answer.timings["total"],
+        timings=dict(answer.timings),
+    )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http.middleware.problems import ProblemError
-from service.http.resources.bodies import decode_base64, parse_json
+from service.http.requests.bodies import decode_base64, parse_json
 
 MALFORMED = {
     "empty": b"",

@@ -23,7 +23,7 @@ from service.http.middleware.endpoints import (
 )
 from service.http.middleware.lanes import AdmissionLimits, lane_rules
 from service.http.resources import health, openapi
-from service.http.resources.embedding_shapes import EmbeddingRequest
+from service.http.resources.embeddings import EmbeddingRequest
 
 POST = replace(LOOKUP, lane="search", cost="body", body=json_of(EmbeddingRequest))
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from indexer.search.snapshot import open_snapshot
 from service.engine.engine import Engine
 from service.http.app import create_app
-from service.http.resources.schemas import MAX_EXPLAINED
+from service.http.resources.classify import MAX_EXPLAINED
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

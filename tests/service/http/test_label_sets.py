@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from service.engine.engine import Engine
 from service.engine.label_set_store import MAX_SETS, LabelSetStore
 from service.http.app import create_app
-from service.http.resources.label_set_shapes import LabelSetRequest
+from service.http.resources.label_sets import LabelSetRequest
 
 RED = base64.b64encode(solid("red")).decode()
 GREY = base64.b64encode(halves("magenta", "cyan")).decode()

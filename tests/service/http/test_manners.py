@@ -19,7 +19,7 @@ from indexer.search.options import HYBRID, NEAR_DUPLICATE
 from indexer.search.snapshot import open_snapshot
 from models.encoder import Fingerprint
 from service.engine.engine import Engine
-from service.http.resources import presenting
+from service.http.resources.indexes import index_response
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_an_optimized_index_tells_its_structure_and_what_was_measured(
     fill(path, pictures(2000), texts(200))
     report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.8)).images
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
-        info = presenting.index_info(Engine(Clustered(), snapshot))
+        info = index_response(Engine(Clustered(), snapshot))
     (one,) = info.structures
     assert (one.modality, one.rows, one.structure) == ("image", 2000, "ivf")
     assert (one.effort, one.recall, one.recipe) == (report.effort, report.recall, report.recipe)
@@ -154,5 +154,5 @@ def test_an_optimized_index_tells_its_structure_and_what_was_measured(
     file.chmod(0o644)
     file.write_bytes(data)
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
-        info = presenting.index_info(Engine(Clustered(), snapshot))
+        info = index_response(Engine(Clustered(), snapshot))
     assert len(info.degraded) == 1

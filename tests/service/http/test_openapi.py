@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -13,17 +15,9 @@ from services import build_colours
 from starlette.testclient import TestClient
 from writable import writable_client
 
+from service.http import resources
 from service.http.middleware import problems
-from service.http.resources import (
-    answers,
-    batch_shapes,
-    embedding_shapes,
-    index_shapes,
-    item_shapes,
-    knn_shapes,
-    label_set_shapes,
-    schemas,
-)
+from service.http.resources.search_forms import ImageSearchOptions
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +95,8 @@ MODELS = [
     model
     for model in dict.fromkeys(
         value
-        for module in (
-            schemas,
-            answers,
-            batch_shapes,
-            label_set_shapes,
-            embedding_shapes,
-            index_shapes,
-            item_shapes,
-            knn_shapes,
-        )
-        for value in vars(module).values()
+        for found in iter_modules(resources.__path__, "service.http.resources.")
+        for value in vars(import_module(found.name)).values()
         if isinstance(value, type)
     )
     if isinstance(model, type)
@@ -162,7 +147,7 @@ def test_uploads_are_described_as_they_are_read(
 ) -> None:
     operation = document["paths"]["/v1/search/image-to-text"]["post"]
     assert {p["name"] for p in operation["parameters"]} == {
-        *schemas.ImageSearchOptions.model_fields,
+        *ImageSearchOptions.model_fields,
         "index",
     }
     assert {"multipart/form-data", "image/*"} == set(operation["requestBody"]["content"])

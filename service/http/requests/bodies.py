@@ -1,4 +1,4 @@
-"""Reading request bodies: strict JSON, multipart forms, raw pictures. No use case, no route.
+"""Reading request bodies, for the resources: strict JSON, forms, pictures. Knows no resource.
 
 JSON is stricter than Python's reader: UTF-8 only, no NaN or Infinity, no duplicate keys, no lone
 surrogates or NUL, and bounded depth, size and digits, so that no body is slow or surprising.
@@ -207,6 +207,60 @@ async def _gather(form: FormData) -> Form:
     return Form(tuple(files), tuple(fields))
 
 
+def query_options(request: Request, *, lists: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Options in the URL by name; those in `lists` gather, any other may come once."""
+    options: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in lists:
+            options.setdefault(name, []).append(value)
+        elif name in options:
+            raise refuse("invalid-request", "A query parameter is given twice.")
+        elif name != "index":  # which index answers is the route's affair, for every route
+            options[name] = value
+    return options
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Pictures sent as they are, and the options beside them.
+
+    Attributes:
+        pictures: by form field; a picture that is the body itself is an `image`.
+        options: of the URL and the form together, as text.
+        form: whether it came as one.
+    """
+
+    pictures: tuple[tuple[str, bytes], ...]
+    options: dict[str, Any]
+    form: bool
+
+
+async def read_upload(
+    request: Request, options: dict[str, Any], *, lists: frozenset[str] = frozenset()
+) -> Upload | None:
+    """A multipart form, or a picture as the body itself, with the `options` of the URL.
+
+    None where the body is of another type.
+    """
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        form = await read_form(request)
+        fields = form.single_fields(lists=lists)
+        if options.keys() & fields.keys():
+            raise refuse("invalid-request", "An option is both a parameter and a form field.")
+        return Upload(form.files, options | fields, form=True)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return Upload((("image", await request.body()),), options, form=False)
+    return None
+
+
+def picture_fields(files: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """The pictures of a form that may have several."""
+    if any(name not in ("image", "images") for name, _ in files):
+        raise refuse("invalid-request", "Pictures go in the field `image`.")
+    return [data for _, data in files]
+
+
 def decode_base64(text: str) -> bytes | None:
     """A picture from base64 or a `data:` URI; None if it is neither."""
     if text[:5].lower() == "data:":
@@ -217,6 +271,19 @@ def decode_base64(text: str) -> bytes | None:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def picture(text: str, pointer: str | None = None) -> bytes:
+    """A picture in base64; refused, with the pointer to it, where it is none."""
+    data = decode_base64(text)
+    if data is None:
+        error = {"pointer": pointer or "", "code": "image-undecodable", "detail": "base64"}
+        raise refuse(
+            "image-undecodable",
+            "Not base64, and not a data: URI of base64.",
+            errors=[] if pointer is None else [error],
+        )
+    return data
 
 
 def decode_pictures(texts: Sequence[str]) -> list[bytes]:

@@ -1,10 +1,19 @@
-"""The shapes of what is told about an index: counts, fields, how it is searched and judged."""
+"""GET /v1/index and /v1/indexes: what is told about an index, and which there are."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
+
+from indexer.search.reader import Facet
+from service.engine.engine import Engine
+from service.http.middleware.endpoints import LOOKUP
+from service.http.requests.state import EngineOf, StateOf
+
+router = APIRouter(prefix="/v1", tags=["index"])
 
 
 class FieldValue(BaseModel):
@@ -180,3 +189,69 @@ class IndexesResponse(BaseModel):
         }
     )
     indexes: list[IndexSummary]
+
+
+@router.get("/index", summary="What is loaded")
+@LOOKUP
+def index(engine: EngineOf, response: Response) -> IndexResponse:
+    """Version, counts and model of the index that answers now."""
+    info = index_response(engine)
+    response.headers["Index-Version"] = str(info.version)
+    return info
+
+
+@router.get("/indexes", summary="All that is served")
+@LOOKUP
+def indexes(state: StateOf) -> IndexesResponse:
+    """The indexes this service answers from, the one that needs no naming first."""
+    return _indexes(state.engines)
+
+
+def index_response(engine: Engine) -> IndexResponse:
+    # without the sources: they name the operator's folders
+    info = engine.index_info().to_dict()
+    known = {name: info[name] for name in IndexResponse.model_fields if name in info}
+    fields = [_field(facet) for facet in engine.facets()]
+    more = {
+        "name": engine.name,
+        "structures": [_structure(one) for one in info["structures"]],
+        "fields": fields,
+        "explains": engine.explanations.possible,
+        "writable": engine.writer is not None,
+    }
+    return IndexResponse(**known | more)
+
+
+def _structure(about: Mapping[str, Any]) -> SearchStructure:
+    modality = about["target"].removesuffix("s")
+    return SearchStructure(
+        modality=modality, rows=about["rows"], structure=about["structure"], **about["operating"]
+    )
+
+
+def _field(facet: Facet) -> FieldSummary:
+    values = None
+    if facet.values is not None:
+        values = [
+            FieldValue(value=one.value, count=one.images, texts=one.texts) for one in facet.values
+        ]
+    return FieldSummary(
+        name=facet.name,
+        type=facet.type,
+        present=facet.images,
+        distinct=facet.distinct,
+        values=values,
+        min=facet.low,
+        max=facet.high,
+    )
+
+
+def _indexes(engines: Mapping[str, Engine]) -> IndexesResponse:
+    first = next(iter(engines))
+    listed = []
+    for name, engine in engines.items():
+        with engine.pin() as pinned:
+            info = pinned.index_info().to_dict()
+        fields = {key: info[key] for key in IndexSummary.model_fields if key in info}
+        listed.append(IndexSummary(**fields, name=name, default=name == first))
+    return IndexesResponse(indexes=listed)

@@ -1,6 +1,6 @@
 """A linear probe: how well classes can be told apart in a pair's picture embeddings.
 
-Multinomial logistic regression on frozen, unit-length embeddings (`models.training.heads.linear`),
+Multinomial logistic regression on frozen, unit-length embeddings (`models.training.class_heads`),
 fitted on one labelled set and measured on another, as in Radford et al. 2021 (CLIP), section 3.2
 and appendix A.3; the names of the metrics are CLIP_benchmark's.
 """
@@ -15,7 +15,7 @@ from models.errors import InvalidLabelsError, SourceError
 from models.evaluation.accuracy import FEWEST_FOR_TOP_5
 from models.metrics import class_hits
 from models.sources.embedded import Collected
-from models.training.heads.linear import fit_linear
+from models.training.class_heads import fit_linear
 
 
 def evaluate_linear_probe(

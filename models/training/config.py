@@ -14,7 +14,7 @@ class TrainConfig:
         epochs: passes over the captioned pictures.
         batch_size: pairs a step over all ranks; also how many negatives a pair has.
         micro_batch: pairs a rank embeds at a time; fewer than its share of the batch makes the
-            batch a cached one (see `models.training.gradcache`). None: all at once.
+            batch a cached one (see `models.training.step`). None: all at once.
         lr: peak rate of AdamW (Loshchilov & Hutter 2019).
         betas: CLIP's second moment: at 0.999 it lags behind the fast growth of the scale.
         eps: CLIP's for vision transformers.
@@ -25,10 +25,10 @@ class TrainConfig:
         precision: `fp32`, or autocast in `bf16` or `fp16`; weights and loss stay in fp32.
         grad_checkpointing: recompute activations instead of keeping them.
         objective: InfoNCE (`clip`) or pairwise sigmoids (`siglip`).
-        label_smoothing: see `models.training.losses.info_nce`.
+        label_smoothing: see `models.training.losses`.
         hard_negatives: disturbed captions per pair as further negatives (Yuksekgonul et al. 2023).
         tune: `full`, or `lora`: low-rank updates of the unlocked towers' weights learn in their
-            place (see `models.training.lora`).
+            place (see `models.training.tuning`).
         lora_rank: of each update.
         lock_image, lock_text: towers that do not learn (Zhai et al. 2022, LiT).
         unlock_blocks: last blocks of locked towers that learn all the same; with no tower named,
@@ -39,7 +39,7 @@ class TrainConfig:
         keep: weights of the `last` step, or of the `best` validation.
         patience: validations without a better R@1 before it stops; 0 never stops early.
         eval_every: epochs between validations.
-        crop, flip, colour: see `models.training.augment.Augmentation`.
+        crop, flip, colour: see `models.training.samples.Augmentation`.
         extra_share, class_share: of each batch, where there are such sources.
         shuffle_buffer: records that wait to be drawn.
         seed: of order, captions, crops, dropout and fresh weights.

@@ -19,16 +19,16 @@ from models.errors import TrainingError
 from models.training.checkpoint import Checkpoints, Saved
 from models.training.config import TrainConfig
 from models.training.distributed import World, wait_for_all
-from models.training.journal import Journal
-from models.training.layers import trainable
-from models.training.loading import Batch
 from models.training.measuring import Validation, score
 from models.training.optimiser import load_optimiser, optimiser_tensors
 from models.training.pair import TrainablePair
 from models.training.progress import Progress, Step
+from models.training.record import Journal
+from models.training.samples import Batch
 from models.training.schedule import learning_rate
 from models.training.step import Stepper
 from models.training.stopping import not_finite
+from models.training.tuning import trainable
 from models.training.weights import MovingAverage, Weights, copy_of
 
 

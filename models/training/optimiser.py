@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.training.config import TrainConfig
-from models.training.layers import places, trainable
+from models.training.tuning import places, trainable
 
 
 def make_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

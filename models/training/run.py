@@ -14,34 +14,32 @@ from typing import Any, Final
 from models.atomic import replace_file
 from models.errors import SourceError, TrainingError
 from models.sources.records import Reject, Source
-from models.training.augment import Augmentation, Augmenter
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
-from models.training.curves import draw_curves
+from models.training.data import Kind, Mix, Shuffled, Stream, usable
 from models.training.distributed import World, broadcast_from_main, wait_for_all
-from models.training.finishing import (
+from models.training.loop import Cadence, Run, train
+from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
+from models.training.measuring import Validation
+from models.training.optimiser import make_optimiser
+from models.training.pair import TrainablePair
+from models.training.progress import Progress, Step
+from models.training.record import (
     RESULT_NAME,
+    Journal,
     Result,
+    draw_curves,
     interpolate,
+    read_journal,
     result_of,
     write_config,
     write_result,
 )
-from models.training.journal import Journal, read_journal
-from models.training.layers import lock
-from models.training.loading import Batch, Preparer, load_batches
-from models.training.loop import Cadence, Run, train
-from models.training.lora import attach_lora, merge_lora
-from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
-from models.training.measuring import Validation
-from models.training.mixing import Kind, Mix, Stream, usable
-from models.training.optimiser import make_optimiser
-from models.training.pair import TrainablePair
-from models.training.progress import Progress, Step
-from models.training.sampling import Shuffled
+from models.training.samples import Augmentation, Augmenter, Batch, Preparer, load_batches
 from models.training.saving import save_pair
 from models.training.step import Stepper
 from models.training.stopping import room_in
+from models.training.tuning import attach_lora, lock, merge_lora
 from models.training.weights import Weights, copy_of
 
 CURVES_NAME: Final = "curves.png"
@@ -216,7 +214,7 @@ def make_mix(feeds: Sequence[Feed], config: TrainConfig, world: World) -> Mix:
 
 def objective_of(pair: TrainablePair, config: TrainConfig) -> Objective:
     """The configured loss around the pair's own scale and bias."""
-    if config.objective == "siglip":
+    if pair.bias is not None:
         return SigmoidObjective(pair.log_scale, pair.bias)
     return InfoNCEObjective(pair.log_scale, label_smoothing=config.label_smoothing)
 

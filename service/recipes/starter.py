@@ -6,14 +6,21 @@ in a directory, and is passed over when that is there: a stopped run goes on, an
 trained side by side (`--stage S --member N` does one and stops).
 
 Prints what it does; everything it uses is silent.
+
+
+Long captions cut into sentences, because a query is one sentence at most.
+
+Textbooks describe a figure in a paragraph and end it with credits; a sentence encoder makes one
+blurred point of that. Knows nothing of features or training.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +45,10 @@ from models.encoders.starter.tuned_weights import (
 )
 from models.errors import DiptychError
 from models.sources import open_source
-from models.sources.records import Source
+from models.sources.records import Record, Row, Source, SourceWrapper
+from models.training.features.maker import FeatureMaker, PictureMaker
+from models.training.features.pairs import Kind, Pairs, Rehearsal, gather
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.image_stage import (
     HeadsOverTower,
     RowlessRehearsal,
@@ -48,13 +56,9 @@ from models.training.starter.image_stage import (
     tune_image,
 )
 from models.training.starter.loop import Recall, Step, measure, train
-from models.training.starter.merge import merge
-from models.training.starter.pairs import Kind, Pairs, gather
-from models.training.starter.pictures import PictureMaker
-from models.training.starter.rehearsal import Rehearsal
-from models.training.starter.sentences import InSentences
 from models.training.starter.start import fresh_heads
 from models.training.starter.text_stage import HeadsOverPools, PoolMaker, soup, tune, tuned_layers
+from models.training.starter_merge import merge
 from models.training.weights import interpolated
 from service.cli.exits import exit_code, one_line
 
@@ -324,3 +328,41 @@ if __name__ == "__main__":
     except DiptychError as error:
         click.echo(one_line(error), err=True)
         sys.exit(exit_code(error))
+
+
+_CREDIT = re.compile(
+    r"\s*\((?:credit|attribution|photo|crédito|źródło)\b[^()]*(?:\([^()]*\)[^()]*)*\)?",
+    re.IGNORECASE,
+)
+_END = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_a-z])")
+_LEAST, _MOST = 2, 40
+"""Words in a sentence; shorter and longer ones are left out."""
+_PER_CAPTION = 3
+"""Later sentences speak of details."""
+
+
+def sentences(caption: str) -> list[str]:
+    """The first sentences without credits; the first words where no sentence is of usable length.
+
+    Example:
+        >>> sentences("A dog runs. It is brown. (credit: A. Nonymous)")
+        ['A dog runs.', 'It is brown.']
+    """
+    found = [one.strip() for one in _END.split(_CREDIT.sub("", caption))]
+    usable = [one for one in found if _LEAST <= len(one.split()) <= _MOST]
+    return usable[:_PER_CAPTION] or [" ".join(caption.split()[:_MOST])]
+
+
+class InSentences(SourceWrapper):
+    """A source whose captions are sentences. Rejects pass through."""
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.source:
+            if isinstance(row, Record) and row.texts:
+                texts = {
+                    language: tuple(one for caption in captions for one in sentences(caption))
+                    for language, captions in row.texts.items()
+                }
+                yield replace(row, texts=texts)
+            else:
+                yield row

@@ -33,7 +33,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
 from loss_inputs import objective_for  # noqa: E402
 
-from models.training.gradcache import cached_backward  # noqa: E402
+from models.training.step import cached_backward  # noqa: E402
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,

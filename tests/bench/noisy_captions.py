@@ -39,10 +39,10 @@ from models.encoders.starter.pair import starter_dtype
 from models.encoders.starter.towers import ImageTower, TextTower
 from models.evaluation.captions.mixture import best_floor, wrong_share
 from models.sources import open_source
+from models.training.features.maker import FeatureMaker
+from models.training.features.pairs import Pairs, gather
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import Recall, measure, train
-from models.training.starter.pairs import Pairs, gather
 from models.training.starter.start import fresh_heads
 
 

@@ -39,13 +39,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.encoders.base.model_id import parse_model_id
 from models.sources import open_source
-from models.training.augment import Augmentation, Augmenter
 from models.training.config import TrainConfig
 from models.training.distributed import World
-from models.training.loading import Batch, Preparer, load_batches
 from models.training.optimiser import make_optimiser
 from models.training.pair import load_pair
 from models.training.run import Feed, make_mix, objective_of
+from models.training.samples import Augmentation, Augmenter, Batch, Preparer, load_batches
 from models.training.step import Stepper
 
 RESULT = Path(__file__).parent / "results" / "train.json"

@@ -43,10 +43,9 @@ from models.metrics import mean_per_class_recall, top_k_accuracy
 from models.sources import open_source
 from models.sources.embedded import Collected, prepare_rows
 from models.sources.records import Reject
-from models.training.heads.fit import fit_head, labelled
-from models.training.heads.linear import held_back
-from models.training.lora import attach_lora, merge_lora
+from models.training.class_heads import fit_head, held_back, labelled
 from models.training.pair import load_pair
+from models.training.tuning import attach_lora, merge_lora
 from models.vectors import unit_rows
 
 BATCH = 32

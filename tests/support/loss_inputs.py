@@ -11,8 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.training.losses import InfoNCEObjective, SigmoidObjective
-from models.training.losses.objectives import DEFAULT_CHUNK
+from models.training.losses import DEFAULT_CHUNK, InfoNCEObjective, SigmoidObjective
 
 
 def unit(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -23,8 +23,8 @@ from models.training.distributed import (
     leave_world,
     wait_for_all,
 )
-from models.training.gradcache import cached_backward
 from models.training.losses import InfoNCEObjective, SigmoidObjective
+from models.training.step import cached_backward
 
 B, MICRO = 12, 2
 IMAGE = torch.randn(B, 10, generator=torch.Generator().manual_seed(1))

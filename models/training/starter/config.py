@@ -19,11 +19,11 @@ class TrainConfig:
             decay to zero.
         warmup: share of the steps with a rising rate.
         weight_decay: on matrices only; biases, norms and the logit scale are exempt, as in CLIP.
-        label_smoothing: see `models.training.losses.info_nce`.
+        label_smoothing: see `models.training.losses`.
         class_share: share of each batch that are pictures of the class sources, drawn at random;
             none where there are no class sources, all the rest where there is nothing else.
         concept_share: share of each batch that rehearses the 1,000 ImageNet names (see
-            `models.training.starter.rehearsal`); without it, training on captions of people and
+            `models.training.features.pairs`); without it, training on captions of people and
             dogs forgets the strawberries.
         ema: decay of the moving average of the weights, which is what is kept of the last epoch;
             0 keeps the weights themselves. The measurements after each epoch are of these.

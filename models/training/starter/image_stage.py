@@ -1,6 +1,6 @@
 """The image tower in training, together with heads that were trained before.
 
-Pictures arrive as rows of a bank of pixels (`models.training.starter.pictures`). Captions speak of
+Pictures arrive as rows of a bank of pixels (`models.training.features.maker`). Captions speak of
 few things, and a tower free to move would forget the rest: what the ImageNet classifier says of
 each picture's new features is held close to what it said of the old ones (Li & Hoiem 2016,
 "Learning without Forgetting"). That keeps the concepts in the heads meaning what they meant, too.
@@ -20,12 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from models.encoders.starter.heads import StarterHeads
 from models.encoders.starter.towers import normalised
+from models.training.features.maker import PictureBank
+from models.training.features.pairs import Pairs, Rehearsal
 from models.training.losses import info_nce
 from models.training.starter.config import TrainConfig
 from models.training.starter.loop import Step, train
-from models.training.starter.pairs import Pairs
-from models.training.starter.pictures import PictureBank
-from models.training.starter.rehearsal import Rehearsal
 
 RATE = 1.0
 """Of the heads' learning rate, which is low itself in this stage."""

@@ -17,10 +17,10 @@ from models.encoders.starter.heads import StarterHeads
 from models.encoders.starter.pair import StarterEncoder
 from models.encoders.starter.towers import ImageTower
 from models.sources.records import HoldOut, Source
+from models.training.features.maker import FeatureMaker
+from models.training.features.pairs import gather
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import Step, train
-from models.training.starter.pairs import gather
 
 EPOCHS = 8
 """Enough to tell right from wrong; more teaches the wrong ones."""

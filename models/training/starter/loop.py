@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from models.encoders.starter.heads import StarterHeads
 from models.metrics import retrieval_recall
 from models.training import schedule
+from models.training.features.pairs import Kind, Pairs, Rehearsal
 from models.training.losses import info_nce
 from models.training.measuring import score
 from models.training.starter.average import MovingAverage
 from models.training.starter.config import TrainConfig
-from models.training.starter.pairs import Kind, Pairs
-from models.training.starter.rehearsal import Rehearsal
 from models.training.stopping import not_finite
 
 Recall = dict[str, dict[str, float]]

@@ -15,15 +15,13 @@ import torch
 
 from models.encoders.starter.heads import StarterHeads
 from models.sources.records import is_held_out
-from models.training.finishing import interpolate
-from models.training.journal import Journal
+from models.training.data import one_in_for
+from models.training.features.pairs import Kind, Pairs, Rehearsal
+from models.training.record import Journal, interpolate
 from models.training.starter.config import TrainConfig
 from models.training.starter.loop import Recall, Step, TrainResult, measure, train
 from models.training.starter.memory import FileMemory
-from models.training.starter.pairs import Kind, Pairs
-from models.training.starter.rehearsal import Rehearsal
 from models.training.starter.save import save_run
-from models.training.survey import one_in_for
 from models.training.weights import copy_of
 
 

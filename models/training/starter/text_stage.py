@@ -17,11 +17,10 @@ from torch.nn import functional
 
 from models.encoders.starter.heads import StarterHeads
 from models.encoders.starter.text_network import SentenceNetwork
+from models.training.features.maker import FeatureMaker
+from models.training.features.pairs import Pairs, Rehearsal
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import Step, train
-from models.training.starter.pairs import Pairs
-from models.training.starter.rehearsal import Rehearsal
 
 LAST_LAYERS = ("cnn_W", "cnn_b", "d0", "d1", "p1", "d2", "d3", "p3")
 RATE = 0.3

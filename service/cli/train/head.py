@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from models.labels.class_head import Kind
     from models.sources import Source
     from models.sources.embedded import Collected
-    from models.training.heads.fit import Tuned
+    from models.training.class_heads import Tuned
     from models.training.pair import TrainablePair
 
 _RESULT_NAME = "head.json"
@@ -32,7 +32,7 @@ def train_head(options: TrainOptions) -> int:
     from models.errors import TrainingError
     from models.labels.class_head import HEAD_NAME, save_head
     from models.labels.prompts import DEFAULT_TEMPLATES
-    from models.training.heads.fit import KINDS, fit_head
+    from models.training.class_heads import KINDS, fit_head
 
     _refuse(options)
     path = options.out / HEAD_NAME

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from models.sources import Source
     from models.sources.report.counts import DataReport
     from models.training.config import TrainConfig
+    from models.training.data import Kind
     from models.training.distributed import World
-    from models.training.mixing import Kind
     from models.training.pair import TrainablePair
     from models.training.run import Feed
 
@@ -117,8 +117,8 @@ class _Data:
 def _data(options: TrainOptions, pair: TrainablePair, world: World) -> _Data:
     from models.sources.records import HoldOut
     from models.sources.report.checks import report_lines
+    from models.training.data import Surveyed, one_in_for
     from models.training.run import Feed
-    from models.training.survey import Surveyed, one_in_for
 
     described: dict[str, Any] = {}
     main, extra = (options.reading.open(specs) for specs in (options.data, options.extra_data))

@@ -11,9 +11,9 @@ from service.cli.output import interactive, note
 if TYPE_CHECKING:
     from models.sources import Reject
     from models.training.config import TrainConfig
-    from models.training.finishing import Result
     from models.training.pair import TrainablePair
     from models.training.progress import Step
+    from models.training.record import Result
     from models.training.run import Feed
     from models.training.starter.loop import Step as HeadsStep
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from models.encoders.starter.heads import StarterHeads
     from models.encoders.starter.towers import ImageTower, TextTower
     from models.sources import Source
+    from models.training.features.pairs import DataReport
     from models.training.starter.config import TrainConfig
-    from models.training.starter.pairs import DataReport
     from models.training.starter.run import HeadsRun
 
 
@@ -35,9 +35,8 @@ def train_starter(options: TrainOptions) -> int:
         starter_dtype,
     )
     from models.encoders.starter.towers import ImageTower, TextTower
-    from models.training.starter.features import FeatureMaker
-    from models.training.starter.pairs import gather
-    from models.training.starter.rehearsal import Rehearsal
+    from models.training.features.maker import FeatureMaker
+    from models.training.features.pairs import Rehearsal, gather
     from models.training.starter.run import run_heads, split
 
     _refuse_others(options)
@@ -150,7 +149,7 @@ def _judged_in_halves(
     image_tower: ImageTower,
     text_tower: TextTower,
 ) -> tuple[list[Source], list[Source], dict[str, Any]]:
-    from models.training.starter.features import FeatureMaker
+    from models.training.features.maker import FeatureMaker
     from models.training.starter.judging import halves, judges
     from service.cli.train.filter import filtered_in_halves
 

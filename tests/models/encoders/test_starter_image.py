@@ -25,11 +25,11 @@ from models.encoders.starter.tuned_weights import (
 )
 from models.errors import ModelError
 from models.sources import open_source
+from models.training.features.maker import WHOLE_SHARE, PictureBank, PictureMaker, varied
+from models.training.features.pairs import Pairs, gather
 from models.training.starter.config import TrainConfig
 from models.training.starter.image_stage import HeadsOverTower, RowlessRehearsal, tune_image
 from models.training.starter.loop import Step
-from models.training.starter.pairs import Pairs, gather
-from models.training.starter.pictures import WHOLE_SHARE, PictureBank, PictureMaker, varied
 
 CAPTIONS = ("a red square", "a green field", "the blue sea", "a grey wall", "a white page")
 COLOURS = ((200, 20, 20), (20, 160, 40), (10, 60, 200), (120, 120, 120), (250, 250, 250))

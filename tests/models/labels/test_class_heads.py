@@ -15,9 +15,14 @@ from models.evaluation.accuracy import evaluate_head, evaluate_zero_shot
 from models.images.decode import decode_image
 from models.labels.class_head import Adapter, ClassHead, load_head, save_head
 from models.sources.embedded import Collected
-from models.training.heads.adapter import fit_adapter
-from models.training.heads.fit import fit_head
-from models.training.heads.linear import fit_linear, held_back, minimise, penalised
+from models.training.class_heads import (
+    fit_adapter,
+    fit_head,
+    fit_linear,
+    held_back,
+    minimise,
+    penalised,
+)
 from models.vectors import Vectors, unit_rows
 
 

@@ -26,15 +26,15 @@ from models.encoders.starter.towers import IMAGE_FEATURES, TEXT_FEATURES, ImageT
 from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
-from models.training.gradcache import cached_backward
+from models.training.features.maker import PictureBank, varied
+from models.training.features.pairs import Kind, Pairs
 from models.training.pair import load_pair
 from models.training.progress import Step
 from models.training.run import Feed, Watching, run_training
 from models.training.starter.config import TrainConfig as HeadsTrainConfig
 from models.training.starter.image_stage import HeadsOverTower, tune_image
 from models.training.starter.loop import Step as HeadsStep
-from models.training.starter.pairs import Kind, Pairs
-from models.training.starter.pictures import PictureBank, varied
+from models.training.step import cached_backward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda", 0)

@@ -21,11 +21,16 @@ from models.errors import SourceError
 from models.images.decode import decode_image
 from models.sources import open_source
 from models.sources.records import Record, Reject
-from models.training.augment import Augmentation, Augmenter, names_a_side, random_box
-from models.training.loading import Batch, Preparer, load_batches
-from models.training.mixing import Mix, Stream, sample, usable
-from models.training.sampling import Drawn, Shuffled
-from models.training.survey import Surveyed, one_in_for
+from models.training.data import Drawn, Mix, Shuffled, Stream, Surveyed, one_in_for, sample, usable
+from models.training.samples import (
+    Augmentation,
+    Augmenter,
+    Batch,
+    Preparer,
+    load_batches,
+    names_a_side,
+    random_box,
+)
 
 PIXELS: dict[str, Any] = {
     "size": [32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1], "mode": "RGB",
@@ -82,7 +87,7 @@ def test_the_buffer_is_bounded(shards: str, monkeypatch: pytest.MonkeyPatch) -> 
     stream = Counting([open_source(shards)], usable, seed=0, name="x", buffer=5)
     next(stream.epoch(0))
     assert read == 6
-    monkeypatch.setattr("models.training.sampling.BUFFER_BYTES", 200)
+    monkeypatch.setattr("models.training.data.BUFFER_BYTES", 200)
     read = 0
     next(stream.epoch(0))
     assert read <= 4

@@ -12,8 +12,8 @@ from loss_inputs import objective_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.training.gradcache import cached_backward
 from models.training.losses import InfoNCEObjective, SigmoidObjective
+from models.training.step import cached_backward
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,

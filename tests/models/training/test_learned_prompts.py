@@ -16,8 +16,8 @@ from models.errors import InvalidLabelsError, TrainingError
 from models.evaluation.accuracy import evaluate_head
 from models.labels.zeroshot import class_matrix
 from models.sources.embedded import Collected
-from models.training.heads.fit import fit_head
-from models.training.heads.learned_prompts import Context, learn_prompts
+from models.training.class_heads import fit_head
+from models.training.learned_prompts import Context, learn_prompts
 from models.training.pair import TrainablePair, load_pair
 from models.vectors import Vectors, unit_rows
 

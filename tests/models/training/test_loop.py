@@ -23,11 +23,10 @@ from models.images.decode import decode_image
 from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
-from models.training.finishing import Result
-from models.training.journal import read_journal
 from models.training.losses import InfoNCEObjective
 from models.training.pair import TrainablePair, fresh_pair, load_pair
 from models.training.progress import Step
+from models.training.record import Result, read_journal
 from models.training.run import Feed, Watching, run_training
 from models.training.weights import interpolated
 

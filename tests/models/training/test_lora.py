@@ -15,8 +15,7 @@ from tiny import TINY, TINY_SIGLIP
 from torch import Tensor, nn
 
 from models.errors import TrainingError
-from models.training.layers import frozen_towers, places
-from models.training.lora import GAIN, LowRank, attach_lora, merge_lora
+from models.training.tuning import GAIN, LowRank, attach_lora, frozen_towers, merge_lora, places
 
 RESNET: dict[str, Any] = {
     **TINY,

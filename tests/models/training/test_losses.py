@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.training.losses import MAX_LOGIT_SCALE, LogitScale, info_nce
+from models.encoders.base.logit_scale import MAX_LOGIT_SCALE, LogitScale
+from models.training.losses import info_nce
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -25,15 +25,14 @@ from models.images.decode import decode_image
 from models.training import defaults
 from models.training.config import TrainConfig
 from models.training.distributed import World
-from models.training.disturbed import disturbed
-from models.training.layers import Place, lock, places
-from models.training.loading import Batch
 from models.training.losses import InfoNCEObjective
 from models.training.optimiser import decays, make_optimiser, set_rate
 from models.training.pair import TrainablePair, load_pair
 from models.training.run import objective_of
+from models.training.samples import Batch, disturbed
 from models.training.schedule import learning_rate
 from models.training.step import Stepper
+from models.training.tuning import Place, lock, places
 
 HERE = World(0, 1, torch.device("cpu"))
 

@@ -15,10 +15,8 @@ from tiny import blocks
 from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import SourceError
 from models.sources.records import Record, Reject
-from models.training.augment import Augmentation, Augmenter
-from models.training.loading import Batch, Preparer, load_batches
-from models.training.mixing import Sample, sample
-from models.training.sampling import Drawn
+from models.training.data import Drawn, Sample, sample
+from models.training.samples import Augmentation, Augmenter, Batch, Preparer, load_batches
 
 PIXELS = {"size": (32, 32), "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
 

@@ -19,9 +19,9 @@ from models.encoders.base.model_id import parse_model_id
 from models.errors import TrainingError
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
-from models.training.journal import Journal
 from models.training.pair import load_pair
 from models.training.progress import Progress
+from models.training.record import Journal
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 24

@@ -20,7 +20,7 @@ from models.encoders.starter.tuned_weights import (
     copy_weights,
 )
 from models.sources import open_source
-from models.training.starter.features import FeatureMaker
+from models.training.features.maker import FeatureMaker
 from service.recipes import starter as recipe
 
 CAPTIONS = ("a red square", "a green field", "the blue sea", "a grey wall", "a white page", "mud")

@@ -7,10 +7,10 @@ import torch
 from models.encoders.starter.heads import HeadsConfig, StarterHeads
 from models.encoders.starter.text_network import POOLED_FEATURES
 from models.encoders.starter.towers import IMAGE_FEATURES, TextTower
+from models.training.features.maker import FeatureMaker
+from models.training.features.pairs import Kind, Pairs
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import measure
-from models.training.starter.pairs import Kind, Pairs
 from models.training.starter.text_stage import LAST_LAYERS, HeadsOverPools, PoolMaker, tune
 
 TEXTS = ["a red boat", "two cats sleep", "一只猫", "una taza de café", "snow", "a man runs"]

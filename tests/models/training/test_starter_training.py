@@ -23,12 +23,11 @@ from models.encoders.starter.towers import ImageTower, TextTower
 from models.errors import SourceError, TrainingError
 from models.images.decode import decode_image
 from models.sources import open_source
+from models.training.features.maker import FeatureMaker
+from models.training.features.pairs import Pairs, Rehearsal, gather
 from models.training.losses import info_nce
 from models.training.starter.config import TrainConfig
-from models.training.starter.features import FeatureMaker
 from models.training.starter.loop import Step, TrainResult, learning_rate, measure, train
-from models.training.starter.pairs import Pairs, gather
-from models.training.starter.rehearsal import Rehearsal
 from models.training.starter.run import HeadsRun, run_heads
 from models.training.starter.save import draw_curve
 

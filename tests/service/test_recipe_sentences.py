@@ -6,7 +6,7 @@ import pytest
 from indexes import ListSource
 
 from models.sources.records import Record
-from models.training.starter.sentences import InSentences, sentences
+from service.recipes.starter import InSentences, sentences
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import InvalidLabelsError, TrainingError
-from models.training.gradcache import cached_backward
-from models.training.heads.linear import held_back
+from models.training.class_heads import held_back
 from models.training.pair import TrainablePair
+from models.training.step import cached_backward
 from models.vectors import Vectors
 
 WORDS: Final = "a photo of a"

@@ -1,0 +1,1 @@
+"""Features of frozen towers: what the starter learns from, see `models.training.features.pairs`."""

@@ -1,1 +1,0 @@
-"""Class heads from labelled pictures of frozen pairs: linear, adapter, learned prompts."""

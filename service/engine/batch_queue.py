@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from models.errors import OverloadedError
-from service.engine.call import Call, told_together, too_late
+from service.engine.calls import Call, told_together, too_late
 from service.operations import metrics
 
 T = TypeVar("T")

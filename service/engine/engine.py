@@ -2,8 +2,8 @@
 
 Joins an encoder pair with an index, of which it knows `indexer.search.reader.IndexReader` alone.
 Does not know HTTP, JSON, click, torch or FAISS; raises only the errors of `models.errors`. Safe to
-call from many threads: the encoder shares the device out (`service.engine.batching`, or one at a
-time `service.engine.serial`), decoding is bounded but parallel, a reader never changes.
+call from many threads: the encoder is shared out (`service.engine.shared_encoder`), decoding is
+bounded but parallel, a reader never changes.
 
 Over an `IndexHolder` the index may be replaced at any time; `pin` gives an engine that answers from
 one version, for as long as one request takes.
@@ -23,16 +23,16 @@ from indexer.search.reader import IndexHolder
 from models.encoder import Encoder, Fingerprint, PreparedImage
 from models.errors import IndexNotFoundError
 from service.engine import deadline
+from service.engine.calls import Steps, finish
 from service.engine.classifier import Classifier
-from service.engine.embedding import Embeddings
+from service.engine.embeddings import Embeddings
 from service.engine.explanations import Decode, Explanations, decode_here
 from service.engine.item_writer import ItemWriter
 from service.engine.label_set_store import LabelSetStore
 from service.engine.label_sets import check_label_set
 from service.engine.queries import ClassifyAnswer, SearchAnswer, SearchQuery, check_id
 from service.engine.retrieval import DirectSearch, Retrieval
-from service.engine.serial import SerialEncoder
-from service.engine.steps import Steps, finish
+from service.engine.shared_encoder import SerialEncoder
 from service.operations.timing import Stopwatch
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from models.explainer import RelevanceMap, cannot_explain
 from models.vectors import Vectors, unit_rows
 from service.engine.label_sets import LabelSet
 from service.engine.queries import Prediction, check_text
-from service.engine.serial import SerialEncoder
+from service.engine.shared_encoder import SerialEncoder
 from service.operations.timing import Stopwatch
 
 if TYPE_CHECKING:

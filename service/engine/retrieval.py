@@ -20,7 +20,7 @@ import numpy as np
 from models.encoder import PreparedImage, PreparedText
 from models.vectors import Vectors, weighted_sum
 from service.engine.batch_queue import BatchQueue, QueueLimits
-from service.engine.call import Call
+from service.engine.calls import Call, Steps
 from service.engine.queries import (
     MAX_PARTS,
     ComposedQuery,
@@ -37,8 +37,7 @@ from service.engine.queries import (
     check_text,
     words_of,
 )
-from service.engine.serial import SerialEncoder
-from service.engine.steps import Steps
+from service.engine.shared_encoder import SerialEncoder
 from service.operations.timing import Prepare, Stopwatch
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 from indexer.ingest.options import BuildOptions
 from indexer.maintain.edit import Editor
 from indexer.search.holder import SnapshotHolder
-from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine
 from service.engine.item_writer import ItemWriter
+from service.engine.shared_encoder import BatchingEncoder
 from service.http.app import ServiceSettings, create_app
 
 

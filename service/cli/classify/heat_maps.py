@@ -14,7 +14,7 @@ from service.engine.classifier import Classifier
 from service.engine.explanations import Explanations, direction_of
 from service.engine.label_sets import LabelSet
 from service.engine.queries import ImageResult
-from service.engine.serial import SerialEncoder
+from service.engine.shared_encoder import SerialEncoder
 from service.engine.sorter import numbered, safe_name
 
 

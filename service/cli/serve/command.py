@@ -240,9 +240,9 @@ def _engines(
     threads: int | None,
 ) -> list[Engine]:
     """An engine per index; indexes of one encoder pair share it, and its batches."""
-    from service.engine.batching import BatchingEncoder
     from service.engine.engine import Engine
     from service.engine.retrieval import BatchedSearch
+    from service.engine.shared_encoder import BatchingEncoder
 
     decode = _decoders(closing)
     searches = BatchedSearch()

@@ -9,10 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import DeadlineError, DiptychError, StoreError
+from service.engine.calls import Steps, finish_together
 from service.engine.engine import Engine
 from service.engine.queries import SearchAnswer
-from service.engine.steps import Steps
-from service.engine.together import finish_together
 from service.http.middleware import problems
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.middleware.problems import Problem, ProblemError

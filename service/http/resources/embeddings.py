@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from models.vectors import Vectors
-from service.engine.embedding import EmbeddingError
+from service.engine.embeddings import EmbeddingError
 from service.engine.engine import Engine
 from service.engine.queries import ImageQuery, TextQuery
 from service.http.middleware import problems

@@ -30,6 +30,7 @@ from indexer.search.options import (
     SearchOptions,
     Target,
 )
+from service.engine.calls import finish_async
 from service.engine.engine import Engine
 from service.engine.queries import (
     MAX_PARTS,
@@ -45,7 +46,6 @@ from service.engine.queries import (
     Weighted,
 )
 from service.engine.retrieval import only_waits
-from service.engine.steps import finish_async
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.requests import bodies
 from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict

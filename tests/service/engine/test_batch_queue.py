@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from models.errors import DeadlineError, OverloadedError
 from service.engine import deadline
 from service.engine.batch_queue import BatchQueue, QueueLimits
-from service.engine.call import Call
-from service.engine.steps import Steps, finish, finish_async
+from service.engine.calls import Call, Steps, finish, finish_async
 from service.operations import metrics
 
 WAIT = 20.0

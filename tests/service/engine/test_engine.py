@@ -35,7 +35,7 @@ from service.engine.queries import (
     TextQuery,
     Weighted,
 )
-from service.engine.serial import SerialEncoder
+from service.engine.shared_encoder import SerialEncoder
 
 RED_D = np.eye(9)[0]
 

@@ -13,9 +13,9 @@ from services import APPLE, SKY, build_colours, colour_client
 from starlette.testclient import TestClient
 
 from indexer.search.snapshot import open_snapshot
-from service.engine.batching import BatchingEncoder
 from service.engine.engine import Engine
 from service.engine.retrieval import BatchedSearch
+from service.engine.shared_encoder import BatchingEncoder
 from service.http.app import create_app
 
 RED = base64.b64encode(solid("red")).decode()

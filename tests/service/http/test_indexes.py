@@ -15,7 +15,7 @@ from indexer.ingest.build import build_index
 from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
 from service.engine.engine import Engine
-from service.engine.serial import SerialEncoder
+from service.engine.shared_encoder import SerialEncoder
 from service.http.app import create_app
 
 EXTRA = "only here"

@@ -8,7 +8,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from models import errors
-from service.engine.embedding import EmbeddingError
+from service.engine.embeddings import EmbeddingError
 from service.http.middleware import problems
 from service.http.middleware.problems import CATALOGUE, Problem, of_domain, of_http, of_validation
 

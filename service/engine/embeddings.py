@@ -11,7 +11,7 @@ from models.encoder import PreparedImage, PreparedText
 from models.errors import DiptychError
 from models.vectors import Vectors
 from service.engine.queries import ImageQuery, TextQuery, check_text
-from service.engine.serial import SerialEncoder
+from service.engine.shared_encoder import SerialEncoder
 from service.operations.timing import Prepare, Stopwatch
 
 

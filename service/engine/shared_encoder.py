@@ -1,10 +1,14 @@
-"""Micro-batching: an `Encoder` whose callers share the runs of each tower.
+"""One encoder pair shared out among callers: one at a time, or batched.
 
-Each tower has a queue of its own. A picture takes longer than a text, and with one queue for both
-a text search would wait behind every batch of pictures; apart they can run side by side, because
-neither holds Python's lock while it multiplies. How much that gains on a given machine, a GPU
-least of all, has not been measured. A pair of which both towers are in use at once never has two
-callers in one tower, which is what `models.encoder.Encoder` asks for.
+`SerialEncoder` holds a lock around `embed_*`. It serves the command line, which has one caller, and
+lives below every engine. The service makes a `BatchingEncoder`, whose callers share the runs of
+each tower.
+
+There each tower has a queue of its own. A picture takes longer than a text, and with one queue for
+both a text search would wait behind every batch of pictures; apart they can run side by side,
+because neither holds Python's lock while it multiplies. How much that gains on a given machine, a
+GPU least of all, has not been measured. A pair of which both towers are in use at once never has
+two callers in one tower, which is what `models.encoder.Encoder` asks for.
 
 The cost of a text is its tokens, because the starter's time is proportional to them; that of a
 picture is 1, because every prepared picture has the model's own size.
@@ -12,18 +16,21 @@ picture is 1, because every prepared picture has the model's own size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from models.encoder import Encoder, PreparedImage, PreparedText
+from models.encoder import Encoder, Fingerprint, PreparedImage, PreparedText
 from models.errors import ModelError
-from models.explainer import RelevanceMap
+from models.explainer import Area, Explainer, RelevanceMap, cannot_explain
 from models.vectors import Vectors
 from service.engine.batch_queue import BatchQueue, QueueLimits
-from service.engine.call import Call
-from service.engine.serial import SerialEncoder, check_finite
+from service.engine.calls import Call
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 P = TypeVar("P")
 
@@ -32,6 +39,75 @@ TEXT_LIMITS: Final = QueueLimits(batch=64 * 77, waiting=64 * 77 * 64)
 # beyond 16 pictures a batch only gets longer, not faster by the picture
 IMAGE_LIMITS: Final = QueueLimits(batch=16, waiting=1024)
 _CHUNK: Final = 64
+
+
+class SerialEncoder:
+    """Delegates to an encoder pair; safe to call from any number of threads."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._encoder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        return self._encoder.dim
+
+    @property
+    def logit_scale(self) -> float:
+        return self._encoder.logit_scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        return self._encoder.logit_bias
+
+    def prepare_image(self, image: Image) -> PreparedImage:
+        return self._encoder.prepare_image(image)
+
+    def prepare_text(self, text: str) -> PreparedText:
+        return self._encoder.prepare_text(text)
+
+    def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
+        with self._lock:
+            return check_finite(self._encoder.embed_images(images))
+
+    def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
+        with self._lock:
+            return check_finite(self._encoder.embed_texts(texts))
+
+    def submit_images(self, images: Sequence[PreparedImage]) -> Call[Vectors]:
+        """`embed_images`, done when it returns; its error is in the call."""
+        return Call.at_once(lambda: self.embed_images(images))
+
+    def submit_texts(self, texts: Sequence[PreparedText]) -> Call[Vectors]:
+        """`embed_texts`, likewise."""
+        return Call.at_once(lambda: self.embed_texts(texts))
+
+    @property
+    def explanation_method(self) -> str | None:
+        """How the pair explains its answers (`models.explainer`); None if it cannot."""
+        try:
+            return self._explainer().explanation_method
+        except ModelError:
+            return None
+
+    def explained_area(self, width: int, height: int) -> Area:
+        """See `models.explainer.Explainer`. Raises ModelError, code `cannot-explain`."""
+        return self._explainer().explained_area(width, height)
+
+    def relevance_map(self, image: PreparedImage, direction_D: Vectors) -> RelevanceMap:
+        """See `models.explainer.Explainer`. Raises ModelError, code `cannot-explain`."""
+        explainer = self._explainer()
+        with self._lock:
+            return explainer.relevance_map(image, direction_D)
+
+    def _explainer(self) -> Explainer:
+        if not isinstance(self._encoder, Explainer):
+            raise cannot_explain("it has no method")
+        return self._encoder
 
 
 class BatchingEncoder(SerialEncoder):
@@ -125,3 +201,14 @@ def _tokens(text: PreparedText) -> int:
         return len(text.tokens)
     except TypeError:  # whatever a tokenizer of another kind makes
         return 77
+
+
+def check_finite(vectors_BD: Vectors) -> Vectors:
+    """The rows, unless one of them would compare false with everything.
+
+    Raises:
+        ModelError: NaN or infinity: it would answer with arbitrary hits and no error.
+    """
+    if not np.isfinite(vectors_BD).all():
+        raise ModelError("the encoder pair returned NaN or infinity")
+    return vectors_BD

@@ -1,8 +1,7 @@
-"""The batching encoder and batched searches against the pair whose answers are known."""
+"""The batching encoder against the pair whose answers are known."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -11,16 +10,11 @@ import numpy as np
 import pytest
 from fakes import COLOURS, ColourEncoder, solid
 from PIL import Image
-from services import build_colours
 
-from indexer.filters.language import parse_filter
-from indexer.search.options import SearchOptions
-from indexer.search.snapshot import Snapshot, open_snapshot
 from models.encoder import PreparedText
 from models.errors import ModelError, OverloadedError
 from models.vectors import Vectors
-from service.engine.batching import BatchingEncoder
-from service.engine.retrieval import Ask, BatchedSearch, DirectSearch
+from service.engine.shared_encoder import BatchingEncoder
 
 NAMES = list(COLOURS)
 
@@ -111,51 +105,3 @@ def test_stopped_it_refuses() -> None:
     assert pair.stop(20)
     with pytest.raises(OverloadedError):
         text_rows(pair, "red")
-
-
-# -- searches -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
-    with open_snapshot(build_colours(tmp_path_factory.mktemp("b") / "c.index"), fingerprint=None) as s:  # noqa: E501  # fmt: skip
-        yield s
-
-
-class Watched:
-    """A snapshot that remembers how many queries each search had."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self.sizes: list[int] = []
-        self.held = threading.Event()
-
-    def search(self, queries_QD, *asked):  # type: ignore[no-untyped-def]
-        assert self.held.wait(20)
-        self.sizes.append(len(queries_QD))
-        return self._snapshot.search(queries_QD, *asked)
-
-
-def test_searches_that_ask_alike_share_a_run_and_get_what_they_would_alone(
-    snapshot: Snapshot,
-) -> None:
-    watched, batched, direct = Watched(snapshot), BatchedSearch(), DirectSearch()
-    encoder = ColourEncoder()
-    filters = [None, parse_filter({"field": "year", "gte": 2000}), None]
-    wanted = []
-    for number in range(24):
-        query = encoder.embed_texts([encoder.prepare_text(NAMES[number % len(NAMES)])])
-        options = SearchOptions(
-            k=2 + number % 2,
-            target=("images", "texts")[number // 12],  # type: ignore[arg-type]
-            filter=filters[number % 3],
-        )
-        wanted.append((options, query))
-    calls = [batched.submit(Ask(watched, options), query) for options, query in wanted]  # type: ignore[arg-type]
-    watched.held.set()
-    for call, (options, query) in zip(calls, wanted, strict=True):
-        assert call.result() == direct.submit(Ask(snapshot, options), query).result()
-    # k x target x filter: 8 kinds, of which the first ran alone
-    assert len(watched.sizes) <= 9
-    assert sum(watched.sizes) == 24
-    assert batched.stop(20)

@@ -221,6 +221,8 @@ def test_no_source_file_is_hidden_from_git_ruff_mypy_or_the_wheel() -> None:
         str(ROOT), include=project["tool"]["setuptools"]["packages"]["find"]["include"]
     )
     assert {str(Path(name).parent).replace("/", ".") for name in files} == set(found)
+    assert project["tool"]["setuptools"]["py-modules"] == project["tool"]["mypy"]["modules"]
+    assert {path.stem for path in ROOT.glob("*.py")} == set(project["tool"]["mypy"]["modules"])
 
 
 def test_faiss_is_imported_in_exactly_one_file() -> None:

@@ -52,6 +52,18 @@ class Hit:
     fused: float | None = None
     duplicates: tuple[str, ...] = ()
 
+    @property
+    def id(self) -> str:
+        return self.item.id
+
+    @property
+    def uri(self) -> str:
+        return self.item.uri
+
+    @property
+    def text(self) -> str | None:
+        return self.item.text
+
 
 @dataclass(frozen=True, slots=True)
 class FacetValue:

@@ -58,9 +58,11 @@ __all__ = [
     "ANN_FILE",
     "CURRENT",
     "ERASED",
+    "FOLDERS",
     "FORMAT",
     "HINT",
     "ITEMS_FILE",
+    "KEPT_FOLDERS",
     "LOCK",
     "MANIFESTS",
     "RELEVANCE",
@@ -105,6 +107,8 @@ TOMBSTONES: Final = "tombstones"
 RELEVANCE: Final = "relevance"
 ERASED: Final = "erased"
 SCRATCH: Final = "scratch"
+KEPT_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED)
+FOLDERS: Final = (*KEPT_FOLDERS, SCRATCH)
 
 HINT: Final = (
     "restore it from a copy; `diptych index verify` lists all damage, `diptych index repair` says "

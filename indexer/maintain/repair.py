@@ -18,46 +18,40 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
-from indexer.format.entries import ErasedEntry, SegmentEntry, TombstoneEntry
 from indexer.format.erasures import Erasures, hashes_in, read_erasures
 from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
     ANN_FILE,
     ERASED,
-    FORMAT,
+    FOLDERS,
     LOCK,
     MANIFESTS,
     RELEVANCE,
     SCRATCH,
     SEGMENTS,
-    TOMBSTONES,
     Head,
     Manifest,
     manifest_bytes,
     manifest_path,
     read_head,
-    read_manifest,
 )
 from indexer.format.segment import Segment, SegmentWriter
-from indexer.format.version import dead_rows, encode_tombstones, open_version, read_tombstones
+from indexer.format.version import dead_rows, open_version, read_tombstones
 from indexer.maintain.salvage import erased_records, plan_loss
 from indexer.search.relevance import read_background
 from indexer.search.vector_index import build_ann, make_canaries
-from indexer.store.commit import Draft, as_pairs, count_live, renumber
+from indexer.store.commit import Changes, commit
 from indexer.store.copies import copy_rows
 from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError
-
-_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
 
 
 @dataclass(slots=True)
@@ -108,7 +102,7 @@ def repair(
         raise IndexNotFoundError(f"no index at {root}")
     lock = WriterLock(root / LOCK)
     try:
-        for name in _FOLDERS:
+        for name in FOLDERS:
             fs.make_dir(root / name, exist_ok=True)
         work = _Repair(root, fs, yes, drop_damaged)
         work.run()
@@ -181,13 +175,14 @@ class _Repair:
             )
             return None
         if not behind:  # only `CURRENT` was damaged, or nothing vouches for what it names
-            self._publish(manifest, manifest.segments, as_pairs(()), newest)
+            standing = self._publish(manifest, Changes("repair", tombstones_anew=True), newest)
             self.report.done.append(f"CURRENT names the content of version {manifest.version}")
-            return self._now()
+            return standing
         erasures = self._all_erasures(manifest)
         dead = self._dead(manifest)
         loss = erased_records(self._root, manifest, dead, erasures)
-        self._publish(manifest, manifest.segments, as_pairs(loss.dead), newest, erasures)
+        changes = Changes("repair", dead=loss.dead, erasures=erasures, tombstones_anew=True)
+        standing = self._publish(manifest, changes, newest)
         self._forget(
             one for one in manifest_numbers(self._root) if manifest.version < one <= newest
         )
@@ -196,7 +191,7 @@ class _Repair:
             f"went back to version {manifest.version}; index again what was added after "
             f"{manifest.created}"
         )
-        return self._now()
+        return standing
 
     def _all_erasures(self, manifest: Manifest) -> Erasures:
         """The list of a version and those of later ones: better one id too many than one back."""
@@ -251,22 +246,24 @@ class _Repair:
     ) -> None:
         dead = self._dead(manifest)
         loss = plan_loss(self._root, manifest, dead, gone) if gone else None
-        keep: list[SegmentEntry | None] = list(manifest.segments)
+        buried = loss.dead if loss else set()
         rebuilt: list[Rebuilt] = []
-        buried = set(loss.dead) if loss else set()
-        for at in gone:
-            keep[at] = None
         try:
             for at in structures:
                 alive = ~dead[at]
                 alive[[row for position, row in buried if position == at]] = False
-                keep[at] = None
                 if alive.any():
                     rows = np.flatnonzero(alive).tolist()
                     rebuilt.append(rebuild(self._fs, self._root, manifest, at, rows))
-            buried = {pair for pair in buried if keep[pair[0]] is not None}
-            writers = [one.writer for one in rebuilt]
-            self._publish(manifest, keep, as_pairs(buried), manifest.version, writers=writers)
+            drop = {*gone, *structures}
+            changes = Changes(
+                "repair",
+                segments=[one.writer for one in rebuilt],
+                dead={pair for pair in buried if pair[0] not in drop},
+                drop=drop,
+                tombstones_anew=True,
+            )
+            self.report.version = self._publish(manifest, changes, manifest.version).version
         finally:
             for one in rebuilt:
                 one.close()
@@ -279,7 +276,6 @@ class _Repair:
             self.report.done.append(f"built {name} again from its vectors")
         if loss is not None:
             self.report.lost += sorted(loss.records)
-        self.report.version = self._now().version
 
     # -- older versions
 
@@ -325,53 +321,17 @@ class _Repair:
         pairs = read_tombstones(self._root, manifest)
         return dead_rows([entry.rows for entry in manifest.segments], pairs)
 
-    def _now(self) -> Manifest:
-        return read_manifest(self._root)
-
-    def _publish(
-        self,
-        base: Manifest,
-        keep: Iterable[SegmentEntry | None],
-        dead: Any,
-        newest: int,
-        erasures: Erasures | None = None,
-        writers: Sequence[SegmentWriter] = (),
-    ) -> None:
-        """Commit `base` with some segments replaced or gone and more rows dead."""
-        slots = list(keep)
+    def _publish(self, base: Manifest, changes: Changes, newest: int) -> Manifest:
+        """Commit `base` with changes as a version above every number there is."""
+        digest = hashlib.sha256(manifest_bytes(self._root, base.version)).hexdigest()
+        try:
+            read_background(self._root, base)
+        except IndexCorruptError:
+            base = base.model_copy(update={"relevance": None})
         number = max([newest, *manifest_numbers(self._root)]) + 1
-        with Draft(self._fs, self._root, number) as draft:
-            fresh = draft.add_segments(writers)
-            gone = [at for at, entry in enumerate(slots) if entry is None]
-            old = read_tombstones(self._root, base)
-            pairs = renumber([*slots, *fresh], np.concatenate([old, dead]), gone)
-            entries = [entry for entry in (*slots, *fresh) if entry is not None]
-            update: dict[str, Any] = {
-                "format": FORMAT,
-                "version": number,
-                "parent": base.version,
-                "parent_sha256": hashlib.sha256(
-                    manifest_bytes(self._root, base.version)
-                ).hexdigest(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "operation": "repair",
-                "segments": entries,
-                "live": count_live(entries, pairs),
-                "tombstones": None,
-            }
-            if len(pairs):
-                name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
-                update["tombstones"] = TombstoneEntry(
-                    file=name, count=len(pairs), **digest.fields()
-                )
-            if erasures is not None and len(erasures):
-                name, digest = draft.write_array(ERASED, erasures.encode())
-                update["erased"] = ErasedEntry(file=name, count=len(erasures), **digest.fields())
-            try:
-                read_background(self._root, base)
-            except IndexCorruptError:
-                update["relevance"] = None
-            draft.publish(base.model_copy(update=update))
+        parent = Head(base.version, digest)
+        manifest, _ = commit(self._fs, self._root, base, changes, version=number, parent=parent)
+        return manifest
 
 
 def _essential(name: str) -> bool:

@@ -1,44 +1,79 @@
-"""The next version while it is being written: files put in place, then taken back or published.
+"""Commits the next version of an index: the one path, for `IndexWriter` and for repairs alike.
 
-    with Draft(fs, root, version) as draft:
-        ... draft.add_segments, draft.write_array ...    files that no manifest names yet
-        draft.publish(manifest)                         CURRENT names it from here on
+    manifest, head = commit(fs, root, base, changes, version=42, parent=head)
 
-Whatever ends the block before `publish` began to replace `CURRENT` removes what was placed. It
-knows the order in which bytes and names become durable, nothing of what the files hold.
+The order of a commit is what makes a crash harmless, whenever it comes:
+
+    1. segments, the tombstone file, the erasure list and the background, written under `scratch/`,
+       fsynced
+    2. renamed into place; nothing refers to them yet; their directories fsynced
+    3. the manifest, likewise
+    4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
+
+Before step 4 the old version stands and what was added is litter, which the next writer sweeps;
+after it the new one does. Readers need no lock: nothing that any manifest up to the current one
+names is ever changed here.
+
+What the next version holds is `next_manifest`, a pure function of a base version (the current one,
+or an earlier one gone back to) and of `Changes`. Whoever commits holds the writer's lock.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.files.fs import FileDigest, Fs
+from indexer.format.erasures import Erasures
 from indexer.format.manifest import (
     CURRENT,
+    ERASED,
+    FORMAT,
     MANIFESTS,
     SCRATCH,
     SEGMENTS,
+    TOMBSTONES,
+    ErasedEntry,
     Head,
     Live,
     Manifest,
+    Operation,
+    RelevanceEntry,
     SegmentEntry,
+    SourceEntry,
+    TombstoneEntry,
     manifest_path,
     parse_manifest,
 )
 from indexer.format.segment import SegmentWriter
+from indexer.format.version import encode_tombstones, read_tombstones
 from models.errors import StoreError
+
+Pairs: TypeAlias = npt.NDArray[np.int64]
+"""int64 [T, 2]: (position of a segment, row)."""
 
 
 class Draft:
-    """See the module."""
+    """The next version while it is being written: files put in place, then taken back or published.
+
+        with Draft(fs, root, version) as draft:
+            ... draft.add_segments, draft.write_array ...    files that no manifest names yet
+            draft.publish(manifest)                         CURRENT names it from here on
+
+    Whatever ends the block before `publish` began to replace `CURRENT` removes what was placed. It
+    knows the order in which bytes and names become durable, nothing of what the files hold.
+    """
 
     def __init__(self, fs: Fs, root: Path, version: int) -> None:
         self.version = version
@@ -105,7 +140,136 @@ class Draft:
         self._fs.rename(source, target)
 
 
-Pairs = npt.NDArray[np.int64]
+Measure: TypeAlias = Callable[[Draft, Manifest], RelevanceEntry | None]
+"""The background of a version whose other files are in place; it may write one to the draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a version has that its base has not.
+
+    Attributes:
+        operation: what to call the version in the index's history.
+        segments: filled writers; empty ones are passed over.
+        dead: rows to bury, as (position of the segment in the base, row); positions beyond its end
+            are those of `segments`, in their order.
+        drop: positions of segments of the base that go; their tombstones go with them.
+        sources: where the rows came from; each is added to the base's list once.
+        erasures: the whole erasure list from now on; None keeps the base's.
+        measure: finds the background; None keeps the base's.
+        tombstones_anew: write the tombstones even where the base's file says the same, as a repair
+            does: it shares nothing with what it mends that can be written again.
+    """
+
+    operation: Operation
+    segments: Sequence[SegmentWriter] = ()
+    dead: Iterable[tuple[int, int]] = ()
+    drop: Collection[int] = ()
+    sources: Sequence[SourceEntry] = ()
+    erasures: Erasures | None = None
+    measure: Measure | None = None
+    tombstones_anew: bool = False
+
+
+def commit(
+    fs: Fs, root: Path, base: Manifest, changes: Changes, *, version: int, parent: Head
+) -> tuple[Manifest, Head]:
+    """Make and publish version `version`: `base` with `changes`; durable when this returns.
+
+    Args:
+        parent: the version it follows, whose manifest it vouches for.
+
+    Raises:
+        IndexCorruptError: the base's tombstones, or what `changes` copies, are damaged.
+        NoSpaceError, StoreError: nothing was committed. (Only if the very last fsync fails may the
+            new version stand nevertheless.)
+    """
+    with Draft(fs, root, version) as draft:
+        added = draft.add_segments(changes.segments)
+        buried = read_tombstones(root, base)
+        new, pairs = next_manifest(
+            base, changes, added, buried, version=version, parent=parent, created=now()
+        )
+        # an unchanged file of an earlier version serves unchanged
+        if changes.tombstones_anew or not np.array_equal(pairs, buried):
+            new = new.model_copy(update={"tombstones": _write_tombstones(draft, pairs)})
+        if changes.erasures is not None:
+            new = new.model_copy(update={"erased": _write_erasures(draft, changes.erasures)})
+        if changes.measure is not None:
+            new = new.model_copy(update={"relevance": changes.measure(draft, new)})
+        return new, draft.publish(new)
+
+
+def next_manifest(
+    base: Manifest,
+    changes: Changes,
+    added: Sequence[SegmentEntry | None],
+    buried: Pairs,
+    *,
+    version: int,
+    parent: Head,
+    created: str,
+) -> tuple[Manifest, Pairs]:
+    """The manifest that changes make of a base, and the tombstones it needs.
+
+    It still names the base's files of tombstones, erasures and background.
+
+    Args:
+        added: entries of `changes.segments`, None for an empty one.
+        buried: the base's tombstones.
+        created: when, ISO 8601.
+
+    Returns:
+        The manifest; sorted pairs of the position among its segments and the row.
+    """
+    kept = [None if at in changes.drop else entry for at, entry in enumerate(base.segments)]
+    dead = np.concatenate([buried, as_pairs(changes.dead)])
+    pairs = renumber([*kept, *added], dead, changes.drop)
+    entries = [entry for entry in (*kept, *added) if entry is not None]
+    known = {(source.name, source.kind) for source in base.sources}
+    sources = [one for one in changes.sources if (one.name, one.kind) not in known]
+    new = base.model_copy(
+        update={
+            "format": FORMAT,
+            "version": version,
+            "parent": parent.version,
+            "parent_sha256": parent.sha256,
+            "created": created,
+            "writer": release(),
+            "operation": changes.operation,
+            "segments": entries,
+            "live": count_live(entries, pairs),
+            "sources": [*base.sources, *sources],
+        }
+    )
+    return new, pairs
+
+
+def now() -> str:
+    """The time as manifests tell it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def release() -> str:
+    """What writes, as manifests tell it."""
+    try:
+        return f"diptych {package_version('diptych')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "diptych"
+
+
+def _write_tombstones(draft: Draft, pairs: Pairs) -> TombstoneEntry | None:
+    if not len(pairs):
+        return None
+    name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
+    return TombstoneEntry(file=name, count=len(pairs), **digest.fields())
+
+
+def _write_erasures(draft: Draft, erasures: Erasures) -> ErasedEntry | None:
+    if not len(erasures):
+        return None
+    name, digest = draft.write_array(ERASED, erasures.encode())
+    return ErasedEntry(file=name, count=len(erasures), **digest.fields())
 
 
 def as_pairs(dead: Iterable[tuple[int, int]]) -> Pairs:

@@ -1,31 +1,25 @@
-"""The writer: the only code that changes an index.
+"""Writes an index: the lock, new segments, and commits. Whatever changes an index uses it.
 
-The order of a commit is what makes a crash harmless, whenever it comes:
+    with IndexWriter(root, fingerprint) as writer:
+        segment = writer.new_segment("image")
+        segment.add(vectors, rows)
+        writer.commit([segment])
 
-    1. segments, the tombstone file and the background, written under `scratch/`, fsynced
-    2. renamed into place; nothing refers to them yet; their directories fsynced
-    3. the manifest, likewise
-    4. `CURRENT`, by one atomic rename, then its directory fsynced: only now is it acknowledged
-
-Before step 4 the old version stands and what was added is litter, which the next writer sweeps;
-after it the new one does. Readers need no lock: nothing that any manifest up to the current one
-names is ever changed here, and what is removed belongs to versions no longer kept
-(`indexer.store.sweep`). The writer knows nothing of encoders or sources.
+How a version is made and made durable is `indexer.store.commit`'s business, which repairs share;
+what belongs to versions no longer kept is removed by `indexer.store.sweep`. The writer knows
+nothing of encoders or sources.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-
-import numpy as np
 
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
@@ -33,15 +27,11 @@ from indexer.filters.declared import Field, check_fields
 from indexer.format.erasures import Erasures, read_erasures
 from indexer.format.manifest import (
     CURRENT,
-    ERASED,
+    FOLDERS,
     FORMAT,
     LOCK,
-    MANIFESTS,
     RELEVANCE,
     SCRATCH,
-    SEGMENTS,
-    TOMBSTONES,
-    ErasedEntry,
     FieldEntry,
     Live,
     Manifest,
@@ -49,14 +39,12 @@ from indexer.format.manifest import (
     Operation,
     RelevanceEntry,
     SourceEntry,
-    TombstoneEntry,
     check_encoder,
     only_unborn,
     read_head,
     read_manifest,
 )
 from indexer.format.segment import SegmentWriter
-from indexer.format.version import encode_tombstones, read_tombstones
 from indexer.search.relevance import (
     describe,
     encode_background,
@@ -64,14 +52,19 @@ from indexer.search.relevance import (
     read_background,
     still_good,
 )
-from indexer.store.commit import Draft, Pairs, as_pairs, count_live, renumber
+from indexer.store.commit import (
+    Changes,
+    Draft,
+    commit,
+    now,
+    release,
+)
 from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError
 from models.vectors import Vectors
 
-_FOLDERS: Final = (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED, SCRATCH)
-_OURS: Final = frozenset({CURRENT, LOCK, *_FOLDERS})
+_OURS: Final = frozenset({CURRENT, LOCK, *FOLDERS})
 
 
 class IndexWriter:
@@ -122,7 +115,7 @@ class IndexWriter:
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
         try:
-            for name in _FOLDERS:
+            for name in FOLDERS:
                 self._fs.make_dir(root / name, exist_ok=True)
             try:
                 self._head = read_head(root)
@@ -194,13 +187,9 @@ class IndexWriter:
         """Commit the next version: the current one plus segments, minus rows and segments.
 
         Args:
-            segments: filled writers from `new_segment`; empty ones are dropped.
-            dead: rows to bury, as (position of the segment in the current manifest, row);
-                positions beyond its end are those of `segments`, in their order.
-            drop: positions of current segments that `segments` replace; their tombstones go too.
-            sources: where the rows came from; added to the manifest's list once.
+            segments: filled writers from `new_segment`; they, `dead`, `drop`, `sources` and
+                `operation` are as in `indexer.store.commit.Changes`.
             erase: ids to put on the erasure list; `unerase` are taken off it first.
-            operation: what to call the version in the index's history.
             remeasure: measure the background anew, even where the old one would do.
 
         Returns:
@@ -210,13 +199,13 @@ class IndexWriter:
             NoSpaceError, StoreError: nothing was committed; the current version is untouched.
                 (Only if the very last fsync fails may the new version stand nevertheless.)
         """
-        known = {(source.name, source.kind) for source in self.manifest.sources}
-        added = [source for source in sources if (source.name, source.kind) not in known]
-        base = self.manifest.model_copy(update={"sources": [*self.manifest.sources, *added]})
+        base = self.manifest
         if remeasure:
             base = base.model_copy(update={"relevance": None})
-        erasures = self.erasures.changed(erase=erase, unerase=unerase)
-        return self._commit(base, segments, dead, drop, erasures, operation)
+        changed = self.erasures.changed(erase=erase, unerase=unerase)
+        erasures = None if changed == self.erasures else changed
+        changes = Changes(operation, segments, dead, drop, sources, erasures)
+        return self._commit(base, changes)
 
     def restore(
         self,
@@ -224,7 +213,7 @@ class IndexWriter:
         segments: Sequence[SegmentWriter] = (),
         dead: Iterable[tuple[int, int]] = (),
     ) -> Manifest:
-        """Commit a next version with the content of an earlier one.
+        """Commit a next version with the content of an earlier one, less what was erased since.
 
         Args:
             target: the manifest of a kept version, whose files the caller has verified.
@@ -233,7 +222,8 @@ class IndexWriter:
         Raises:
             NoSpaceError, StoreError: as `commit`.
         """
-        return self._commit(target, segments, dead, (), self.erasures, "rollback")
+        base = target.model_copy(update={"erased": self.manifest.erased})
+        return self._commit(base, Changes("rollback", segments, dead))
 
     def drop_versions(self) -> None:
         """Remove every version but the current one, durably.
@@ -242,53 +232,28 @@ class IndexWriter:
             StoreError: something could not be removed; run again.
         """
         self._sweeper.collect(self.manifest, keep=1)
-        for name in _FOLDERS:
+        for name in FOLDERS:
             self._fs.sync_dir(self.root / name)
 
-    def _commit(
-        self,
-        base: Manifest,
-        segments: Sequence[SegmentWriter],
-        dead: Iterable[tuple[int, int]],
-        drop: Collection[int],
-        erasures: Erasures,
-        operation: Operation,
-    ) -> Manifest:
-        with Draft(self._fs, self.root, self.manifest.version + 1) as draft:
-            fresh = draft.add_segments(segments)
-            kept = [None if at in drop else entry for at, entry in enumerate(base.segments)]
-            buried = read_tombstones(self.root, base)
-            pairs = renumber([*kept, *fresh], np.concatenate([buried, as_pairs(dead)]), drop)
-            entries = [entry for entry in (*kept, *fresh) if entry is not None]
-            tombstones = base.tombstones  # the file of an earlier version serves unchanged
-            if not np.array_equal(pairs, buried):
-                tombstones = self._bury(draft, pairs)
-            new = base.model_copy(
-                update={
-                    "format": FORMAT,
-                    "version": draft.version,
-                    "parent": self.manifest.version,
-                    "parent_sha256": self._head.sha256,
-                    "created": _now(),
-                    "writer": _writer(),
-                    "operation": operation,
-                    "segments": entries,
-                    "tombstones": tombstones,
-                    "live": count_live(entries, pairs),
-                    "erased": self._erased(draft, erasures),
-                }
-            )
-            new = new.model_copy(update={"relevance": self._measure(draft, base, new)})
-            self._head = draft.publish(new)
-        self.manifest, self.erasures = new, erasures
-        for writer in segments:
+    def _commit(self, base: Manifest, changes: Changes) -> Manifest:
+        self.manifest, self._head = commit(
+            self._fs,
+            self.root,
+            base,
+            dataclasses.replace(changes, measure=functools.partial(self._measure, base)),
+            version=self.manifest.version + 1,
+            parent=self._head,
+        )
+        if changes.erasures is not None:
+            self.erasures = changes.erasures
+        for writer in changes.segments:
             self._open.remove(writer)
             if not writer.rows:
                 writer.abort()
         with suppress(StoreError):  # committed: litter is no reason to report failure
             empty_scratch(self._fs, self.root)
-            self._sweeper.collect(new, self._keep)
-        return new
+            self._sweeper.collect(self.manifest, self._keep)
+        return self.manifest
 
     def _declare(self, fields: dict[str, FieldEntry]) -> None:
         """Take the fields for the next commit, unless rows were stored under others."""
@@ -309,8 +274,8 @@ class IndexWriter:
             index=uuid.uuid4().hex,
             version=0,
             parent=None,
-            created=_now(),
-            writer=_writer(),
+            created=now(),
+            writer=release(),
             encoder=fingerprint.to_dict(),
             metric="inner-product",
             segments=[],
@@ -326,21 +291,7 @@ class IndexWriter:
         self._head = Draft(self._fs, self.root, 0).publish(manifest)
         self.manifest = manifest
 
-    def _bury(self, draft: Draft, pairs: Pairs) -> TombstoneEntry | None:
-        if not len(pairs):
-            return None
-        name, digest = draft.write_array(TOMBSTONES, encode_tombstones(pairs))
-        return TombstoneEntry(file=name, count=len(pairs), **digest.fields())
-
-    def _erased(self, draft: Draft, erasures: Erasures) -> ErasedEntry | None:
-        if erasures == self.erasures:
-            return self.manifest.erased
-        if not len(erasures):
-            return None
-        name, digest = draft.write_array(ERASED, erasures.encode())
-        return ErasedEntry(file=name, count=len(erasures), **digest.fields())
-
-    def _measure(self, draft: Draft, base: Manifest, new: Manifest) -> RelevanceEntry | None:
+    def _measure(self, base: Manifest, draft: Draft, new: Manifest) -> RelevanceEntry | None:
         """The background of a version whose segments and tombstones are in place."""
         old = base.relevance
         if self._background is None:
@@ -384,14 +335,3 @@ def require_index_or_empty(root: Path) -> None:
 
 def _entries(fields: Sequence[Field]) -> dict[str, FieldEntry]:
     return {one.name: FieldEntry(type=one.type, path=one.path) for one in check_fields(fields)}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _writer() -> str:
-    try:
-        return f"diptych {package_version('diptych')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "diptych"

@@ -18,11 +18,8 @@ from indexer.format.entries import FileEntry
 from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
     CURRENT,
-    ERASED,
-    MANIFESTS,
-    RELEVANCE,
+    KEPT_FOLDERS,
     SEGMENTS,
-    TOMBSTONES,
     Head,
     Manifest,
     manifest_bytes,
@@ -123,7 +120,7 @@ def _copy(root: Path, head: Head, out: Path, on_rows: OnRows | None) -> Manifest
     fs = Fs()
     with whole_directory(out) as partial:
         require_space(partial, total)
-        for folder in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED):
+        for folder in KEPT_FOLDERS:
             fs.make_dir(partial / folder)
         for name, entry in manifest.files().items():
             _copy_file(fs, root, name, entry, partial, _counted(on_rows, total))
@@ -131,7 +128,7 @@ def _copy(root: Path, head: Head, out: Path, on_rows: OnRows | None) -> Manifest
             fs.sync_dir(partial / SEGMENTS / segment.id)
         name = manifest_path(head.version)
         fs.write_file(partial / name, [manifest_bytes(root, head.version)])
-        for folder in (MANIFESTS, SEGMENTS, TOMBSTONES, RELEVANCE, ERASED):
+        for folder in KEPT_FOLDERS:
             fs.sync_dir(partial / folder)
         fs.write_file(partial / CURRENT, [head.encode()])
         fs.sync_dir(partial)

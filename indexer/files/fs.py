@@ -35,8 +35,11 @@ import xxhash
 from models.errors import NoSpaceError, StorageError, StoreError
 
 T = TypeVar("T")
-_CHUNK = 1 << 20
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+BLOCK_BYTES: Final = 4 << 20
+"""Files larger than this carry a checksum of every block of this many bytes."""
+_CHUNK: Final = 1 << 20
+_MARGIN: Final = 1.2
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def storage_error(error: OSError, action: str, path: Path) -> StoreError:
@@ -49,6 +52,53 @@ def storage_error(error: OSError, action: str, path: Path) -> StoreError:
             hint="the previous version is intact; free some space and run the same command again",
         )
     return StorageError(f"cannot {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a manifest records of a file: `size` in bytes, `sha256` in hex, and `blocks`.
+
+    `blocks` is XXH3-64 of every block, 16 hex digits each, concatenated; None for a file of one.
+    """
+
+    size: int
+    sha256: str
+    blocks: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """The arguments of a `FileEntry`, or of one of its kind."""
+        return {"size": self.size, "sha256": self.sha256, "blocks": self.blocks}
+
+
+class Sums:
+    """Both sums of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._block = xxhash.xxh3_64()
+        self._room = BLOCK_BYTES
+        self._done: list[str] = []
+        self._size = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        self._size += len(view)
+        while view:
+            part, view = view[: self._room], view[self._room :]
+            self._block.update(part)
+            self._room -= len(part)
+            if not self._room:
+                self._done.append(self._block.hexdigest())
+                self._block.reset()
+                self._room = BLOCK_BYTES
+
+    def digest(self) -> FileDigest:
+        blocks = None
+        if self._size > BLOCK_BYTES:
+            last = [self._block.hexdigest()] if self._room < BLOCK_BYTES else []
+            blocks = "".join([*self._done, *last])
+        return FileDigest(self._size, self._sha256.hexdigest(), blocks)
 
 
 class Fs:
@@ -251,9 +301,6 @@ def open_regular(path: Path) -> int:
     return fd
 
 
-_MARGIN: Final = 1.2
-
-
 def require_space(directory: Path, estimate: int) -> None:
     """Refuse where less is free than a fifth more than the estimate, in bytes.
 
@@ -273,54 +320,3 @@ def require_space(directory: Path, estimate: int) -> None:
             f"no space left: about {needed:,} bytes are needed in {there}, {free:,} are free",
             hint="nothing was changed; free some space and run the same command again",
         )
-
-
-BLOCK_BYTES: Final = 4 << 20
-"""Files larger than this carry a checksum of every block of this many bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """What a manifest records of a file: `size` in bytes, `sha256` in hex, and `blocks`.
-
-    `blocks` is XXH3-64 of every block, 16 hex digits each, concatenated; None for a file of one.
-    """
-
-    size: int
-    sha256: str
-    blocks: str | None = None
-
-    def fields(self) -> dict[str, Any]:
-        """The arguments of a `FileEntry`, or of one of its kind."""
-        return {"size": self.size, "sha256": self.sha256, "blocks": self.blocks}
-
-
-class Sums:
-    """Both sums of a stream of bytes."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._block = xxhash.xxh3_64()
-        self._room = BLOCK_BYTES
-        self._done: list[str] = []
-        self._size = 0
-
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        self._sha256.update(view)
-        self._size += len(view)
-        while view:
-            part, view = view[: self._room], view[self._room :]
-            self._block.update(part)
-            self._room -= len(part)
-            if not self._room:
-                self._done.append(self._block.hexdigest())
-                self._block.reset()
-                self._room = BLOCK_BYTES
-
-    def digest(self) -> FileDigest:
-        blocks = None
-        if self._size > BLOCK_BYTES:
-            last = [self._block.hexdigest()] if self._room < BLOCK_BYTES else []
-            blocks = "".join([*self._done, *last])
-        return FileDigest(self._size, self._sha256.hexdigest(), blocks)

@@ -1,9 +1,14 @@
-"""One writer per index: an advisory `flock` on the file `LOCK`.
+"""Lets one writer at a time change an index: an advisory `flock` on the file `LOCK`.
 
 The kernel drops the lock when its holder dies, however it dies, so a lock is never stale; the
 file's content only tells people who holds it. Readers take no lock. The descriptor closes on exec;
 a writer that forks without exec (multiprocessing's fork) would share the lock with its children,
 so worker processes must be spawned.
+
+Why not `filelock`: where a file system has no `flock` (ENOSYS) it goes on with a soft lock, a file
+that whoever crashes leaves behind for ever; here such a file system is refused. And it neither
+hands out the descriptor nor reads who holds a lock, which is what a second writer is told. Beyond
+those the lock is one system call.
 """
 
 from __future__ import annotations

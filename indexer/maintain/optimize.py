@@ -29,6 +29,7 @@ from indexer.format.version import OpenVersion, open_version
 from indexer.maintain.structures import (
     FEWEST_QUERIES,
     FEWEST_ROWS,
+    GAIN,
     GRAPH_ROWS,
     MOST_QUERIES,
     Choice,
@@ -105,6 +106,7 @@ class OptimizeOptions:
         structure: which to consider; `exact` takes structures away.
         queries_QD: float32 [Q, D], texts to measure pictures with instead of the index's own.
         fewest: modalities with fewer rows stay exact.
+        gain: how many times as fast as an exact scan a structure must be.
     """
 
     floor: float = 0.95
@@ -112,6 +114,7 @@ class OptimizeOptions:
     structure: Choice = "auto"
     queries_QD: Vectors | None = None
     fewest: int = FEWEST_ROWS
+    gain: float = GAIN
 
 
 def optimize(
@@ -241,7 +244,7 @@ class _Work:
             report.notes.append("no structure fits into the memory")
             return
         vectors_ND = target.vectors()
-        tuner = Tuner(vectors_ND, questions, options.floor)
+        tuner = Tuner(vectors_ND, questions, options.floor, options.gain)
         report.exact_ms, report.queries = tuner.exact_ms, questions.kind
         best: tuple[Tuned, Spool] | None = None
         for recipe in candidates:
@@ -267,7 +270,7 @@ class _Work:
             if best is not None and _latency(best[0]) <= _latency(tuned):
                 continue
             # written down, so that only one structure is in memory at a time
-            spool = Spool(self._fs, self._writer.root / SCRATCH / f"{target.id}.{recipe.structure}")
+            spool = self._fs.spool(self._writer.root / SCRATCH / f"{target.id}.{recipe.structure}")
             tuned.index.write(spool.write)
             if best is not None:
                 best[1].remove()

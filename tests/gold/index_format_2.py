@@ -64,11 +64,9 @@ def main(out: Path) -> None:
 
     build(renewed=False)
     few = {"hnsw": (1,)}  # efforts and gains are meant for more rows than these
-    with (
-        patch("indexer.maintain.structures._GAIN", 0.0),
-        patch("indexer.maintain.structures._EFFORTS", few),
-    ):
-        report = optimize(index, OptimizeOptions(structure="hnsw", fewest=15, floor=0.05))
+    with patch("indexer.maintain.structures._EFFORTS", few):
+        options = OptimizeOptions(structure="hnsw", fewest=15, floor=0.05, gain=0.0)
+        report = optimize(index, options)
     assert report.images.structure == "hnsw", report.images.notes
     delete_items(index, ["p01"])
     build(renewed=True)

@@ -71,7 +71,7 @@ def test_a_refused_writer_gives_the_lock_back(tmp_path: Path) -> None:
     IndexWriter(tmp_path / "x.index", ColourEncoder().fingerprint).close()
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_refused_clearly(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ Damage = Callable[[Path, Path, random.Random], None]
 def populate(path: Path) -> None:
     """Merged, with a search structure; then rows deleted, which leaves a list of hashes too."""
     fill(path, pictures(1200), texts(200), dead=frozenset(range(0, 60, 9)))
-    report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8))
+    report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8, gain=0.0))
     assert report.images.structure == "hnsw", report.images.notes
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
         [hits] = snapshot.search(texts(1), SearchOptions(k=3))
@@ -77,8 +77,7 @@ def swap(file: Path, other: Path, _: random.Random) -> None:
 KINDS: list[tuple[Damage, int]] = [(flip, 12), (zero, 3), (cut, 3), (lengthen, 1), (swap, 1)]
 
 
-def damage_many(count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+def damage_many(count: int, seed: int) -> None:
     rng = random.Random(seed)
     with in_memory() as home:
         path = home / "x.index"
@@ -118,13 +117,13 @@ def damage_many(count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             assert snapshot.info().degraded == []
 
 
-def test_1000_damages(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_1000_damages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    damage_many(1000, 1, monkeypatch)
+    damage_many(1000, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_20000_damages(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_20000_damages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    damage_many(20_000, 2, monkeypatch)
+    damage_many(20_000, 2)

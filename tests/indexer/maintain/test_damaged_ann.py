@@ -19,11 +19,10 @@ ROWS = 1200
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+def path(tmp_path: Path) -> Path:
     path = tmp_path / "x.index"
     fill(path, pictures(ROWS), texts(200), dead=frozenset(range(0, 90, 9)))
-    report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8))
+    report = optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8, gain=0.0))
     assert report.images.structure == "hnsw"
     return path
 

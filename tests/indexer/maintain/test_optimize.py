@@ -25,13 +25,8 @@ from models.vectors import Vectors, unit_rows
 
 ROWS = 3000
 DEAD = frozenset(range(0, ROWS, 7))
-SMALL = {"fewest": 500, "floor": 0.8}
-
-
-@pytest.fixture(autouse=True)
-def _any_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few rows are scanned faster than any structure answers: let that not matter here."""
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+SMALL = {"fewest": 500, "floor": 0.8, "gain": 0.0}
+"""So few rows are scanned faster than any structure answers: let that not matter here."""
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +40,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def optimized(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     path = tmp_path_factory.mktemp("optimized") / "x.index"
     fill(path, pictures(ROWS), texts(400), dead=DEAD)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.maintain.structures._GAIN", 0.0)
-        report = optimize(path, OptimizeOptions(structure=request.param, **SMALL))
+    report = optimize(path, OptimizeOptions(structure=request.param, **SMALL))
     assert report.images.structure == request.param, report.images.notes
     return path
 
@@ -229,7 +222,7 @@ def test_small_indexes_stay_exact_and_say_so(tmp_path: Path) -> None:
 def test_too_few_rows_for_any_effort_stay_exact_and_say_why(tmp_path: Path) -> None:
     rows = 200  # a graph walk that keeps one in sixteen is none
     fill(tmp_path / "x", pictures(rows), texts(100))
-    options = OptimizeOptions(structure="hnsw", fewest=100, floor=0.5)
+    options = OptimizeOptions(structure="hnsw", fewest=100, floor=0.5, gain=0.0)
     report = optimize(tmp_path / "x", options)
     assert report.images.structure == "exact"
     assert "nothing to gain on 200 rows" in report.images.notes[0]
@@ -239,18 +232,16 @@ def test_data_without_structure_stay_exact_and_say_why(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = unit_rows(rng.standard_normal((ROWS, DIM)))
     fill(tmp_path / "x", noise, unit_rows(rng.standard_normal((300, DIM))))
-    report = optimize(tmp_path / "x", OptimizeOptions(fewest=500, floor=0.9999))
+    report = optimize(tmp_path / "x", OptimizeOptions(fewest=500, floor=0.9999, gain=0.0))
     assert report.images.structure == "exact"
     assert any("below 0.9999" in note for note in report.images.notes)
     assert report.images.exact_ms is not None
 
 
-def test_a_structure_that_gains_nothing_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 1e9)
+def test_a_structure_that_gains_nothing_is_not_kept(tmp_path: Path) -> None:
     fill(tmp_path / "x", pictures(ROWS), texts(400))
-    report = optimize(tmp_path / "x", OptimizeOptions(structure="ivf", **SMALL))
+    options = OptimizeOptions(structure="ivf", **{**SMALL, "gain": 1e9})
+    report = optimize(tmp_path / "x", options)
     assert report.images.structure == "exact"
     assert "an exact scan" in report.images.notes[0]
 

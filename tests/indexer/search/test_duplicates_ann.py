@@ -49,9 +49,8 @@ def album(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     path = tmp_path_factory.mktemp("album") / "x.index"
     vectors_ND = planted()
     fill(path, vectors_ND, texts(200))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.maintain.structures._GAIN", 0.0)
-        report = optimize(path, OptimizeOptions(structure=request.param, fewest=500, floor=0.8))
+    options = OptimizeOptions(structure=request.param, fewest=500, floor=0.8, gain=0.0)
+    report = optimize(path, options)
     assert report.images.structure == request.param, report.images.notes
     with IndexWriter(path, FINGERPRINT) as writer:
         at = [one.modality for one in writer.manifest.segments].index("image")
@@ -167,12 +166,10 @@ def test_a_crowd_is_claimed_at_once(album: Path, monkeypatch: pytest.MonkeyPatch
     assert 1 <= len(looks) <= 3
 
 
-def test_pictures_without_duplicates_have_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+def test_pictures_without_duplicates_have_none(tmp_path: Path) -> None:
     fill(tmp_path / "x", pictures(600), texts(100))
-    report = optimize(tmp_path / "x", OptimizeOptions(structure="ivf", fewest=500, floor=0.5))
+    options = OptimizeOptions(structure="ivf", fewest=500, floor=0.5, gain=0.0)
+    report = optimize(tmp_path / "x", options)
     assert report.images.structure == "ivf", report.images.notes
     assert named(tmp_path / "x", fewest=100) == ({}, False)
 

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from clustered import fill, pictures, texts
 from serving import run
 
@@ -37,11 +36,10 @@ def test_segments_without_words(tmp_path: Path) -> None:
     assert "attention" not in text
 
 
-def test_a_damaged_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+def test_a_damaged_structure(tmp_path: Path) -> None:
     path = tmp_path / "x.index"
     fill(path, pictures(1000), texts(200))
-    report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.6))
+    report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.6, gain=0.0))
     assert report.images.structure == "ivf", report.images.notes
     assert attention(path)[0]["attention"] == []
     [file] = path.glob("segments/*/ann.faiss")

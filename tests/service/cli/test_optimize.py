@@ -72,10 +72,9 @@ def test_sizes(text: str, size: int) -> None:
     assert ByteSize().convert(text, None, None) == size
 
 
-def test_the_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)
+def test_the_curve_is_drawn(tmp_path: Path) -> None:
     fill(tmp_path / "x", pictures(2000), texts(200))
-    optimize(tmp_path / "x", OptimizeOptions(structure="ivf", floor=0.8, fewest=500))
+    optimize(tmp_path / "x", OptimizeOptions(structure="ivf", floor=0.8, fewest=500, gain=0.0))
     with open_snapshot(tmp_path / "x", fingerprint=None) as snapshot:
         structures = snapshot.info().structures
     [one] = structures

@@ -134,13 +134,12 @@ class Clustered(ColourEncoder):
         return FINGERPRINT
 
 
-def test_an_optimized_index_tells_its_structure_and_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("indexer.maintain.structures._GAIN", 0.0)  # so few rows are scanned faster
+def test_an_optimized_index_tells_its_structure_and_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "x.index"
     fill(path, pictures(2000), texts(200))
-    report = optimize(path, OptimizeOptions(structure="ivf", fewest=500, floor=0.8)).images
+    # so few rows are scanned faster
+    options = OptimizeOptions(structure="ivf", fewest=500, floor=0.8, gain=0.0)
+    report = optimize(path, options).images
     with open_snapshot(path, fingerprint=FINGERPRINT) as snapshot:
         info = index_response(Engine(Clustered(), snapshot))
     (one,) = info.structures

@@ -25,7 +25,11 @@ from typing import Final, Literal, Self, TypeAlias
 import xxhash
 
 from indexer.files.fs import BLOCK_BYTES, open_regular
-from indexer.format.manifest import HINT, FileEntry, unreadable
+from indexer.format.entries import FileEntry
+from indexer.format.manifest import (
+    HINT,
+    unreadable,
+)
 from models.errors import IndexCorruptError
 
 Verify: TypeAlias = Literal["fast", "full"]

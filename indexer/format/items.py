@@ -27,8 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.filters.declared import Field, Value
+from indexer.format.entries import ITEMS_FILE, Modality
 from indexer.format.field_table import FieldTableWriter
-from indexer.format.manifest import HINT, ITEMS_FILE, Modality
+from indexer.format.manifest import (
+    HINT,
+)
 from indexer.format.word_table import (
     Postings,
     WordTableWriter,

@@ -28,20 +28,13 @@ from indexer.files.fs import open_regular, storage_error
 from indexer.filters.declared import Field as FilterField
 from indexer.filters.declared import FieldType, check_fields
 from indexer.format.entries import (
-    ANN_FILE,
-    ITEMS_FILE,
-    VECTORS_FILE,
     Count,
     ErasedEntry,
     FileEntry,
-    Modality,
-    NeighboursEntry,
     RelevanceEntry,
     SegmentEntry,
     Sha256,
-    StandingEntry,
     Strict,
-    TargetEntry,
     TombstoneEntry,
 )
 from models.encoder import Fingerprint
@@ -53,49 +46,6 @@ from models.errors import (
     ModelError,
     StoreError,
 )
-
-__all__ = [
-    "ANN_FILE",
-    "CURRENT",
-    "ERASED",
-    "FOLDERS",
-    "FORMAT",
-    "HINT",
-    "ITEMS_FILE",
-    "KEPT_FOLDERS",
-    "LOCK",
-    "MANIFESTS",
-    "RELEVANCE",
-    "SCRATCH",
-    "SEGMENTS",
-    "TOMBSTONES",
-    "VECTORS_FILE",
-    "ErasedEntry",
-    "FieldEntry",
-    "FileEntry",
-    "Head",
-    "Live",
-    "Manifest",
-    "Modality",
-    "NeighboursEntry",
-    "Operation",
-    "RelevanceEntry",
-    "SegmentEntry",
-    "SourceEntry",
-    "StandingEntry",
-    "TargetEntry",
-    "TombstoneEntry",
-    "check_encoder",
-    "manifest_bytes",
-    "manifest_path",
-    "only_unborn",
-    "parse_manifest",
-    "read_head",
-    "read_manifest",
-    "read_small",
-    "read_vouched",
-    "unreadable",
-]
 
 FORMAT: Final = 2
 READABLE: Final = (1, 2)

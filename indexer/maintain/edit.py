@@ -29,10 +29,15 @@ from typing import Any, Final, Literal
 from indexer.files.fs import Fs
 from indexer.filters.language import Filter, check_filter
 from indexer.filters.sql import condition
+from indexer.format.entries import ITEMS_FILE
 from indexer.format.erasures import Erasures
 from indexer.format.field_table import columns_of, rows_where
 from indexer.format.items import ItemsReader
-from indexer.format.manifest import ITEMS_FILE, SEGMENTS, Manifest, read_manifest
+from indexer.format.manifest import (
+    SEGMENTS,
+    Manifest,
+    read_manifest,
+)
 from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing

@@ -23,7 +23,11 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from indexer.files.fs import Fs, Spool, require_space
-from indexer.format.manifest import SCRATCH, Modality, read_manifest
+from indexer.format.entries import Modality
+from indexer.format.manifest import (
+    SCRATCH,
+    read_manifest,
+)
 from indexer.format.segment import SegmentWriter
 from indexer.format.version import OpenVersion, open_version
 from indexer.maintain.structures import (

@@ -25,10 +25,10 @@ import numpy as np
 
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
+from indexer.format.entries import ANN_FILE
 from indexer.format.erasures import Erasures, hashes_in, read_erasures
 from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
-    ANN_FILE,
     ERASED,
     FOLDERS,
     LOCK,
@@ -247,14 +247,14 @@ class _Repair:
         dead = self._dead(manifest)
         loss = plan_loss(self._root, manifest, dead, gone) if gone else None
         buried = loss.dead if loss else set()
-        rebuilt: list[Rebuilt] = []
+        rebuilt: list[_Rebuilt] = []
         try:
             for at in structures:
                 alive = ~dead[at]
                 alive[[row for position, row in buried if position == at]] = False
                 if alive.any():
                     rows = np.flatnonzero(alive).tolist()
-                    rebuilt.append(rebuild(self._fs, self._root, manifest, at, rows))
+                    rebuilt.append(_rebuild(self._fs, self._root, manifest, at, rows))
             drop = {*gone, *structures}
             changes = Changes(
                 "repair",
@@ -339,7 +339,7 @@ def _essential(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
+class _Rebuilt:
     """A filled writer, and the segment its words come from, open until it has finished."""
 
     writer: SegmentWriter
@@ -350,7 +350,9 @@ class Rebuilt:
         self.writer.abort()
 
 
-def rebuild(fs: Fs, root: Path, manifest: Manifest, position: int, rows: Sequence[int]) -> Rebuilt:
+def _rebuild(
+    fs: Fs, root: Path, manifest: Manifest, position: int, rows: Sequence[int]
+) -> _Rebuilt:
     """These rows of a segment in a new one, with the structure that its entry describes.
 
     Raises:
@@ -362,7 +364,7 @@ def rebuild(fs: Fs, root: Path, manifest: Manifest, position: int, rows: Sequenc
     source = Segment(root, entry, manifest.dim)
     scratch = root / SCRATCH
     writer = SegmentWriter(fs, scratch, name, entry.modality, manifest.dim, manifest.declared)
-    rebuilt = Rebuilt(writer, source)
+    rebuilt = _Rebuilt(writer, source)
     try:
         copy_rows(source, rows, writer, manifest.declared)
         if entry.ann is not None:

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.entries import SegmentEntry
+from indexer.format.entries import ITEMS_FILE, SegmentEntry
 from indexer.format.erasures import Erasures
 from indexer.format.integrity import open_checked
 from indexer.format.items import ItemsReader
-from indexer.format.manifest import ITEMS_FILE, SEGMENTS, Manifest
+from indexer.format.manifest import (
+    SEGMENTS,
+    Manifest,
+)
 from models.errors import IndexCorruptError
 
 

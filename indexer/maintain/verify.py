@@ -20,17 +20,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from indexer.format.entries import ITEMS_FILE, VECTORS_FILE, Modality, SegmentEntry
 from indexer.format.erasures import Erasures, read_erasures
 from indexer.format.integrity import THREADS, open_checked
 from indexer.format.manifest import (
     CURRENT,
-    ITEMS_FILE,
     LOCK,
     SEGMENTS,
-    VECTORS_FILE,
     Manifest,
-    Modality,
-    SegmentEntry,
     manifest_path,
     read_head,
     read_manifest,
@@ -48,22 +45,6 @@ from indexer.search.relevance import read_background
 from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError
-
-
-def find_orphans(root: Path, versions: Mapping[int, Manifest]) -> list[str]:
-    """Paths relative to the index, sorted; a file that vanishes meanwhile is left out."""
-    named = {name for manifest in versions.values() for name in manifest.files()}
-    named |= {manifest_path(number) for number in versions} | {CURRENT, LOCK}
-    found = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = (Path(folder) / name).relative_to(root).as_posix()
-            if path not in named:
-                found.append(path)
-    return sorted(found)
-
-
-__all__ = ["Problem", "VerifyReport", "vector_problems", "verify_index"]
 
 T = TypeVar("T")
 OnBytes = Callable[[int, int], None]
@@ -133,7 +114,7 @@ def verify_index(
     report.bytes = sum(entry.size for entry in files.values())
     _Check(path, versions, report, deep, threads, on_bytes).all()
     if deep:
-        report.orphans = find_orphans(path, versions)
+        report.orphans = _find_orphans(path, versions)
     if deep and (report.problems or report.orphans):
         _forget_collected(path, report)
     report.seconds = time.monotonic() - started
@@ -304,6 +285,19 @@ class _Together:
         self._report.problems.append(Problem(file, why))
 
 
+def _find_orphans(root: Path, versions: Mapping[int, Manifest]) -> list[str]:
+    """Paths relative to the index, sorted; a file that vanishes meanwhile is left out."""
+    named = {name for manifest in versions.values() for name in manifest.files()}
+    named |= {manifest_path(number) for number in versions} | {CURRENT, LOCK}
+    found = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = (Path(folder) / name).relative_to(root).as_posix()
+            if path not in named:
+                found.append(path)
+    return sorted(found)
+
+
 def _forget_collected(root: Path, report: VerifyReport) -> None:
     """Leave out what a writer removed while we looked: versions that are no longer kept."""
     try:
@@ -314,7 +308,7 @@ def _forget_collected(root: Path, report: VerifyReport) -> None:
     named = {name for manifest in versions.values() for name in manifest.files()}
     there = {manifest_path(number) for number in (*manifest_numbers(root), head.version)}
     report.problems = [one for one in report.problems if one.file in named | there | {CURRENT}]
-    report.orphans = [one for one in find_orphans(root, versions) if one in report.orphans]
+    report.orphans = [one for one in _find_orphans(root, versions) if one in report.orphans]
 
 
 def _attempt(report: VerifyReport, call: Callable[[], T]) -> T | None:

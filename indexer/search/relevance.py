@@ -17,20 +17,22 @@ from typing import Final
 import numpy as np
 
 from indexer.files.fs import FileDigest
-from indexer.format.entries import SegmentEntry
+from indexer.format.entries import (
+    VECTORS_FILE,
+    Modality,
+    NeighboursEntry,
+    RelevanceEntry,
+    SegmentEntry,
+    StandingEntry,
+    TargetEntry,
+)
 from indexer.format.integrity import verify_file
 from indexer.format.manifest import (
     HINT,
     RELEVANCE,
     SEGMENTS,
-    VECTORS_FILE,
     Live,
     Manifest,
-    Modality,
-    NeighboursEntry,
-    RelevanceEntry,
-    StandingEntry,
-    TargetEntry,
 )
 from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import map_vectors

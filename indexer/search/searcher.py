@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.filters.language import Filter, check_filter
-from indexer.format.manifest import Modality
+from indexer.format.entries import Modality
 from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion
 from indexer.search.candidates import Scanner, candidates

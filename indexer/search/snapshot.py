@@ -18,11 +18,10 @@ from typing import Any, Final, Self
 
 from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
+from indexer.format.entries import Modality, RelevanceEntry
 from indexer.format.integrity import Verify
 from indexer.format.manifest import (
     Head,
-    Modality,
-    RelevanceEntry,
     check_encoder,
     read_head,
     read_manifest,

@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.files.fs import FileDigest, Fs
+from indexer.format.entries import ErasedEntry, RelevanceEntry, SegmentEntry, TombstoneEntry
 from indexer.format.erasures import Erasures
 from indexer.format.manifest import (
     CURRENT,
@@ -44,15 +45,11 @@ from indexer.format.manifest import (
     SCRATCH,
     SEGMENTS,
     TOMBSTONES,
-    ErasedEntry,
     Head,
     Live,
     Manifest,
     Operation,
-    RelevanceEntry,
-    SegmentEntry,
     SourceEntry,
-    TombstoneEntry,
     manifest_path,
     parse_manifest,
 )

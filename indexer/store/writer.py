@@ -24,6 +24,7 @@ from typing import Final, Self
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
 from indexer.filters.declared import Field, check_fields
+from indexer.format.entries import Modality, RelevanceEntry
 from indexer.format.erasures import Erasures, read_erasures
 from indexer.format.manifest import (
     CURRENT,
@@ -35,9 +36,7 @@ from indexer.format.manifest import (
     FieldEntry,
     Live,
     Manifest,
-    Modality,
     Operation,
-    RelevanceEntry,
     SourceEntry,
     check_encoder,
     only_unborn,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.files.fs import storage_error
-from indexer.format.manifest import Modality
+from indexer.format.entries import Modality
 from indexer.format.segment import HalfVectors, NewRow
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows

@@ -15,8 +15,8 @@ import xxhash
 
 from indexer.files.fs import BLOCK_BYTES, FileDigest, Fs, Sums
 from indexer.format import integrity
+from indexer.format.entries import FileEntry
 from indexer.format.integrity import open_checked, verify_file
-from indexer.format.manifest import FileEntry
 from models.errors import IndexCorruptError, StoreError
 
 SIZE = 2 * BLOCK_BYTES + 1000

@@ -12,8 +12,8 @@ from fakes import ColourEncoder
 from indexes import build, record
 
 from indexer.files.fs import BLOCK_BYTES
+from indexer.format.entries import FileEntry
 from indexer.format.manifest import (
-    FileEntry,
     Head,
     check_encoder,
     parse_manifest,

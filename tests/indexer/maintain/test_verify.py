@@ -16,7 +16,8 @@ from indexes import build, record
 
 from indexer.format.manifest import Head
 from indexer.format.npy import npy_header
-from indexer.maintain.verify import vector_problems, verify_index
+from indexer.maintain.segment_checks import vector_problems
+from indexer.maintain.verify import verify_index
 from indexer.search.snapshot import open_snapshot
 from models.errors import IndexCorruptError
 

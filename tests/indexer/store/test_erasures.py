@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from indexes import build, ids, opened, record
 
-from indexer.format.entries import FileEntry, SegmentEntry
+from indexer.format.entries import ErasedEntry, FileEntry, SegmentEntry
 from indexer.format.erasures import Erasures, hash_id, read_erasures
-from indexer.format.manifest import FORMAT, ErasedEntry, read_manifest
+from indexer.format.manifest import (
+    FORMAT,
+    read_manifest,
+)
 from indexer.format.version import open_version
 from indexer.maintain.verify import verify_index
 from indexer.store.commit import as_pairs, count_live, renumber

@@ -13,10 +13,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from models.errors import SourceError
 from models.sources.fields import MAX_TEXT_BYTES
+from models.sources.records import Record
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
@@ -163,6 +164,22 @@ def file_uri(path: bytes, fragment: bytes | None = None) -> str:
     """An absolute `file:` URI made of the raw bytes, so it names non-UTF-8 paths without loss."""
     uri = "file://" + quote(path, safe="/")
     return uri if fragment is None else f"{uri}#{quote(fragment, safe='/')}"
+
+
+def file_of(uri: str) -> Path | None:
+    """The file a URI is all of; None for a member of an archive and for other schemes."""
+    if not uri.startswith("file://") or "#" in uri:
+        return None
+    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+
+
+def name_of(record: Record) -> str:
+    """What a record's file is called, or what its archive calls the member, without folders."""
+    file = file_of(record.uri)
+    if file is not None:
+        return file.name
+    member = record.uri.partition("#")[2] or record.key
+    return unquote_to_bytes(member).decode("utf-8", "backslashreplace").rpartition("/")[2]
 
 
 def suffix_of(raw: bytes) -> str:

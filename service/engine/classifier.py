@@ -1,18 +1,26 @@
 """Zero-shot classification: pictures against labels named by the caller. Needs no index.
 
+`Engine` calls it for requests, `service.engine.source_classifier` for whole folders.
+
 The class matrix of a label set costs labels x templates text embeddings, so it is kept: in memory
 by content for any labels, and on disk for stored label sets. The numbers come from
 `models.labels.zeroshot`, `models.labels.fewshot`, `models.labels.abstain` and
 `models.labels.hierarchy`; this joins them.
+
+Legend: B pictures, C labels, P nodes of a tree of labels, D embedding.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from models.encoder import Encoder, PreparedImage
 from models.errors import (
@@ -30,15 +38,17 @@ from models.labels.abstain import (
     none_of_these,
 )
 from models.labels.fewshot import cache_logits
-from models.labels.hierarchy import MAX_DEPTH
+from models.labels.hierarchy import MAX_DEPTH, SEPARATOR, Path
 from models.labels.zeroshot import background, chances, class_logits, class_matrix
 from models.vectors import Vectors, unit_rows
-from service.engine.class_cache import ClassMatrixCache
 from service.engine.label_set_store import LabelSetStore, check_name
 from service.engine.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key
-from service.engine.predictions import Chances, parents, predictions
-from service.engine.queries import ClassifyAnswer, ImageResult
+from service.engine.queries import ClassifyAnswer, ImageResult, Prediction
 from service.operations.timing import Prepare, Stopwatch
+
+Chances: TypeAlias = npt.NDArray[np.float64]
+
+_CACHE_BYTES: Final = 64 << 20
 
 
 class Classifier:
@@ -350,3 +360,73 @@ class Classifier:
     def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:
         asked = label_set.abstain if abstain is None else check_abstain(abstain)
         return DEFAULT_ABSTAIN if asked is True else (None if asked is None else float(asked))
+
+
+def predictions(
+    chance_C: Chances, label_set: LabelSet, level: int | None, top_k: int | None
+) -> tuple[Prediction, ...]:
+    """The labels, or the nodes at a level of their tree, most likely first."""
+    tree = label_set.tree
+    if tree is None:
+        ranked = _ranked(chance_C, top_k)
+        return tuple(Prediction(label_set.labels[at], float(chance_C[at])) for at in ranked)
+    if level is None:
+        ranked = _ranked(chance_C, top_k)
+        return tuple(
+            Prediction(label_set.labels[at], float(chance_C[at]), tree.leaves[at]) for at in ranked
+        )
+    return _nodes(chance_C, label_set, tree.at_level(level), top_k)
+
+
+def parents(
+    chance_C: Chances, label_set: LabelSet, top_k: int | None
+) -> tuple[Prediction, ...] | None:
+    """The inner nodes of a tree of labels, most likely first; None without a tree."""
+    tree = label_set.tree
+    return None if tree is None else _nodes(chance_C, label_set, tree.inner, top_k)
+
+
+def _nodes(
+    chance_C: Chances, label_set: LabelSet, nodes: Sequence[Path], top_k: int | None
+) -> tuple[Prediction, ...]:
+    assert label_set.tree is not None
+    chance_P = label_set.tree.gather(chance_C[None], nodes, multi_label=label_set.multi_label)[0]
+    return tuple(
+        Prediction(SEPARATOR.join(nodes[at]), float(chance_P[at]), nodes[at])
+        for at in _ranked(chance_P, top_k)
+    )
+
+
+def _ranked(chance: Chances, top_k: int | None) -> list[int]:
+    order: list[int] = np.argsort(-chance, kind="stable")[:top_k].tolist()
+    return order
+
+
+class ClassMatrixCache:
+    """Least recently used class matrices [C, D] by key; safe to call from many threads."""
+
+    def __init__(self, max_bytes: int = _CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, Vectors] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get_or_make(self, key: str, make: Callable[[], Vectors]) -> Vectors:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        # made outside the lock: two callers may both make it, which costs time but never blocks
+        # a caller whose matrix is already here
+        class_CD = make()
+        with self._lock:
+            if key not in self._kept and class_CD.nbytes <= self._max_bytes:
+                self._kept[key] = class_CD
+                self._bytes += class_CD.nbytes
+            while self._bytes > self._max_bytes:
+                _, dropped_CD = self._kept.popitem(last=False)
+                self._bytes -= dropped_CD.nbytes
+        return class_CD

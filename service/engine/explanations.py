@@ -9,13 +9,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from models.atomic import replace_file
+from models.encoder import Encoder
+from models.errors import InputError
 from models.explainer import RelevanceMap, cannot_explain
+from models.sources.files import name_of
+from models.sources.records import Record
 from models.vectors import Vectors, unit_rows
 from service.engine.label_sets import LabelSet
-from service.engine.queries import Prediction, check_text
+from service.engine.queries import ImageResult, Prediction, check_text
 from service.engine.shared_encoder import SerialEncoder
+from service.engine.sorter import numbered, safe_name
 from service.operations.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -130,6 +137,58 @@ class Explanations:
         if method is None:
             raise cannot_explain("it has no method")
         return method
+
+
+class HeatMaps:
+    """Heat maps of whole sources' pictures, one each, of its most likely label, in a folder.
+
+    The folder is made; heat maps of the same name that are there already are replaced.
+
+    Raises:
+        ModelError: code `cannot-explain`, before anything is made.
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(
+        self, directory: Path, encoder: Encoder, label_set: LabelSet, class_CD: Vectors
+    ) -> None:
+        self._explanations = Explanations(SerialEncoder(encoder), threading.BoundedSemaphore(1))
+        self._explanations.require()
+        self._directory = directory
+        self._label_set = label_set
+        self._class_CD = class_CD
+        self._taken: set[str] = set()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {directory}: {error.strerror}") from error
+
+    def draw(self, record: Record, result: ImageResult) -> Path:
+        """Draw one picture's top label -> where the PNG is.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        assert record.image is not None, "only pictures are classified"
+        assert result.predictions, "a picture that was judged has a most likely label"
+        direction_D = direction_of(result.predictions[0], self._label_set, self._class_CD)
+        found = self._explanations.explain_direction(record.image, direction_D)
+        path = self._directory / self._free(record)
+        try:
+            replace_file(path, found.png)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        return path
+
+    def _free(self, record: Record) -> str:
+        """`stem.png`, or `stem-2.png` where this run has drawn another picture of that name."""
+        stem = safe_name(Path(name_of(record)).stem)
+        number = 1
+        while numbered(f"{stem}.png", number).casefold() in self._taken:
+            number += 1
+        name = numbered(f"{stem}.png", number)
+        self._taken.add(name.casefold())
+        return name
 
 
 def direction_of(prediction: Prediction, label_set: LabelSet, class_CD: Vectors) -> Vectors:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from models.errors import InputError, InvalidLabelsError
 from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.class_head import ClassHead
 from models.labels.fewshot import DEFAULT_ALPHA, DEFAULT_BETA
-from models.labels.hierarchy import Hierarchy, looks_hierarchical
+from models.labels.hierarchy import SEPARATOR, Hierarchy, looks_hierarchical
 from models.labels.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
 from models.vectors import Vectors
 
@@ -70,6 +70,14 @@ class LabelSet:
     updated: str = ""
     head: ClassHead | None = None
 
+    @classmethod
+    def of_head(cls, head: ClassHead, temperature: float | None = None) -> LabelSet:
+        """The labels of a trained head. Raises as `check_label_set`."""
+        checked = check_label_set(head.labels, hierarchy=False, temperature=temperature)
+        return replace(
+            checked, labels=head.labels, head=head, model=head.model, encoder=head.encoder
+        )
+
     @property
     def prompts(self) -> tuple[str, ...]:
         """The templates to use."""
@@ -89,6 +97,26 @@ class LabelSet:
             DEFAULT_ALPHA if self.alpha is None else self.alpha,
             DEFAULT_BETA if self.beta is None else self.beta,
         )
+
+    def paths(self, level: int | None = None) -> list[tuple[str, ...]]:
+        """What a picture can be found to be: the labels, or the tree's nodes at a level."""
+        if self.tree is None:
+            return [(label,) for label in self.labels]
+        return list(self.tree.leaves if level is None else self.tree.at_level(level))
+
+    def positions(self) -> dict[str, int]:
+        """Labels by what a source may call them: the label, a path's spelling, and the last part of
+        a path if only one path ends so."""
+        position = {label: at for at, label in enumerate(self.labels)}
+        if self.tree is not None:
+            ends = [leaf[-1] for leaf in self.tree.leaves]
+            position |= {SEPARATOR.join(leaf): at for at, leaf in enumerate(self.tree.leaves)}
+            position |= {
+                end: at
+                for at, end in enumerate(ends)
+                if ends.count(end) == 1 and end not in position
+            }
+        return position
 
     def example_counts(self) -> dict[str, int]:
         counts = Counter(self.labels[target] for target in self.examples.targets)

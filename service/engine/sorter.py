@@ -4,7 +4,7 @@ Before anything on disk changes, one line that says what is about to happen is i
 fsynced. A kill at any instant therefore leaves at most one action half done, and
 `service.engine.undo` can tell from the files themselves how far it came. Nothing is ever
 overwritten, and a moved picture exists under one of its two names at every instant. Knows nothing
-of labels' meaning, of models or of the command line.
+of models or of the command line; `Placer` alone knows what a picture was found to be.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from indexer.files.fs import Fs, storage_error
+from models.errors import ImageError
+from models.sources.files import file_of, name_of
+from models.sources.records import Record
+from service.engine.label_sets import LabelSet
+from service.engine.queries import ImageResult
 
 By: TypeAlias = Literal["copy", "link", "move"]
 
@@ -167,6 +172,62 @@ class Sorter:
             os.fsync(self._fd)
         except OSError as error:
             raise storage_error(error, "write", self.undo_file) from error
+
+
+class Placer:
+    """Where each judged picture goes: the folder of its most likely label, or of none of these.
+
+    Args:
+        root: as the sorter's.
+        level: of labels that are paths, the depth at which they were answered.
+        sorter: puts the pictures there; without one it is only told where they would go.
+    """
+
+    def __init__(
+        self, root: Path, label_set: LabelSet, level: int | None, sorter: Sorter | None = None
+    ) -> None:
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100  # without following links
+        self._folders = folder_names(label_set.paths(level))
+        self._planned: set[Path] = set()
+        self._sorter = sorter
+
+    def holds(self, record: Record) -> bool:
+        """Whether a picture is inside already: sorting a folder into itself must come to an end."""
+        file = file_of(record.uri)
+        return file is not None and file.is_relative_to(self._root)
+
+    def place(self, record: Record, result: ImageResult) -> Path:
+        """Where the picture is now, or would be.
+
+        Raises:
+            ImageError: code `not-sorted`; it is where it was.
+            NoSpaceError: the disk is full.
+        """
+        assert record.image is not None, "only pictures are classified"
+        best = result.predictions[0]
+        path = (best.label,) if best.path is None else best.path
+        folder = (NONE,) if result.abstained else self._folders[path]
+        file = file_of(record.uri)
+        name = safe_name(name_of(record)) if file is None else file.name
+        if self._sorter is None:
+            return self._plan(folder, name)
+        try:
+            if file is not None and file.is_symlink():
+                raise OSError(errno.ELOOP, "a symbolic link is not sorted")
+            return self._sorter.place(file, record.image, name, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise storage_error(error, "sort into", self._root) from error
+            raise ImageError(f"not sorted: {error.strerror}", code="not-sorted") from error
+
+    def _plan(self, folder: Sequence[str], name: str) -> Path:
+        number = 1
+        while True:
+            target = self._root.joinpath(*folder, numbered(name, number))
+            number += 1
+            if target not in self._planned and not os.path.lexists(target):
+                self._planned.add(target)
+                return target
 
 
 def numbered(name: str, number: int) -> str:

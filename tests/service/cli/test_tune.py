@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import WORDS, blocks, shard, sixteen, tiny_pair
 
 from models.errors import InvalidLabelsError, LabelSetError, TrainingError
-from service.cli.classify.command import classify
+from service.cli.classify.modes import classify
 from service.cli.evaluate import evaluate
 from service.cli.train.command import train
 

@@ -23,7 +23,7 @@ from models.errors import (
     ModelError,
     NotFoundError,
 )
-from service.engine.class_cache import ClassMatrixCache
+from service.engine.classifier import ClassMatrixCache
 from service.engine.engine import Engine
 from service.engine.queries import (
     ComposedQuery,

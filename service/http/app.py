@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Final
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI
@@ -39,14 +40,30 @@ from service.http.resources import (
     indexes,
     item_writes,
     items,
+    knn,
     label_sets,
     openapi,
     search,
     search_forms,
 )
-from service.http.resources import knn as clip_retrieval
 from service.http.resources.page import page_router
 from service.operations import metrics
+
+RESOURCES: Final = (
+    search,
+    search_forms,
+    batch,
+    classify,
+    explain,
+    label_sets,
+    indexes,
+    items,
+    item_writes,
+    embeddings,
+    knn,
+    health,
+    openapi,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +137,7 @@ def create_app(
     )
     app.state.diptych = state
     problems.install(app)
-    for router in (
-        search.router,
-        search_forms.router,
-        batch.router,
-        classify.router,
-        explain.router,
-        label_sets.router,
-        indexes.router,
-        items.router,
-        item_writes.router,
-        embeddings.router,
-        clip_retrieval.router,
-        health.router,
-        openapi.router,
-        page_router(),
-    ):
+    for router in (*(resource.router for resource in RESOURCES), page_router()):
         app.include_router(router)
     endpoints = EndpointTable(app.routes)
     openapi.install(app, keys=settings.guard is not None)

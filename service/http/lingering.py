@@ -1,4 +1,4 @@
-"""A transport whose end the other side can read, and that does not wait for ever for it.
+"""The transport that `protocol` gives uvicorn: its end can be read, and is not waited for for ever.
 
 Closing a socket while bytes of the caller's lie unread resets the connection, and the answer is
 lost with it. So the sending side is closed first, and what still arrives is dropped for a while.

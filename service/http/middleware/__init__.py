@@ -1,1 +1,1 @@
-"""Sockets and the layers around the routes: limits, keys, admission, errors."""
+"""The layers around the routes: frame, limits, origins, keys, admission, repetition, errors."""

@@ -138,8 +138,7 @@ class Admission:
             problem = error.problem
             if size > _DROPPED_BYTES or _header(scope, b"transfer-encoding"):
                 problem = replace(problem, headers={**problem.headers, "Connection": "close"})
-            request_id = scope.get("state", {}).get("request_id", "unknown")
-            await problem.response(request_id)(scope, receive, send)
+            await problem.send(scope, receive, send)
         finally:
             if visit is not None:
                 visit.end()

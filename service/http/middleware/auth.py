@@ -163,7 +163,7 @@ class Authentication:
         if wanted != "public":
             found = self._guard.admit(scope, wanted)
             if isinstance(found, Problem):
-                await found.response(str(state.get("request_id", "unknown")))(scope, receive, send)
+                await found.send(scope, receive, send)
                 return
             state["key"] = found
         state["access"] = wanted

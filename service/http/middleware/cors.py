@@ -1,4 +1,4 @@
-"""Calls from web pages of other origins: closed unless the operator lists the origins.
+"""Calls from web pages of other origins, closed unless the operator lists them: a layer of `app`.
 
 Wraps Starlette's middleware, which does the headers. Origins that are not listed never reach it:
 it would answer their preflights in plain text, where every refusal of ours is a problem document.

@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, security headers, one log line, and the last catch.
+"""What surrounds every request: an id, security headers, one log line, the last catch.
 
 Pure ASGI, the outermost layer of the application, so that refusals of the layers inside and
 defects of ours leave with the same headers and are counted alike. Logs, counts and traces the
@@ -35,7 +35,7 @@ DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"
 # others would be labels of a caller's choice
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _IDS = random.Random()  # noqa: S311  # names a log line, guards nothing; seeded by the system
-_HEADERS = {
+SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -44,7 +44,7 @@ _HEADERS = {
     "Content-Security-Policy": API_POLICY,
     "Cache-Control": "no-store",
 }
-_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 _HTTPS_HEADERS = [(b"strict-transport-security", b"max-age=31536000")]
 _TIMING_HEADER = timing.HEADER.lower().encode()
 
@@ -102,7 +102,7 @@ class RequestFrame:
             if not self._closing() or status:
                 raise
             late = problems.of_domain(DeadlineError("stopping", code="shutting-down"))
-            await late.response(request_id)(scope, receive, framed)
+            await late.send(scope, receive, framed)
         except Exception as error:
             # the frames without the message: an exception's text may quote what was asked
             frames = "".join(traceback.format_tb(error.__traceback__))
@@ -117,7 +117,7 @@ class RequestFrame:
                 "request=%s unhandled %s\n%s", request_id, kind, frames, extra={"fields": fields}
             )
             if not status:
-                await problems.internal().response(request_id)(scope, receive, framed)
+                await problems.internal().send(scope, receive, framed)
         _report(scope, request_id, status, perf_counter() - began, trace)
 
 

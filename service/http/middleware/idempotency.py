@@ -125,12 +125,11 @@ class Idempotency:
         if not given or scope["type"] != "http" or not self._endpoints.of(scope).idempotency_key:
             await self._app(scope, receive, send)
             return
-        request_id = str(scope.get("state", {}).get("request_id", "unknown"))
         if len(given) > 1 or not _FORM.fullmatch(given[0]):
             problem = Problem(
                 "invalid-request", "Idempotency-Key is 1 to 255 visible ASCII characters."
             )
-            await problem.response(request_id)(scope, receive, send)
+            await problem.send(scope, receive, send)
             return
         body, gone = await _body(receive)
         if gone:
@@ -138,7 +137,7 @@ class Idempotency:
         key, request = _names(scope, given[0], body)
         found = self._answers.begin(key, request)
         if isinstance(found, Problem):
-            await found.response(request_id)(scope, receive, send)
+            await found.send(scope, receive, send)
         elif found is not None:
             again = [*found.headers, (b"idempotency-replayed", b"true")]
             await send({"type": "http.response.start", "status": found.status, "headers": again})

@@ -56,7 +56,7 @@ class StoredKey(BaseModel):
         return self.expires is not None and now >= self.expires
 
 
-class _File(BaseModel):
+class _Stored(BaseModel):
     model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     keys: Annotated[list[StoredKey], Field(max_length=MAX_KEYS)] = []
@@ -162,7 +162,7 @@ class KeyFile:
                 hint="make one with: diptych keys new --file FILE",
             ) from None
         try:
-            keys = _File.model_validate_json(data).keys
+            keys = _Stored.model_validate_json(data).keys
         except ValidationError:
             # without pydantic's message, which quotes the file
             raise KeyFileError(
@@ -200,7 +200,7 @@ class KeyFile:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released with the descriptor
             keys = self.keys()
             yield keys
-            document = _File(keys=keys).model_dump(mode="json")
+            document = _Stored(keys=keys).model_dump(mode="json")
             content = json.dumps(document, indent=1).encode() + b"\n"
             fs = _PrivateFs()
             target = self.path.resolve()

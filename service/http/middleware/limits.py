@@ -1,4 +1,4 @@
-"""What a request may cost before anyone parses it. Pure ASGI; knows nothing of routes or FastAPI.
+"""What a request may cost before anyone parses it: a layer of `app`. Pure ASGI; knows no route.
 
 URI and header sizes, the Host, encoded bodies, and the size and pace of the body: refused as early
 as it can be known, from `Content-Length` before the first byte, or while the body streams in.
@@ -53,8 +53,7 @@ class Limits:
             return
         problem = self._refusal(scope)
         if problem is not None:
-            request_id = scope.get("state", {}).get("request_id", "unknown")
-            await problem.response(request_id)(scope, receive, send)
+            await problem.send(scope, receive, send)
             return
         await self._app(scope, self._bounded(receive), send)
 

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Mount
+from starlette.types import Receive, Scope, Send
 
 from models.errors import (
     DeadlineError,
@@ -157,6 +158,10 @@ class Problem:
         body = json.dumps(self.document(request_id), ensure_ascii=True).encode("ascii")
         headers = {"Cache-Control": "no-store", **self.headers}
         return Response(body, self.status, headers, media_type=MEDIA_TYPE)
+
+    async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with it, from a layer outside of the routes."""
+        await self.response(request_id_of(scope))(scope, receive, send)
 
 
 class ProblemError(HTTPException):
@@ -297,8 +302,8 @@ def _pointer(path: Sequence[object], kind: str) -> str:
     return "#" + "".join(f"/{part}" for part in parts)
 
 
-def request_id_of(request: Request) -> str:
-    return str(request.scope.get("state", {}).get("request_id", "unknown"))
+def request_id_of(scope: Scope) -> str:
+    return str(scope.get("state", {}).get("request_id", "unknown"))
 
 
 def install(app: FastAPI) -> None:
@@ -306,7 +311,7 @@ def install(app: FastAPI) -> None:
 
     async def domain(request: Request, error: Exception) -> Response:
         assert isinstance(error, DiptychError)
-        problem, request_id = of_domain(error), request_id_of(request)
+        problem, request_id = of_domain(error), request_id_of(request.scope)
         if problem.status >= 500:
             # of the store or the model, whose messages name files but never what was asked
             _LOG.error("request=%s %s: %s", request_id, error.code, error.message)
@@ -314,18 +319,18 @@ def install(app: FastAPI) -> None:
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return of_validation(error.errors()).response(request_id_of(request))
+        return of_validation(error.errors()).response(request_id_of(request.scope))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             error.headers = {**(error.headers or {}), "Allow": _allowed(request)}
-        return of_http(error).response(request_id_of(request))
+        return of_http(error).response(request_id_of(request.scope))
 
     async def gone(request: Request, _: Exception) -> Response:
         # nobody reads this; it keeps a caller who hung up from looking like a defect
         problem = Problem("bad-request", "The body ended early.")
-        return problem.response(request_id_of(request))
+        return problem.response(request_id_of(request.scope))
 
     app.add_exception_handler(DiptychError, domain)
     app.add_exception_handler(RequestValidationError, validation)

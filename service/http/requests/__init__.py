@@ -1,1 +1,1 @@
-"""How requests are read: bodies, common fields, and what the application holds for routes."""
+"""What resources read requests with: bodies, common fields, the state of the application."""

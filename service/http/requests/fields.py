@@ -43,7 +43,7 @@ Base64Image = Annotated[
 ]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A request in JSON: no coercion, no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -1,1 +1,1 @@
-"""Thin HTTP routes: parse, call the engine, shape the answer."""
+"""One module a resource: its request, its answer, how both are read and made, its routes."""

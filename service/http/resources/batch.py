@@ -16,7 +16,7 @@ from service.http.middleware import problems
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.middleware.problems import Problem, ProblemError
 from service.http.requests import bodies
-from service.http.requests.fields import Strict
+from service.http.requests.fields import StrictModel
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.search import (
     SearchRequest,
@@ -31,13 +31,13 @@ MAX_SEARCHES = 64
 _ANSWERS: Any = SearchResponse.model_config["json_schema_extra"]
 
 
-class Searches(Strict):
+class Searches(StrictModel):
     """What is checked of the whole; each search is checked on its own."""
 
     searches: Annotated[list[Any], Field(min_length=1, max_length=MAX_SEARCHES)]
 
 
-class BatchRequest(Strict):
+class BatchRequest(StrictModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

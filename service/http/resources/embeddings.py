@@ -20,7 +20,7 @@ from service.http.middleware import problems
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, Strict
+from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, StrictModel
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.operations import timing
 
@@ -69,7 +69,7 @@ _ONE = {
 }
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(StrictModel):
     """What is to be embedded. `modality` makes every string a picture, or every one a text."""
 
     model_config = ConfigDict(

@@ -14,14 +14,20 @@ from service.engine.explanations import Explanation
 from service.http.middleware.endpoints import Endpoint, RequestBody
 from service.http.middleware.problems import refuse
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.fields import (
+    EXAMPLE_ID,
+    EXAMPLE_PNG,
+    Base64Image,
+    SearchText,
+    StrictModel,
+)
 from service.http.requests.state import EngineOf
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/explain", tags=["classify"])
 
 
-class ExplainRequest(Strict):
+class ExplainRequest(StrictModel):
     """A text, and either a picture or the id of an indexed one."""
 
     model_config = ConfigDict(

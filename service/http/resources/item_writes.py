@@ -17,7 +17,13 @@ from service.engine.item_writer import ItemWriter, outcome
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
 from service.http.middleware.problems import CATALOGUE, ProblemError, of_domain, refuse
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.fields import (
+    EXAMPLE_ID,
+    EXAMPLE_PNG,
+    Base64Image,
+    SearchText,
+    StrictModel,
+)
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.items import ItemId
 
@@ -61,7 +67,7 @@ class ItemOptions(BaseModel):
     uri: Uri | None = None
 
 
-class ItemRequest(Strict):
+class ItemRequest(StrictModel):
     """A picture, texts, or both; all of an item, for a put replaces all of it."""
 
     model_config = ConfigDict(
@@ -107,7 +113,7 @@ class BulkItem(ItemRequest):
     id: NewId
 
 
-class BulkRequest(Strict):
+class BulkRequest(StrictModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

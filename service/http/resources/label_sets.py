@@ -12,7 +12,7 @@ from models.labels.prompts import TEMPLATE_SETS
 from service.engine.label_sets import MAX_EXAMPLES, LabelSet, check_label_set
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG, Base64Image, Strict
+from service.http.requests.fields import EXAMPLE_PNG, Base64Image, StrictModel
 from service.http.requests.state import EngineOf
 from service.http.resources.classify import Abstain, Alpha, Beta, PictureError, Temperature
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["classify"])
 EXAMPLE_NAME = "colours"
 
 
-class LabelSetRequest(Strict):
+class LabelSetRequest(StrictModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

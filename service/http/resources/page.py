@@ -25,18 +25,18 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _PageFile:
     body: bytes
     media_type: str
     etag: str
 
 
-def _read(path: Path) -> _File:
+def _read(path: Path) -> _PageFile:
     body = path.read_bytes()
-    return _File(body, _TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return _PageFile(body, _TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
-def _serve(file: _File, request: Request, policy: str) -> Response:
+def _serve(file: _PageFile, request: Request, policy: str) -> Response:
     headers = {
         "ETag": file.etag,
         "Cache-Control": "no-cache",

@@ -48,7 +48,13 @@ from service.engine.queries import (
 from service.engine.retrieval import only_waits
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_ID, EXAMPLE_PNG, Base64Image, SearchText, Strict
+from service.http.requests.fields import (
+    EXAMPLE_ID,
+    EXAMPLE_PNG,
+    Base64Image,
+    SearchText,
+    StrictModel,
+)
 from service.http.requests.state import DirectRoute, EngineOf, Fetch, app_state, direct
 from service.http.resources.items import EXAMPLE_ITEM, item_fields, thumbnail_base64
 from service.operations import timing
@@ -66,7 +72,7 @@ def _not_zero(weight: float) -> float:
     return weight
 
 
-class Query(Strict):
+class Query(StrictModel):
     """Exactly one of text, image, image_url, id and embedding; the weight counts among several."""
 
     text: SearchText | None = None
@@ -152,7 +158,7 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")]
 
 
-class Page(Strict):
+class Page(StrictModel):
     k: K = DEFAULTS.k
     offset: Offset = DEFAULTS.offset
     min_score: Annotated[

@@ -115,7 +115,7 @@ def test_two_processes_adding_lose_nothing(file: KeyFile) -> None:
         "import sys; from pathlib import Path; from service.http.middleware.keys import *\n"
         "for n in range(10): KeyFile(Path(sys.argv[1])).add(mint(str(n))[1])"
     )
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     both = [
         subprocess.Popen([sys.executable, "-c", code, str(file.path)], cwd=root) for _ in range(2)
     ]

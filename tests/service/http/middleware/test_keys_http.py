@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from service.http.app import create_app
 from service.http.middleware.endpoints import LOOKUP, PUBLIC_FILE, EndpointTable, declared
-from service.http.middleware.frame import _HEADERS
+from service.http.middleware.frame import SECURITY_HEADERS
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO")
 OPEN = {"/healthz", "/readyz", "/", "/favicon.ico", "/static/{name}"}
@@ -335,7 +335,7 @@ def test_headers_on_every_answer(client: TestClient, keys: Keys) -> None:
             for method in ("GET", "POST", "FOO"):
                 response = client.request(method, filled(route.path), headers=headers)
                 seen.add(response.status_code)
-                for name in _HEADERS:
+                for name in SECURITY_HEADERS:
                     assert response.headers[name], (route.path, method, name)
                 assert response.headers["x-content-type-options"] == "nosniff"
                 assert len(response.headers["x-request-id"]) == 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,17 @@ from indexer.search.options import (
 )
 from models.errors import InvalidFilterError
 from service.cli.exits import OK
-from service.cli.output import emit_json, json_option, model_options, note
+from service.cli.options import (
+    OLD_FILE,
+    ModelOptions,
+    argument,
+    group,
+    index_option,
+    json_option,
+    option,
+    takes,
+)
+from service.cli.output import emit_json, note
 
 if TYPE_CHECKING:
     from indexer.filters.language import Filter
@@ -57,6 +68,130 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
         return number
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryArguments:
+    """What is looked for."""
+
+    text: str | None = argument()
+    image: Path | None = option(
+        "--image",
+        type=OLD_FILE,
+        help="Search by this picture, instead of a text or together with it.",
+    )
+    plus: tuple[str, ...] = option(
+        "--plus", multiple=True, metavar="TEXT", help="Also this; repeatable."
+    )
+    minus: tuple[str, ...] = option(
+        "--minus", multiple=True, metavar="TEXT", help="Less of this; repeatable."
+    )
+    like: tuple[str, ...] = option(
+        "--like", multiple=True, metavar="ID", help="Like this item; repeatable."
+    )
+
+    def query(self) -> SearchQuery:
+        """What the engine is asked for. Raises InvalidTextError, InputError, UsageError."""
+        from service.engine.queries import (
+            ComposedQuery,
+            ImageQuery,
+            ItemQuery,
+            TextQuery,
+            Weighted,
+            check_parts,
+            check_text,
+        )
+
+        texts = [*([] if self.text is None else [self.text]), *self.plus]
+        parts = [Weighted(TextQuery(check_text(one))) for one in texts]
+        parts += [] if self.image is None else [Weighted(ImageQuery(_read(self.image)))]
+        parts += [Weighted(ItemQuery(one)) for one in self.like]
+        if not parts:
+            raise click.UsageError("give either a text or --image FILE, or --plus or --like")
+        parts += [Weighted(TextQuery(check_text(one)), -1.0) for one in self.minus]
+        check_parts(ComposedQuery(tuple(parts)))
+        return parts[0].part if len(parts) == 1 else ComposedQuery(tuple(parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingArguments:
+    """How it is looked for: the fields of `SearchOptions`."""
+
+    filter_json: str | None = option(
+        "--filter",
+        metavar="JSON",
+        help="Only items that meet this; `diptych index info` lists the fields.",
+    )
+    target: Target = option(
+        "--target",
+        type=click.Choice(get_args(Target)),
+        default=DEFAULTS.target,
+        show_default=True,
+        help="What to look for.",
+    )
+    k: int = option(
+        "-k",
+        default=DEFAULTS.k,
+        show_default=True,
+        type=click.IntRange(1, MAX_K),
+        help="How many hits.",
+    )
+    offset: int = option(
+        "--offset",
+        default=DEFAULTS.offset,
+        show_default=True,
+        type=click.IntRange(0, MAX_OFFSET),
+        help="How many of the best to skip.",
+    )
+    hybrid: float | None = option(
+        "--hybrid",
+        metavar="[W]",
+        type=Share("hybrid"),
+        is_flag=False,
+        flag_value=str(HYBRID),
+        help="Also search by words, in captions and texts: W from 0 (none) to 1 (words alone) is "
+        f"their weight. [{HYBRID} if W is left out]",
+    )
+    deduplicate: float | None = option(
+        "--deduplicate",
+        metavar="[T]",
+        type=Share("deduplicate"),
+        is_flag=False,
+        flag_value=str(NEAR_DUPLICATE),
+        help="Leave out hits whose cosine to a better one reaches T; the better one names them. "
+        f"[{NEAR_DUPLICATE} if T is left out]",
+    )
+    exact: bool = option(
+        "--exact", is_flag=True, help="Compare with every item, whatever was optimized."
+    )
+    effort: int | None = option(
+        "--effort",
+        type=click.IntRange(min=1),
+        help="How hard an optimized index looks (efSearch or nprobe). "
+        "[default: what optimize chose]",
+    )
+
+    def options(self) -> SearchOptions:
+        """The same, for the engine. Raises InputError, UsageError."""
+        return SearchOptions(
+            k=self.k,
+            offset=self.offset,
+            target=self.target,
+            filter=None if self.filter_json is None else _filter(self.filter_json),
+            hybrid=self.hybrid or DEFAULTS.hybrid,
+            deduplicate=self.deduplicate,
+            exact=self.exact,
+            effort=self.effort,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchArguments:
+    index: Path = index_option("The index directory.")
+    wanted: QueryArguments = group(QueryArguments)
+    ranking: RankingArguments = group(RankingArguments)
+    pair: ModelOptions = group(ModelOptions)
+    as_json: bool = json_option()
+
+
 @click.command(
     epilog='\b\nExamples:\n  diptych search --index photos.index "a dog on the beach"\n'
     "  diptych search --index photos.index --image cat.jpg -k 5\n"
@@ -67,96 +202,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
     '  diptych search --index photos.index "IMG_2041 harbour" --hybrid --deduplicate\n'
     "  diptych search --index photos.index harbour --hybrid=0.7 --exact"
 )
-@click.option(
-    "--index",
-    "index_dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The index directory.",
-)
-@click.argument("text", required=False)
-@click.option(
-    "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Search by this picture, instead of a text or together with it.",
-)
-@click.option("--plus", multiple=True, metavar="TEXT", help="Also this; repeatable.")
-@click.option("--minus", multiple=True, metavar="TEXT", help="Less of this; repeatable.")
-@click.option("--like", multiple=True, metavar="ID", help="Like this item; repeatable.")
-@click.option(
-    "--filter",
-    "filter_json",
-    metavar="JSON",
-    help="Only items that meet this; `diptych index info` lists the fields.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(get_args(Target)),
-    default=DEFAULTS.target,
-    show_default=True,
-    help="What to look for.",
-)
-@click.option(
-    "-k",
-    default=DEFAULTS.k,
-    show_default=True,
-    type=click.IntRange(1, MAX_K),
-    help="How many hits.",
-)
-@click.option(
-    "--offset",
-    default=DEFAULTS.offset,
-    show_default=True,
-    type=click.IntRange(0, MAX_OFFSET),
-    help="How many of the best to skip.",
-)
-@click.option(
-    "--hybrid",
-    metavar="[W]",
-    type=Share("hybrid"),
-    is_flag=False,
-    flag_value=str(HYBRID),
-    help="Also search by words, in captions and texts: W from 0 (none) to 1 (words alone) is "
-    f"their weight. [{HYBRID} if W is left out]",
-)
-@click.option(
-    "--deduplicate",
-    metavar="[T]",
-    type=Share("deduplicate"),
-    is_flag=False,
-    flag_value=str(NEAR_DUPLICATE),
-    help="Leave out hits whose cosine to a better one reaches T; the better one names them. "
-    f"[{NEAR_DUPLICATE} if T is left out]",
-)
-@click.option("--exact", is_flag=True, help="Compare with every item, whatever was optimized.")
-@click.option(
-    "--effort",
-    type=click.IntRange(min=1),
-    help="How hard an optimized index looks (efSearch or nprobe). [default: what optimize chose]",
-)
-@model_options
-@json_option
-def search(
-    index_dir: Path,
-    text: str | None,
-    image: Path | None,
-    plus: tuple[str, ...],
-    minus: tuple[str, ...],
-    like: tuple[str, ...],
-    filter_json: str | None,
-    target: Target,
-    k: int,
-    offset: int,
-    hybrid: float | None,
-    deduplicate: float | None,
-    exact: bool,
-    effort: int | None,
-    model: str | None,
-    device: str,
-    precision: str,
-    threads: int | None,
-    as_json: bool,
-) -> int:
+@takes(SearchArguments)
+def search(given: SearchArguments) -> int:
     """Search an index by TEXT, by a picture with --image, or by several things at once.
 
     Prints rank, score (the cosine), path and text, best first; with --hybrid the best by cosine and
@@ -165,66 +212,22 @@ def search(
     from indexer.search.snapshot import open_snapshot
 
     # what is wrong with the query is said before a model is loaded for it
-    query = _query(text, image, plus, minus, like)
-    options = SearchOptions(
-        k=k,
-        offset=offset,
-        target=target,
-        filter=None if filter_json is None else _filter(filter_json),
-        hybrid=hybrid or 0.0,
-        deduplicate=deduplicate,
-        exact=exact,
-        effort=effort,
-    )
-    with open_snapshot(index_dir, fingerprint=None) as snapshot:
+    query, options = given.wanted.query(), given.ranking.options()
+    with open_snapshot(given.index, fingerprint=None) as snapshot:
         if options.filter is not None:
             with _pointing_into_the_filter():
                 snapshot.check_filter(options.filter)
-        from models.encoders.registry import load_encoder
         from service.engine.engine import Engine
 
-        encoder = load_encoder(
-            model or snapshot.fingerprint.model,
-            device=device,
-            precision=precision,
-            threads=threads,
-        )
+        encoder = given.pair.load(given.pair.model or snapshot.fingerprint.model)
         answer = Engine(encoder, snapshot).search(query, options)
-    if as_json:
+    if given.as_json:
         emit_json(_document(answer))
     else:
         _print(answer)
     if answer.truncated:
         note("The text is longer than the model reads; its end was left out.")
     return OK
-
-
-def _query(
-    text: str | None,
-    image: Path | None,
-    plus: tuple[str, ...],
-    minus: tuple[str, ...],
-    like: tuple[str, ...],
-) -> SearchQuery:
-    from service.engine.queries import (
-        ComposedQuery,
-        ImageQuery,
-        ItemQuery,
-        TextQuery,
-        Weighted,
-        check_parts,
-        check_text,
-    )
-
-    texts = [*([] if text is None else [text]), *plus]
-    parts = [Weighted(TextQuery(check_text(one))) for one in texts]
-    parts += [] if image is None else [Weighted(ImageQuery(_read(image)))]
-    parts += [Weighted(ItemQuery(one)) for one in like]
-    if not parts:
-        raise click.UsageError("give either a text or --image FILE, or --plus or --like")
-    parts += [Weighted(TextQuery(check_text(one)), -1.0) for one in minus]
-    check_parts(ComposedQuery(tuple(parts)))
-    return parts[0].part if len(parts) == 1 else ComposedQuery(tuple(parts))
 
 
 def _filter(text: str) -> Filter:

@@ -1,13 +1,9 @@
-"""Build an index from sources, or bring one up to date.
-
-    read -> decode and prepare -> embed in batches -> write        a thread or processes for each,
-                                                                   bounded queues between them
+"""Build an index from sources, or bring one up to date: `build_index`, which everyone calls.
 
 A version is committed every `segment_rows` pictures, and sooner where they are slow (`Pacing`).
 Running the same command again embeds only what is new or changed, and a build that was killed goes
-on where it was (`indexer.ingest.resume`). What was deleted stays out unless it is asked for. The
-stages are in `indexer.ingest.reader`, `decoders`, `batches` and `rows_writer`;
-`indexer.ingest.pipeline` joins them. It prints nothing.
+on where it was (`indexer.ingest.journal`). What was deleted stays out unless it is asked for. The
+stages are joined in `indexer.ingest.pipeline`. It prints nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +16,19 @@ from typing import Any, Final
 from indexer.files.fs import Fs
 from indexer.format.manifest import Operation
 from indexer.format.version import open_version
-from indexer.ingest.changes import KnownRecords
-from indexer.ingest.options import BuildOptions, BuildProgress, BuildReport, DeferredEncoder
-from indexer.ingest.pipeline import Run, purpose
+from indexer.ingest.journal import Journal, journal_path
+from indexer.ingest.known import KnownRecords, Mirror, Stamps, stamps_path
+from indexer.ingest.options import (
+    Build,
+    BuildOptions,
+    BuildProgress,
+    BuildReport,
+    DeferredEncoder,
+    purpose,
+)
+from indexer.ingest.pipeline import Pipeline
+from indexer.ingest.progress import Stages, Tally
 from indexer.ingest.rejects import Rejects, RejectsFile
-from indexer.ingest.resume import Journal, journal_path
-from indexer.ingest.stamps import Stamps, stamps_path
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import InputError, StoreError
@@ -114,28 +117,32 @@ def index_records(
     started = time.monotonic()
     base = open_version(writer.root, writer.manifest)
     try:
-        known = KnownRecords(base, only)
-        run = Run(
-            sources,
-            writer,
-            base,
-            known,
-            encoder,
-            options,
-            rejects,
-            stamps,
-            journal,
-            on_progress,
-            operation,
+        counts = [source.count() for source in sources]
+        total = None if None in counts else sum(count or 0 for count in counts)
+        stages = Stages()
+        build = Build(
+            sources=sources,
+            options=options,
+            encoder=encoder,
+            writer=writer,
+            base=base,
+            known=KnownRecords(base, only),
+            erased=writer.erasures,
+            mirror=Mirror(),
+            tally=Tally(rejects, stages, total, on_progress),
+            stages=stages,
+            stamps=stamps,
+            journal=journal,
+            operation=operation,
         )
-        run.all()
+        Pipeline(build, total).run()
     finally:
         base.close()
-    report = run.tally.report
+    report = build.tally.report
     report.version = writer.manifest.version
     report.images = writer.manifest.live.images
     report.texts = writer.manifest.live.texts
     report.rejected = rejects.count
-    report.performance = run.stages.summary()
+    report.performance = stages.summary()
     report.seconds = time.monotonic() - started
     return report

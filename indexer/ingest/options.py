@@ -1,21 +1,31 @@
-"""What a build takes and tells: an encoder that may come later, options, progress, the report.
+"""What a build takes and tells (options, progress, the report), and what its stages work with.
 
-Plain values, shared by the builder and whoever calls it; nothing is done here.
+Plain values, shared by `build_index`, its stages and whoever calls it; nothing is done here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from indexer.filters.declared import Field
-from indexer.format.manifest import check_encoder
-from indexer.ingest.pace import StageName
+from indexer.format.erasures import Erasures
+from indexer.format.manifest import Operation, check_encoder
 from models.encoder import Encoder, Fingerprint
 
+if TYPE_CHECKING:
+    from indexer.format.version import OpenVersion
+    from indexer.ingest.journal import Journal
+    from indexer.ingest.known import KnownRecords, Mirror, Stamps
+    from indexer.ingest.progress import Stages, Tally
+    from indexer.store.writer import IndexWriter
+    from models.sources.records import Source
+
 Stage = Literal["embedding", "committing", "done"]
+StageName: TypeAlias = Literal["read", "decode", "embed", "write"]
+STAGES: Final[tuple[StageName, ...]] = ("read", "decode", "embed", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,10 @@ class BuildOptions:
         overlap: read and write in threads of their own, so that the model never waits for a disk;
             None does so where more than 256 records are expected.
         draft: let large JPEGs be decoded at a fraction (`models.images.pictures.Wanted`).
-        relevance: keep a background (`indexer.search.background`) so that hits carry a relevance;
-        an
-            index that has one keeps it in any case.
+        relevance: keep a background (`indexer.search.relevance`) so that hits carry a relevance;
+            an index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
-            more than half of the index (`indexer.ingest.changes`).
+            more than half of the index (`indexer.ingest.known`).
         rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """
@@ -112,7 +121,7 @@ class BuildReport:
     mirror) count records, `resumed` those of the first two that a killed build had embedded,
     `erased` records and texts that were left out because they had been deleted, and `rejected` the
     lines of the rejects file; `images` and `texts` are what the index holds now; `stopped` tells
-    that `max_errors` ended it; `performance` is the summary of `indexer.ingest.pace.Stages`.
+    that `max_errors` ended it; `performance` is the summary of `indexer.ingest.progress.Stages`.
     """
 
     added: int = 0
@@ -157,3 +166,50 @@ class DeferredEncoder:
         encoder = self.load()
         check_encoder(self.fingerprint, encoder.fingerprint)
         return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build: what its stages are given and share. `indexer.ingest.build` makes it.
+
+    Attributes:
+        encoder: loaded by the first record that has to be embedded, if it is deferred.
+        writer: holds the lock of the index.
+        base: the version that the build began with.
+        known: the records of that version.
+        erased: what had been deleted from the index when the build began.
+        mirror: takes note of what the sources hold.
+        tally: counts, and tells of progress.
+        stages: measures where the time goes.
+        stamps: lets records be passed over unread; None reads all.
+        journal: keeps what is not committed yet for a build after this one.
+        operation: what the history calls the versions.
+    """
+
+    sources: Sequence[Source]
+    options: BuildOptions
+    encoder: Encoder | DeferredEncoder
+    writer: IndexWriter
+    base: OpenVersion
+    known: KnownRecords
+    erased: Erasures
+    mirror: Mirror
+    tally: Tally
+    stages: Stages
+    stamps: Stamps | None
+    journal: Journal | None
+    operation: Operation
+
+    @property
+    def left_out(self) -> Erasures:
+        """What was deleted and stays out."""
+        return Erasures() if self.options.allow_erased else self.erased
+
+
+def purpose(writer: IndexWriter, options: BuildOptions) -> tuple[str, ...]:
+    """All that decides what a record's rows are, besides the record, and where they belong."""
+    manifest, fields = writer.manifest, ("captions", "languages", "thumbnails", "thumbnail_side")
+    chosen = [getattr(options, name) for name in (*fields, "draft", "allow_erased")]
+    declared = [str(one) for one in manifest.declared]
+    digest = manifest.fingerprint.digest
+    return manifest.index, str(manifest.version), digest, repr(declared), repr(chosen)

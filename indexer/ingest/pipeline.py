@@ -1,44 +1,40 @@
-"""One run of a build: its stages joined, and the thread that embeds between them.
+"""The stages of a build joined, the thread that embeds between them, and the writing stage.
 
     read -> decode and prepare -> embed in batches -> write        a thread or processes for each,
                                                                    bounded queues between them
 
-Embedded rows keep the order of the sources, whatever threads and processes do. It decides when to
-commit; what a source, an index or a report is, others know.
+`indexer.ingest.build` runs it. Embedded rows keep the order of the sources, whatever threads and
+processes do. Here it is decided when to commit; what a source, an index or a report is, others
+know.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from indexer.format.erasures import Erasures
-from indexer.format.manifest import Operation, SourceEntry
-from indexer.format.version import OpenVersion
-from indexer.ingest.ahead import Ahead, AheadHere, Following, FollowingHere
-from indexer.ingest.batches import Embedded, Rows, embed_batch
-from indexer.ingest.changes import KnownRecords, Mirror
-from indexer.ingest.decoders import Decoders, how_many
-from indexer.ingest.options import BuildOptions, BuildProgress, DeferredEncoder
-from indexer.ingest.pace import Stages
-from indexer.ingest.prepare import Prepared, prepare
-from indexer.ingest.progress import Tally
-from indexer.ingest.reader import Moved, New, Reader
-from indexer.ingest.rejects import Rejects
-from indexer.ingest.resume import Journal, Restored
-from indexer.ingest.rows_writer import TEXTS_PER_IMAGE, Places, Storing
-from indexer.ingest.stamps import Stamps
+import numpy as np
+
+from indexer.format.manifest import SourceEntry
+from indexer.format.segment import SegmentWriter
+from indexer.ingest.arrivals import Arrival, ItemRow, embed, prepare
+from indexer.ingest.options import Build, DeferredEncoder, purpose
+from indexer.ingest.reader import Reader
+from indexer.ingest.threads import Ahead, AheadHere, Following, FollowingHere
 from indexer.search.background_queries import list_id
 from indexer.search.relevance import embed_background
-from indexer.store.writer import IndexWriter
+from indexer.store.copies import copy_rows
 from models.encoder import Encoder
 from models.errors import InputError, SourceError
-from models.sources.records import Reject, Source
+from models.images.pool import Decoders, how_many
+from models.vectors import Vectors
 
+TEXTS_PER_IMAGE: Final = 16
+"""A commit also comes after this many texts per picture of `segment_rows`."""
 _AHEAD: Final = 3
 """Batches' worth of records in preparation, the one being embedded included."""
 _AHEAD_BYTES: Final = 256 << 20
@@ -46,67 +42,31 @@ _BATCHES_TO_WRITE: Final = 3
 _FEW: Final = 256
 """A build that expects no more records reads, embeds and writes in one thread, in turns."""
 
-
-_Writing: TypeAlias = Following | FollowingHere
-
-
-def purpose(writer: IndexWriter, options: BuildOptions) -> tuple[str, ...]:
-    """All that decides what a record's rows are, besides the record, and where they belong."""
-    manifest, fields = writer.manifest, ("captions", "languages", "thumbnails", "thumbnail_side")
-    chosen = [getattr(options, name) for name in (*fields, "draft", "allow_erased")]
-    declared = [str(one) for one in manifest.declared]
-    digest = manifest.fingerprint.digest
-    return manifest.index, str(manifest.version), digest, repr(declared), repr(chosen)
+Background: TypeAlias = tuple[Vectors, str]
+"""float32 [Q, D] of the queries that hits are compared with, and the name of their list."""
+Places: TypeAlias = list[tuple[int, int]]
+"""(position of a segment, row) of rows in the version that the build began with."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """Work in the order of the sources: `future` of a record that has to be prepared, or what an
-    earlier build embedded of it."""
+class Pipeline:
+    """One build under way, and what the thread that embeds knows between two batches.
 
-    work: New | Moved
-    future: Future[Prepared | Reject] | None = None
-    restored: Restored | None = None
+    Args:
+        total: how many records to expect; None where nobody knows.
+    """
 
-    @property
-    def size(self) -> int:
-        return self.work.size
-
-
-class Run:
-    """One build: its stages, and what the thread that embeds knows between two batches."""
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        writer: IndexWriter,
-        base: OpenVersion,
-        known: KnownRecords,
-        encoder: Encoder | DeferredEncoder,
-        options: BuildOptions,
-        rejects: Rejects,
-        stamps: Stamps | None,
-        journal: Journal | None,
-        on_progress: Callable[[BuildProgress], None] | None,
-        operation: Operation,
-    ) -> None:
-        counts = [source.count() for source in sources]
-        self._total = None if None in counts else sum(count or 0 for count in counts)
-        self.stages = Stages()
-        self.tally = Tally(rejects, self.stages, self._total, on_progress)
-        self._writer = writer
-        self._journal = journal
-        self._known = known
-        self._given = encoder
+    def __init__(self, build: Build, total: int | None) -> None:
+        options = build.options
+        self._build = build
         self._options = options
-        self._left_out = Erasures() if options.allow_erased else writer.erasures
-        self._mirror = Mirror()
-        self._reader = Reader(
-            sources, known, writer.erasures, options, self.tally, self._mirror, self.stages, stamps
-        )
-        origins = [SourceEntry(name=source.name, kind=source.kind) for source in sources]
-        self._storing = Storing(writer, base, origins, operation)
-        self._fields = writer.manifest.declared
+        self._total = total
+        self._reader = Reader(build)
+        self._storage = Storage(build)
+        self._fields = build.writer.manifest.declared
+        self._overlaps = options.overlap
+        if options.overlap is None:
+            self._overlaps = total is None or total > _FEW
+        self._writing: Following | FollowingHere = FollowingHere()
         self._images = self._texts = self._moves = 0  # since the last commit
         self._began, self._committed = time.monotonic(), 0.0
         self._background_known = False
@@ -114,7 +74,8 @@ class Run:
     @cached_property
     def _encoder(self) -> Encoder:
         """Loaded by the first record that has to be embedded, in whichever thread meets it."""
-        return self._given.encoder() if isinstance(self._given, DeferredEncoder) else self._given
+        given = self._build.encoder
+        return given.encoder() if isinstance(given, DeferredEncoder) else given
 
     @cached_property
     def _decoders(self) -> Decoders:
@@ -126,194 +87,267 @@ class Run:
             draft=options.draft,
         )
 
-    def all(self) -> None:
+    def run(self) -> None:
+        """Index everything.
+
+        Raises:
+            SourceError, InputError: a source broke off, or a mirror must not remove what seems
+                gone; what came before it is committed.
+        """
         threads = self._options.decode_threads or how_many(self._options.workers, self._total)[1]
         broken: SourceError | InputError | None
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
             bounds = {"most": _AHEAD * self._options.batch_size, "most_bytes": _AHEAD_BYTES}
-            ahead: Ahead[_Waiting] | AheadHere[_Waiting]
-            writing: _Writing
-            if self._overlaps():
+            ahead: Ahead[Arrival] | AheadHere[Arrival]
+            if self._overlaps:
                 ahead = Ahead(self._submitted(pool), **bounds, name="read")
-                writing = Following(most=_BATCHES_TO_WRITE, name="write")
+                self._writing = Following(most=_BATCHES_TO_WRITE, name="write")
             else:
-                ahead, writing = AheadHere(self._submitted(pool), **bounds), FollowingHere()
+                ahead = AheadHere(self._submitted(pool), **bounds)
             try:
-                self._embed_all(ahead, writing)
+                self._embed_all(ahead)
                 broken = self._reader.broken
-                if self._options.mirror and broken is None and not self.tally.report.stopped:
+                if self._options.mirror and broken is None and not self._build.tally.stopped:
                     try:
-                        self._remove_gone(writing)
+                        self._remove_gone()
                     except InputError as error:
                         broken = error
-                self._commit(writing)
-                with self.stages.held_by("write"):
-                    writing.finish()
+                self._commit()
+                with self._build.stages.held_by("write"):
+                    self._writing.finish()
             except BaseException:
-                writing.drop()
+                self._writing.drop()
                 raise
             finally:
                 ahead.close()
                 pool.shutdown(wait=False, cancel_futures=True)
                 if "_decoders" in self.__dict__:
                     self._decoders.close()
-                writing.stop()
+                self._writing.stop()
         if broken is not None:
             raise broken
-        self.tally.tell("done")
+        self._build.tally.tell("done")
 
-    def _overlaps(self) -> bool:
-        if self._options.overlap is not None:
-            return self._options.overlap
-        return self._total is None or self._total > _FEW
-
-    def _submitted(self, pool: ThreadPoolExecutor) -> Iterator[_Waiting]:
+    def _submitted(self, pool: ThreadPoolExecutor) -> Iterator[Arrival]:
         """In the reader's thread: what it finds, with preparation under way."""
-        for work in self._reader:
-            if isinstance(work, Moved):
-                yield _Waiting(work)
-                continue
-            if self._journal and (found := self._journal.find(work.record.key, work.digest)):
-                yield _Waiting(work, restored=found)
-                continue
-            _ = self._decoders  # here, before several threads ask for the model at once
-            yield _Waiting(work, pool.submit(self._prepare, work))
+        journal = self._build.journal
+        for arrival in self._reader:
+            if arrival.step == "embed" and not (journal and journal.restore(arrival)):
+                _ = self._decoders  # here, before several threads ask for the model at once
+                arrival.preparation = pool.submit(self._prepare, arrival)
+            yield arrival
 
-    def _prepare(self, work: New) -> Prepared | Reject:
-        with self.stages.work("decode"):
-            return prepare(
-                work.record,
-                source=work.source,
-                digest=work.digest,
-                indexed=work.indexed,
-                encoder=self._encoder,
-                decode=self._decoders.decode,
+    def _prepare(self, arrival: Arrival) -> None:
+        with self._build.stages.work("decode"):
+            prepare(
+                arrival,
+                self._encoder,
+                self._decoders.decode,
                 fields=self._fields,
-                erasures=self._left_out,
+                erasures=self._build.left_out,
             )
 
-    def _embed_all(self, ahead: Iterable[_Waiting], writing: _Writing) -> None:
-        batch: list[Prepared] = []
+    def _embed_all(self, ahead: Iterable[Arrival]) -> None:
+        stages, tally = self._build.stages, self._build.tally
+        batch: list[Arrival] = []
         waiting = iter(ahead)
         while True:
-            with self.stages.held_by("read"):
+            with stages.held_by("read"):
                 one = next(waiting, None)
             if one is None:
                 break
-            if one.restored is not None:
-                self._embed(batch, writing)  # which comes before it
+            if one.step == "restore":
+                self._embed(batch)  # which comes before it
                 batch = []
-                self._restore(one.restored, writing)
+                self._restore(one)
                 continue
-            if isinstance(one.work, Moved):
-                self._move(one.work, writing)
+            if one.step == "move":
+                self._move(one)
                 continue
-            assert one.future is not None
-            with self.stages.held_by("decode"):
-                result = one.future.result()
-            if isinstance(result, Reject):
-                self.tally.refuse(result)
+            assert one.preparation is not None
+            with stages.held_by("decode"):
+                one.preparation.result()
+            if one.refused is not None:
+                tally.refuse(one.refused)
                 continue
-            batch.append(result)
+            batch.append(one)
             room = self._options.segment_rows - self._images
             if len(batch) >= min(self._options.batch_size, room):
-                self._embed(batch, writing)
+                self._embed(batch)
                 batch = []
-        self._embed(batch, writing)
+        self._embed(batch)
 
-    def _embed(self, batch: list[Prepared], writing: _Writing) -> None:
+    def _embed(self, batch: list[Arrival]) -> None:
         if not batch:
             return
-        with self.stages.held_by("embed"), self.stages.work("embed"):
-            done = embed_batch(self._encoder, batch, 4 * self._options.batch_size)
-        self.stages.embedded(len(done.images))
-        for reject in done.refused:
-            self.tally.refuse(reject)
-        for one in done.kept:
+        stages, tally = self._build.stages, self._build.tally
+        with stages.held_by("embed"), stages.work("embed"):
+            embed(self._encoder, batch, 4 * self._options.batch_size)
+        kept = [one for one in batch if one.refused is None]
+        stages.embedded(sum(len(one.rows_of("image")) for one in kept))
+        for one in batch:
+            if one.refused is not None:
+                tally.refuse(one.refused)
+        for one in kept:
             for reject in one.rejects:
-                self.tally.refuse(reject, whole=False)
-            self.tally.count("erased", one.erased)
-            self.tally.handled()
-        if done.images or done.texts:
-            if self._journal is not None:
-                self._journal.add(_by_record(done))
-            self._store(done.images, done.texts, writing)
+                tally.refuse(reject, whole=False)
+            tally.count("erased", one.erased)
+            tally.handled()
+        if any(one.rows for one in kept):
+            if self._build.journal is not None:
+                self._build.journal.add(kept)
+            self._store(kept)
 
-    def _restore(self, found: Restored, writing: _Writing) -> None:
+    def _restore(self, found: Arrival) -> None:
         for reject in found.rejects:
-            self.tally.refuse(reject, whole=False)
-        self.tally.handled("resumed")
-        self._store(found.images, found.texts, writing)
+            self._build.tally.refuse(reject, whole=False)
+        self._build.tally.handled("resumed")
+        self._store([found])
 
-    def _store(self, images: Rows, texts: Rows, writing: _Writing) -> None:
+    def _store(self, embedded: list[Arrival]) -> None:
+        known, tally = self._build.known, self._build.tally
         dead: Places = []
-        for record in {new.record: None for _, new in [*images, *texts]}:
-            if record not in self._known:
-                self.tally.count("added")
+        for one in embedded:
+            if not one.rows:
+                continue
+            if one.key not in known:
+                tally.count("added")
             else:
-                self.tally.count("updated")
-                dead += self._known.live_rows(record)
-        self._write(writing, partial(self._storing.add, images, texts, dead))
+                tally.count("updated")
+                dead += known.live_rows(one.key)
+        images = [row for one in embedded for row in one.rows_of("image")]
+        texts = [row for one in embedded for row in one.rows_of("text")]
+        self._write(partial(self._storage.add, images, texts, dead))
         self._images += len(images)
         self._texts += len(texts)
         limit = self._options.segment_rows
         full = self._images >= limit or self._texts >= limit * TEXTS_PER_IMAGE
         if full or self._options.pacing.due(time.monotonic() - self._began, self._committed):
-            self._commit(writing)
+            self._commit()
 
-    def _move(self, work: Moved, writing: _Writing) -> None:
-        places = self._known.live_rows(work.record.key)
-        self._write(writing, partial(self._storing.move, work.record.uri, places))
-        self.tally.handled("moved")
+    def _move(self, arrival: Arrival) -> None:
+        places = self._build.known.live_rows(arrival.key)
+        self._write(partial(self._storage.move, arrival.uri, places))
+        self._build.tally.handled("moved")
         self._moves += 1
         if self._moves >= self._options.segment_rows:
-            self._commit(writing)
+            self._commit()
 
-    def _remove_gone(self, writing: _Writing) -> None:
-        for key in self._mirror.gone(self._known, remove_all=self._options.mirror_all):
-            self._write(writing, partial(self._storing.bury, self._known.live_rows(key)))
-            self.tally.count("removed")
+    def _remove_gone(self) -> None:
+        known = self._build.known
+        for key in self._build.mirror.gone(known, remove_all=self._options.mirror_all):
+            self._write(partial(self._storage.bury, known.live_rows(key)))
+            self._build.tally.count("removed")
 
-    def _commit(self, writing: _Writing) -> None:
+    def _commit(self) -> None:
+        writer, journal = self._build.writer, self._build.journal
         background = self._background() if self._images or self._texts else None
         self._images = self._texts = self._moves = 0
         self._committed = time.monotonic() - self._began
-        covered = self._journal.mark() if self._journal is not None else 0
+        covered = journal.mark() if journal is not None else 0
 
         def commit() -> None:
-            self._storing.commit(background, self.tally.tell)
-            if self._journal is not None:
-                self._journal.begin(*purpose(self._writer, self._options), covered=covered)
+            self._storage.commit(background)
+            if journal is not None:
+                journal.begin(*purpose(writer, self._options), covered=covered)
 
-        self._write(writing, commit)
+        self._write(commit)
 
-    def _background(self) -> Any:
+    def _background(self) -> Background | None:
         """Once, and only if the index has none of this list: it stores what was embedded."""
         if self._background_known or not self._options.relevance:
             return None
         self._background_known = True
-        stored = self._writer.manifest.relevance
+        stored = self._build.writer.manifest.relevance
         if stored and stored.queries == list_id():
             return None
-        with self.stages.held_by("embed"), self.stages.work("embed"):
+        with self._build.stages.held_by("embed"), self._build.stages.work("embed"):
             queries_QD = embed_background(self._encoder)
         return None if queries_QD is None else (queries_QD, list_id())
 
-    def _write(self, writing: _Writing, call: Callable[[], object]) -> None:
+    def _write(self, call: Callable[[], object]) -> None:
         def timed() -> None:
-            with self.stages.work("write"):
+            with self._build.stages.work("write"):
                 call()
 
-        with self.stages.held_by("write"):
-            writing.do(timed)
+        with self._build.stages.held_by("write"):
+            self._writing.do(timed)
 
 
-def _by_record(done: Embedded) -> list[Restored]:
-    found = {
-        one.record: Restored(one.record, one.content_hash, [], [], one.rejects) for one in done.kept
-    }
-    for row in done.images:
-        found[row[1].record].images.append(row)
-    for row in done.texts:
-        found[row[1].record].texts.append(row)
-    return [one for one in found.values() if one.images or one.texts]
+@dataclass(slots=True)
+class _Pending:
+    """What the next commit will hold; `moved` is new locations by segment position and row."""
+
+    images: SegmentWriter
+    texts: SegmentWriter
+    dead: Places = field(default_factory=list)
+    moved: dict[int, dict[int, str]] = field(default_factory=dict)
+    unerase: list[str] = field(default_factory=list)
+
+
+class Storage:
+    """The writing stage: embedded rows into segments, segments into versions.
+
+    One thread at a time, in the order of the sources.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._writer = build.writer
+        self._origins = [SourceEntry(name=one.name, kind=one.kind) for one in build.sources]
+        self._pending: _Pending | None = None
+
+    def add(self, images: list[ItemRow], texts: list[ItemRow], dead: Places) -> None:
+        """Rows of records, whose older ones are `dead`."""
+        pending = self._begun()
+        _add(pending.images, images)
+        _add(pending.texts, texts)
+        pending.dead += dead
+        stored = {one for row in [*images, *texts] for one in (row.new.record, row.new.item.id)}
+        pending.unerase += [one for one in stored if one in self._build.erased]
+
+    def move(self, uri: str, places: Places) -> None:
+        """The rows of a record are the same, but their picture is elsewhere now."""
+        pending = self._begun()
+        for position, row in places:
+            pending.moved.setdefault(position, {})[row] = uri
+        pending.dead += places
+
+    def bury(self, dead: Places) -> None:
+        self._begun().dead += dead
+
+    def commit(self, background: Background | None = None) -> None:
+        """Make what came since the last commit the next version, and tell that one begins.
+
+        Raises:
+            NoSpaceError, StoreError: see `IndexWriter.commit`.
+        """
+        if self._pending is None:
+            return
+        self._build.tally.tell("committing")
+        if background is not None:
+            self._writer.use_background(*background)
+        pending, self._pending = self._pending, None
+        for position, rows in pending.moved.items():
+            segment = self._build.base.segments[position]
+            target = pending.images if segment.entry.modality == "image" else pending.texts
+            copy_rows(segment, sorted(rows), target, self._writer.manifest.declared, moved=rows)
+        self._writer.commit(
+            [pending.images, pending.texts],
+            pending.dead,
+            sources=self._origins,
+            unerase=pending.unerase,
+            operation=self._build.operation,
+        )
+
+    def _begun(self) -> _Pending:
+        if self._pending is None:
+            new = self._writer.new_segment
+            self._pending = _Pending(images=new("image"), texts=new("text"))
+        return self._pending
+
+
+def _add(segment: SegmentWriter, rows: list[ItemRow]) -> None:
+    if rows:
+        vectors = [row.vector_D for row in rows if row.vector_D is not None]
+        segment.add(np.stack(vectors), [row.new for row in rows])

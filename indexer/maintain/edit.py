@@ -39,9 +39,9 @@ from indexer.format.manifest import (
     read_manifest,
 )
 from indexer.format.version import OpenVersion, open_version
+from indexer.ingest.arrivals import check_record
 from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing
-from indexer.ingest.prepare import check_record
 from indexer.ingest.rejects import RejectsList
 from indexer.store.copies import Rows, recaption
 from indexer.store.history import history, read_version

@@ -31,9 +31,9 @@ from indexer.format.erasures import Erasures
 from indexer.format.manifest import Manifest, read_manifest
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
+from indexer.ingest.journal import journal_path
+from indexer.ingest.known import stamps_path
 from indexer.ingest.rejects import scrub_rejects
-from indexer.ingest.resume import journal_path
-from indexer.ingest.stamps import stamps_path
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter

@@ -7,13 +7,15 @@ long, and is replaced when it ends. The pixels are exactly those of
 
 Whole pictures (`decode`) travel through a socket: one of 0.05 megapixels takes 1.3 ms instead of
 0.7, one of 12 half as long again as in this process. What a builder wants of a picture (`make`) is
-made in the worker, and is small. Knows nothing of HTTP, metrics or models beyond their geometry.
+made in the worker, and is small. `Decoders` is the decoding stage of a build. Knows nothing of
+HTTP, metrics or models beyond their geometry.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -29,10 +31,12 @@ from typing import Final, Self
 import numpy as np
 from PIL import Image
 
+from models.encoder import Encoder, PreparedImage
 from models.environment import worker_environment
 from models.errors import DeadlineError, ImageError, ModelError
-from models.images.decode import ImageLimits, check_bytes
-from models.images.pictures import Seen, Wanted
+from models.images.decode import ImageLimits, check_bytes, decode_reduced
+from models.images.geometry import SplitPreparation
+from models.images.pictures import Seen, Wanted, see
 from models.images.worker import ANSWER, HELLO, MADE, PIXELS, REQUEST, SEEN
 
 _LOG = logging.getLogger("diptych.models")
@@ -44,6 +48,12 @@ _REMEMBERED = 1024
 _START_S = 20.0
 _END_S = 2.0
 _STARTS = 3
+BUILD_TIMEOUT_S: Final = 30.0
+"""For one picture. The largest that is allowed takes two seconds; a busy machine ten times that."""
+FEW: Final = 64
+"""A build that expects no more records than this decodes in threads: starting processes would take
+as long as the work."""
+_MOST: Final = 8
 
 
 class _WorkerEnded(Exception):  # noqa: N818  # not an error of a caller's
@@ -319,3 +329,107 @@ class _Worker:
                 raise _WorkerEnded("crash")
             filled += count
         return received
+
+
+class Decoders:
+    """Decodes pictures for an encoder; safe from any thread. `close` it.
+
+    The decoding stage of a build. Processes cost a fraction of a second to start and are started by
+    the first picture; what a picture does to its decoder costs that picture only. Where they cannot
+    be started, threads decode.
+
+    Attributes:
+        processes: how many there are to be; 0 decodes in the calling threads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        processes: int,
+        thumbnail_side: int | None,
+        draft: bool = False,
+        timeout_s: float = BUILD_TIMEOUT_S,
+        entry: str = "models.images.worker",
+    ) -> None:
+        self.processes = processes
+        self._encoder = encoder
+        self._split = encoder if isinstance(encoder, SplitPreparation) else None
+        geometry = self._split.geometry if self._split else None
+        self._wanted = Wanted(geometry, thumbnail_side, draft)
+        self._timeout_s = timeout_s
+        self._entry = entry
+        self._pool: DecodePool | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def decode(self, data: bytes) -> tuple[PreparedImage, Seen]:
+        """A picture as the model takes it, and what else the index keeps of it.
+
+        Raises:
+            ImageError: it was refused, ended its process or took too long.
+            DeadlineError: closed meanwhile.
+        """
+        pool = self._running()
+        if pool is not None:
+            try:
+                seen = pool.make(data, self._wanted)
+            except ModelError as error:
+                self._give_up(error)
+            else:
+                if self._split is not None:
+                    return self._split.finish_image(seen.pixels), seen
+                return self._encoder.prepare_image(Image.fromarray(seen.pixels)), seen
+        image, size = decode_reduced(data, least=self._wanted.least)
+        seen = see(image, size, self._wanted)
+        if self._split is not None:
+            return self._split.finish_image(seen.pixels), seen
+        return self._encoder.prepare_image(image), seen
+
+    def close(self) -> None:
+        """End the processes, those at work too."""
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _running(self) -> DecodePool | None:
+        if not self.processes:
+            return None
+        with self._lock:
+            if self._closed:
+                raise DeadlineError("the decoders have been stopped")
+            if self._pool is None and self.processes:
+                try:
+                    self._pool = DecodePool(
+                        self.processes, timeout_s=self._timeout_s, entry=self._entry
+                    )
+                except OSError as error:
+                    self._no_processes(error)
+            return self._pool
+
+    def _give_up(self, error: Exception) -> None:
+        with self._lock:
+            if self.processes:
+                self._no_processes(error)
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _no_processes(self, error: Exception) -> None:
+        self.processes = 0
+        _LOG.warning("decoding in threads, for processes cannot be started: %s", error)
+
+
+def how_many(wanted: int | None, expected: int | None) -> tuple[int, int]:
+    """(processes, threads that wait for them or decode themselves).
+
+    Args:
+        wanted: processes the user asked for; None leaves it to us.
+        expected: pictures that may come; None where nobody knows.
+    """
+    cores = os.cpu_count() or 1
+    if wanted is None:
+        wanted = 0 if expected is not None and expected <= FEW else min(cores, _MOST)
+    return wanted, wanted or min(4, cores)

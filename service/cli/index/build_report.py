@@ -3,7 +3,7 @@
     indexing:  41%|###   | 4100/10000 [02:11<03:08, 31.3rec/s, 31 img/s, embed-bound, 3 rejected]
 
 On a terminal the line is redrawn; elsewhere, in a log, one is written every minute. The figures
-are the builder's own (`indexer.ingest.pace`); nothing is measured here.
+are the builder's own (`indexer.ingest.progress`); nothing is measured here.
 """
 
 from __future__ import annotations

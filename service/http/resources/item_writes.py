@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from indexer.ingest.prepare import check_record, text_ids
+from indexer.ingest.arrivals import check_record, text_ids
 from models.errors import ImageError
 from models.sources.records import UNDETERMINED, Record, Reject
 from service.engine.engine import Engine

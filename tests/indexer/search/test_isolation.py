@@ -12,11 +12,11 @@ import pytest
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
-import indexer.ingest.decoders
 import indexer.ingest.pipeline
-from indexer.ingest.decoders import Decoders, how_many
+import models.images.pool
 from models.encoder import PreparedImage
 from models.errors import DeadlineError, ImageError
+from models.images.pool import Decoders, how_many
 from models.sources.records import Record
 from models.vectors import Vectors
 
@@ -82,7 +82,7 @@ def test_threads_decode_where_processes_cannot_be_started(monkeypatch: pytest.Mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(indexer.ingest.decoders, "DecodePool", refuse)
+    monkeypatch.setattr(models.images.pool, "DecodePool", refuse)
     decoders = Decoders(ColourEncoder(), processes=2, thumbnail_side=None)
     image = record("a", "red").image
     assert image is not None

@@ -14,7 +14,7 @@ from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
 from indexer.format.manifest import read_manifest
-from indexer.ingest.resume import journal_path
+from indexer.ingest.journal import journal_path
 from indexer.maintain.edit import delete_items
 from indexer.maintain.verify import verify_index
 from models.encoder import PreparedImage
@@ -29,7 +29,7 @@ import os, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 sys.path.append(str(Path(sys.argv[2]).parent / "indexer" / "ingest"))
-import test_resume as here
+import test_journal as here
 here.die(Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "True")
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from indexer.ingest.options import Pacing
-from indexer.ingest.pace import Stages
+from indexer.ingest.progress import Stages
 
 
 class Clock:

@@ -17,16 +17,17 @@ import struct
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xxhash
 
+from indexer.format.entries import Modality
 from indexer.format.items import Item, Picture
 from indexer.format.segment import NewRow
-from indexer.ingest.batches import Rows
+from indexer.ingest.arrivals import Arrival, ItemRow
 from models.sources.records import Reject
 
 _MAGIC: Final = b"diptych resume 1"
@@ -36,22 +37,7 @@ _ENTRY: Final = struct.Struct("<IIQ")
 """Bytes of JSON, bytes of vectors and thumbnails behind it, XXH3 of both."""
 _MOST: Final = 256 << 20
 """Bytes of one entry; more is damage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A record that has its vectors, and what was refused of it on the way."""
-
-    record: str
-    content: str
-    images: Rows
-    texts: Rows
-    rejects: list[Reject]
-
-    @property
-    def size(self) -> int:
-        """Little enough that hundreds may wait."""
-        return 0
+_ROWS: Final[tuple[tuple[str, Modality], ...]] = (("images", "image"), ("texts", "text"))
 
 
 def journal_path(root: Path) -> Path:
@@ -87,23 +73,24 @@ class Journal:
         """Whether there is nothing to go on with."""
         return self._end <= _HEAD.size
 
-    def find(self, record: str, content_hash: str) -> Restored | None:
-        """What is left of a record that was embedded."""
-        place = self._places.get((record, content_hash))
+    def restore(self, arrival: Arrival) -> bool:
+        """Give a record the rows that an earlier build embedded, if there are any."""
+        place = self._places.get((arrival.key, arrival.content_hash))
         if place is None or self._fd is None:
-            return None
+            return False
         at, text, blob, checksum = place
         try:
             data = os.pread(self._fd, text + blob, at)
         except OSError:
-            return None
+            return False
         if xxhash.xxh3_64_intdigest(data) != checksum:  # `begin` was quicker
-            return None
-        return _unpack(json.loads(data[:text]), memoryview(data)[text:])
+            return False
+        _unpack(json.loads(data[:text]), memoryview(data)[text:], arrival)
+        return True
 
-    def add(self, records: Iterable[Restored]) -> None:
-        """Append what was embedded."""
-        packed = b"".join(_pack(one) for one in records)
+    def add(self, embedded: Iterable[Arrival]) -> None:
+        """Append what was embedded; a record without a row is nothing to keep."""
+        packed = b"".join(_pack(one) for one in embedded if one.rows)
         with self._lock:
             self._write(packed)
 
@@ -174,18 +161,18 @@ class Journal:
         return _HEAD.pack(_MAGIC, digest)
 
 
-def _pack(one: Restored) -> bytes:
+def _pack(one: Arrival) -> bytes:
     entry: dict[str, Any] = {
-        "record": one.record,
-        "content": one.content,
+        "record": one.key,
+        "content": one.content_hash,
         "rejects": [reject.to_dict() for reject in one.rejects],
     }
     blobs: list[bytes] = []
-    for name, rows in (("images", one.images), ("texts", one.texts)):
+    for name, modality in _ROWS:
         entry[name] = []
-        for vector_D, new in rows:
-            vector = np.ascontiguousarray(vector_D, dtype="<f4").tobytes()
-            thumbnail = new.thumbnail
+        for row in one.rows_of(modality):
+            new, thumbnail = row.new, row.new.thumbnail
+            vector = np.ascontiguousarray(row.vector_D, dtype="<f4").tobytes()
             blobs += [vector, thumbnail or b""]
             entry[name].append({
                 "item": asdict(new.item),
@@ -200,7 +187,7 @@ def _pack(one: Restored) -> bytes:
     return _ENTRY.pack(len(text), len(blob), checksum) + text + blob
 
 
-def _unpack(entry: dict[str, Any], blob: memoryview) -> Restored:
+def _unpack(entry: dict[str, Any], blob: memoryview, arrival: Arrival) -> None:
     at = 0
 
     def take(size: int) -> memoryview:
@@ -208,9 +195,7 @@ def _unpack(entry: dict[str, Any], blob: memoryview) -> Restored:
         at += size
         return blob[at - size : at]
 
-    both: list[Rows] = []
-    for name in ("images", "texts"):
-        rows: Rows = []
+    for name, _ in _ROWS:
         for one in entry[name]:
             vector_D = np.frombuffer(take(one["vector"]), dtype="<f4")
             size, facts = one["thumbnail"], one["picture"]
@@ -222,10 +207,9 @@ def _unpack(entry: dict[str, Any], blob: memoryview) -> Restored:
                 texts=None if one["texts"] is None else tuple(one["texts"]),
                 picture=None if facts is None else _picture(*facts),
             )
-            rows.append((vector_D, new))
-        both.append(rows)
-    rejects = [Reject(**reject) for reject in entry["rejects"]]
-    return Restored(entry["record"], entry["content"], both[0], both[1], rejects)
+            arrival.rows.append(ItemRow(new, vector_D=vector_D))
+    arrival.rejects += [Reject(**reject) for reject in entry["rejects"]]
+    arrival.step, arrival.record = "restore", None
 
 
 def _picture(width: int, height: int, size: int, pixels: str) -> Picture:

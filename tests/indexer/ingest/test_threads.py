@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from indexer.ingest.ahead import Ahead, Following
+from indexer.ingest.threads import Ahead, Following
 
 
 @dataclass

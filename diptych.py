@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from models.errors import DiptychError
     from models.sources import open_source
     from models.sources.fields import ReadOptions
-    from models.sources.records import Record, Reject
+    from models.sources.records import Record, Reject, Source
     from service.engine.engine import Engine
-    from service.engine.library import Index, build_index, classify, open_index
+    from service.engine.library import Index, build_index, classify, evaluate, open_index
     from service.engine.queries import (
         ComposedQuery,
         EmbeddingQuery,
@@ -49,9 +49,9 @@ _HOMES = {
     "models.errors": ("DiptychError",),
     "models.sources": ("open_source",),
     "models.sources.fields": ("ReadOptions",),
-    "models.sources.records": ("Record", "Reject"),
+    "models.sources.records": ("Record", "Reject", "Source"),
     "service.engine.engine": ("Engine",),
-    "service.engine.library": ("Index", "build_index", "classify", "open_index"),
+    "service.engine.library": ("Index", "build_index", "classify", "evaluate", "open_index"),
     "service.engine.queries": (
         "ComposedQuery", "EmbeddingQuery", "ImageQuery", "ImageResult", "ItemQuery", "TextQuery",
         "Weighted",
@@ -78,10 +78,12 @@ __all__ = [
     "Record",
     "Reject",
     "SearchOptions",
+    "Source",
     "TextQuery",
     "Weighted",
     "build_index",
     "classify",
+    "evaluate",
     "load_encoder",
     "open_index",
     "open_source",

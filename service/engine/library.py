@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, cast, get_args
 
 import numpy as np
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from indexer.search.reader import Facet, Hit, IndexInfo, IndexReader, Item
     from indexer.search.snapshot import Snapshot
     from models.encoder import Encoder
+    from models.evaluation.tasks import Measured, Task
     from models.sources.records import Source
     from models.vectors import Vectors
     from service.engine.engine import Engine
@@ -260,16 +261,12 @@ def build_index(
     path = Path(out).expanduser()
     if encoder is not None:
         return build(opened, path, encoder, options=options, on_progress=on_progress)
-    _, pair = encoder_for(path, model, **loading)
+    _, pair = encoder_for(path, model, lambda name: _load(name, loading))
     return build(opened, path, pair, options=options, on_progress=on_progress)
 
 
 def encoder_for(
-    path: Path,
-    model: str | None,
-    *,
-    on_load: Callable[[str], None] | None = None,
-    **loading: Any,
+    path: Path, model: str | None, load: Callable[[str], Encoder]
 ) -> tuple[str, Encoder | DeferredEncoder]:
     """The name of the pair to build an index with, and the pair.
 
@@ -278,17 +275,10 @@ def encoder_for(
     Args:
         path: the index, which may not exist yet.
         model: what the caller named; None for the index's own, or the default one.
-        on_load: told the name when loading begins.
-        loading: as `load_encoder`.
+        load: loads the pair of a name.
     """
     from indexer.ingest.options import DeferredEncoder
     from indexer.search.snapshot import read_fingerprint
-    from models.encoders.registry import load_encoder
-
-    def load(name: str) -> Encoder:
-        if on_load is not None:
-            on_load(name)
-        return load_encoder(name, **loading)
 
     try:
         stored = read_fingerprint(path)
@@ -344,6 +334,73 @@ def classify(
 
 
 _PICTURES_AT_ONCE = 32
+
+
+def evaluate(
+    data: SourceLike | Iterable[SourceLike],
+    *,
+    task: Task = "retrieval",
+    encoder: Encoder | None = None,
+    model: str | None = None,
+    train: SourceLike | Iterable[SourceLike] = (),
+    templates: Sequence[str] = (),
+    class_names: Mapping[str, str] | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    reading: Mapping[str, Any] | None = None,
+    on_picture: Callable[[], object] | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> list[Measured]:
+    """Measure an encoder pair on captioned or labelled pictures, as `diptych evaluate` does.
+
+    Args:
+        data: sources to measure on, taken together; see `open_source`.
+        task: `retrieval` (captions), `zero-shot` (labels put into prompts) or `linear-probe` (a
+            linear classifier of `train`'s labels).
+        encoder: a loaded pair; or name one with `model` (and `loading`, as `load_encoder` takes).
+        train: of a linear probe: sources to learn from, `shots` pictures a class, drawn by `seed`.
+        templates: of zero-shot: prompts with `{c}` for the class, or names of template sets.
+        class_names: of zero-shot: {label: what prompts call it}.
+        reading: fields of `ReadOptions`, such as `{"label_field": "category"}`.
+        on_picture: called before each picture, for a bar.
+
+    Returns:
+        `retrieval`: one result per language; the others: one. `metrics` has CLIP_benchmark's names.
+
+    Raises:
+        InputError: an unknown task, or a linear probe without `train`.
+        InvalidLabelsError, SourceError, ModelError: what is measured cannot be used.
+    """
+    from models.evaluation.tasks import (
+        Task,
+        measure_linear_probe,
+        measure_retrieval,
+        measure_zero_shot,
+    )
+    from models.labels.prompts import resolve_templates
+    from models.sources.embedded import collect
+
+    if task not in get_args(Task):
+        known = ", ".join(get_args(Task))
+        raise InputError(f"there is no task {task!r}", hint=f"one of {known}")
+    read = dict(reading or {})
+    learnt_from = opened_sources(train, **read)
+    if bool(learnt_from) != (task == "linear-probe"):
+        raise InputError("train= and task='linear-probe' go together")
+    pair = encoder or _load(model, loading)
+    collected = collect(opened_sources(data, **read), pair, on_picture=on_picture)
+    if task == "retrieval":
+        if not collected.captions:
+            raise InputError(
+                "the data hold no captions to retrieve with",
+                hint='name their field: reading={"text_fields": ("caption",)}',
+            )
+        return list(measure_retrieval(pair, collected))
+    if task == "linear-probe":
+        trained = collect(learnt_from, pair, on_picture=on_picture)
+        return list(measure_linear_probe(trained, collected, shots=shots, seed=seed))
+    prompts = resolve_templates(templates)
+    return list(measure_zero_shot(pair, collected, templates=prompts, class_names=class_names))
 
 
 def as_query(query: QueryLike) -> SearchQuery:

@@ -26,7 +26,7 @@ from service.cli.output import emit_json, note
 from service.cli.sources import Reading
 
 if TYPE_CHECKING:
-    from indexer.ingest.options import BuildOptions, DeferredEncoder
+    from indexer.ingest.options import BuildOptions
     from models.encoder import Encoder
 
 
@@ -217,6 +217,7 @@ def _index(
 ) -> int:
     from indexer.ingest.build import build_index
     from indexer.ingest.options import DeferredEncoder
+    from service.engine.library import encoder_for
 
     # a CSV's cells are text but where a field was declared
     types = {field.path: field.type for field in options.fields or ()}
@@ -225,10 +226,15 @@ def _index(
         from service.cli.plots import require_matplotlib
 
         require_matplotlib()  # now, not after hours
-    name, encoder = _encoder(path, given.pair)
+
+    def load(name: str) -> Encoder:
+        note(f"Loading {name} ...")
+        return given.pair.load(name)
+
+    name, encoder = encoder_for(path, given.pair.model, load)
     if plan:
-        load = encoder.encoder if isinstance(encoder, DeferredEncoder) else lambda: encoder
-        show_plan(sources, load, options, as_json=given.as_json)
+        pair = encoder.encoder if isinstance(encoder, DeferredEncoder) else lambda: encoder
+        show_plan(sources, pair, options, as_json=given.as_json)
         return OK
     with progress_line() as on_progress:
         report = build_index(
@@ -247,22 +253,3 @@ def _index(
     if report.erased:
         note(f"{report.erased} deleted items were left out; --allow-erased indexes them again.")
     return PARTIAL if report.rejected else OK
-
-
-def _encoder(path: Path, pair: ModelOptions) -> tuple[str, Encoder | DeferredEncoder]:
-    """The model's name, and the model: of an existing index only if there is something to embed."""
-    from indexer.ingest.options import DeferredEncoder
-    from indexer.search.snapshot import read_fingerprint
-    from models.errors import IndexNotFoundError
-
-    def load(name: str) -> Encoder:
-        note(f"Loading {name} ...")
-        return pair.load(name)
-
-    try:
-        stored = read_fingerprint(path)
-    except IndexNotFoundError:
-        return pair.name, load(pair.name)
-    if pair.model is not None and pair.model != stored.model:  # another name may be another model
-        return pair.model, load(pair.model)
-    return stored.model, DeferredEncoder(stored, lambda: load(stored.model))

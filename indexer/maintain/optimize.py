@@ -1,10 +1,9 @@
-"""Merge the segments of each modality into one without dead rows, with an ANN structure if it pays.
+"""Merges the segments of each modality into one without dead rows, with ANN where that pays.
 
     1. the live rows of all segments of a modality are copied into one, embeddings included
     2. `indexer.maintain.structures` measures structures with queries of the other modality: stored
-    texts
-       asking for pictures, pictures asking for texts, or the embedded background queries where an
-       index has no texts
+       texts asking for pictures, pictures asking for texts, or the embedded background queries
+       where an index has no texts
     3. one commit puts the new segments in place of the old
 
 Rows added later are new segments, searched exactly beside it and merged in at the next run. Nothing
@@ -15,15 +14,16 @@ but for the structure being built.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from indexer.files.fs import Fs, Spool, require_space
-from indexer.format.entries import Modality
+from indexer.format.entries import AnnEntry, Modality
 from indexer.format.manifest import (
     SCRATCH,
     read_manifest,
@@ -38,17 +38,17 @@ from indexer.maintain.structures import (
     MOST_QUERIES,
     Choice,
     Questions,
-    Tuned,
-    Tuner,
+    Recipe,
+    Trial,
     recipes,
 )
+from indexer.search.options import Target
 from indexer.search.relevance import read_background
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.writer import IndexWriter
 from models.errors import InputError
 from models.vectors import Vectors, unit_rows
 
-Target = Literal["images", "texts"]
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, rows done, rows in all)"""
 
@@ -85,6 +85,14 @@ class TargetReport:
     build_seconds: float = 0.0
     changed: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def take(self, entry: AnnEntry) -> None:
+        """Tell a structure and what was measured of it."""
+        point = entry.operating
+        self.structure, self.recipe = entry.structure, entry.recipe
+        self.recall, self.latency_ms = point.recall, point.latency_ms
+        self.effort, self.refine = point.effort, point.refine
+        self.bytes_per_vector, self.queries = point.bytes_per_vector, point.kind
 
 
 @dataclass(slots=True)
@@ -146,7 +154,7 @@ def optimize(
     with IndexWriter(root, read_manifest(root).fingerprint, fs=own_fs) as writer:
         version = open_version(root, writer.manifest, verify="full")
         try:
-            work = _Work(writer, version, options, own_fs, on_progress)
+            work = _Optimization(writer, version, options, own_fs, on_progress)
             fresh, drop = [], []
             for modality, target in (("image", report.images), ("text", report.texts)):
                 segment, replaced = work.merge(modality, target)  # type: ignore[arg-type]
@@ -161,7 +169,7 @@ def optimize(
     return report
 
 
-class _Work:
+class _Optimization:
     """One optimization of an open version."""
 
     def __init__(
@@ -217,21 +225,16 @@ class _Work:
         wanted, memory = self._options.structure, self._options.memory
         if entry.ann is None:
             return wanted == "exact" or report.rows < self._options.fewest
-        point = entry.ann.operating
-        report.structure, report.recipe = entry.ann.structure, entry.ann.recipe
-        report.recall, report.latency_ms = point.recall, point.latency_ms
-        report.effort, report.refine = point.effort, point.refine
-        report.bytes_per_vector, report.queries = point.bytes_per_vector, point.kind
-        fits = memory is None or point.bytes_per_vector * entry.rows <= memory
-        done = wanted in ("auto", entry.ann.structure) and entry.ann.floor == self._options.floor
-        return done and fits and self._options.queries_QD is None
+        fits = memory is None or entry.ann.operating.bytes_per_vector * entry.rows <= memory
+        same = wanted in ("auto", entry.ann.structure) and entry.ann.floor == self._options.floor
+        done = same and fits and self._options.queries_QD is None
+        if done:
+            report.take(entry.ann)
+        return done
 
     def _structure(self, modality: Modality, target: SegmentWriter, report: TargetReport) -> None:
         """Give the new segment the fastest structure that meets the floor, if one does."""
         options = self._options
-        for name in ("recipe", "recall", "latency_ms", "effort", "refine", "queries"):
-            setattr(report, name, None)
-        report.structure, report.bytes_per_vector = "exact", None
         if options.structure == "exact":
             return
         if target.rows < options.fewest:
@@ -247,47 +250,50 @@ class _Work:
         if not candidates:
             report.notes.append("no structure fits into the memory")
             return
-        vectors_ND = target.vectors()
-        tuner = Tuner(vectors_ND, questions, options.floor, options.gain)
-        report.exact_ms, report.queries = tuner.exact_ms, questions.kind
-        best: tuple[Tuned, Spool] | None = None
+        trial = Trial(target.vectors(), questions, options.floor, options.gain)
+        report.exact_ms, report.queries = trial.exact_ms, questions.kind
+        best = self._fastest(trial, candidates, target, report)
+        if best is None:
+            return
+        entry, spool = best
+        target.attach_ann(spool.read(), entry)
+        spool.remove()
+        report.take(entry)
+
+    def _fastest(
+        self,
+        trial: Trial,
+        candidates: Sequence[Recipe],
+        target: SegmentWriter,
+        report: TargetReport,
+    ) -> tuple[AnnEntry, Spool] | None:
+        """The candidate that answers soonest, in a file: one structure is in memory at a time."""
+        best: tuple[AnnEntry, Spool] | None = None
         for recipe in candidates:
-            if (
-                best is not None
-                and options.structure == "auto"
-                and recipe.structure == "hnsw"
-                and target.rows > GRAPH_ROWS
-            ):
+            slow_to_build = recipe.structure == "hnsw" and target.rows > GRAPH_ROWS
+            if best is not None and slow_to_build and self._options.structure == "auto":
                 report.notes.append(f"{recipe.name} is not tried on more than {GRAPH_ROWS} rows")
                 continue
             started = time.monotonic()
-            tuned, why = tuner.build(
-                recipe,
-                lambda done, name=recipe.name: self._on_progress(  # type: ignore[misc]
-                    f"building {name}", done, target.rows
-                ),
-            )
+            done = partial(self._built, recipe.name, target.rows)
+            measured, why = trial.build(recipe, done)
             report.build_seconds += time.monotonic() - started
-            if tuned is None:
+            if measured is None:
                 report.notes.append(why)
                 continue
-            if best is not None and _latency(best[0]) <= _latency(tuned):
+            index, entry = measured
+            if best is not None and _latency(best[0]) <= _latency(entry):
                 continue
-            # written down, so that only one structure is in memory at a time
             spool = self._fs.spool(self._writer.root / SCRATCH / f"{target.id}.{recipe.structure}")
-            tuned.index.write(spool.write)
+            index.write(spool.write)
+            del index, measured
             if best is not None:
                 best[1].remove()
-            best = Tuned(None, tuned.entry, tuned.exact_ms), spool  # type: ignore[arg-type]
-        if best is None:
-            return
-        tuned, spool = best
-        target.attach_ann(spool.read(), tuned.entry)
-        spool.remove()
-        entry, point = tuned.entry, tuned.entry.operating
-        report.structure, report.recipe, report.recall = entry.structure, entry.recipe, point.recall
-        report.latency_ms, report.bytes_per_vector = point.latency_ms, point.bytes_per_vector
-        report.effort, report.refine = point.effort, point.refine
+            best = entry, spool
+        return best
+
+    def _built(self, name: str, rows: int, done: int) -> None:
+        self._on_progress(f"building {name}", done, rows)
 
     def _questions(self, modality: Modality) -> Questions | None:
         """Queries of the other modality, as many as there are, up to a bound."""
@@ -316,5 +322,5 @@ class _Work:
         return Questions(background.queries_QD, "background")
 
 
-def _latency(tuned: Tuned) -> float:
-    return tuned.entry.operating.latency_ms
+def _latency(entry: AnnEntry) -> float:
+    return entry.operating.latency_ms

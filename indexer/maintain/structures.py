@@ -1,4 +1,4 @@
-"""Choose an ANN structure for a segment's rows by measuring it with the queries it is for.
+"""Measures ANN structures over a segment's rows with the queries they are for; `optimize` chooses.
 
 Texts asking for pictures are off the distribution of the pictures, and a structure tuned with
 pictures as queries promises a recall that texts do not get. So the queries here are of the other
@@ -80,15 +80,6 @@ class Questions:
     kind: QueryKind
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A structure, its entry, and what an exact scan of the same rows takes (ms per query)."""
-
-    index: AnnIndex
-    entry: AnnEntry
-    exact_ms: float
-
-
 def recipes(rows: int, dim: int, choice: Choice, memory: int | None) -> list[Recipe]:
     """What is worth building for N rows, the cheapest to build first.
 
@@ -114,8 +105,12 @@ def recipes(rows: int, dim: int, choice: Choice, memory: int | None) -> list[Rec
     ]
 
 
-class Tuner:
-    """Measures structures over the same rows with the same queries."""
+class Trial:
+    """Structures over the same rows, measured with the same queries.
+
+    Attributes:
+        exact_ms: what an exact scan takes a query.
+    """
 
     def __init__(
         self, vectors_ND: HalfVectors, questions: Questions, floor: float, gain: float = GAIN
@@ -134,8 +129,8 @@ class Tuner:
 
     def build(
         self, recipe: Recipe, on_rows: Callable[[int], None] = lambda _: None
-    ) -> tuple[Tuned | None, str]:
-        """Build and measure; None and the reason where no point will do."""
+    ) -> tuple[tuple[AnnIndex, AnnEntry] | None, str]:
+        """Build and measure -> the structure and its entry; None and why where no point will do."""
         index = build_ann(
             self._vectors_ND, recipe.structure, recipe.name, recipe.parameters, on_rows
         )
@@ -180,7 +175,7 @@ class Tuner:
                 curve=curve,
                 canaries=make_canaries(index, self._vectors_ND),
             )
-            return Tuned(index, entry, self.exact_ms), ""
+            return (index, entry), ""
         return None, f"{recipe.name} reaches recall {best:.3f}, below {self._floor}"
 
     def _curve(

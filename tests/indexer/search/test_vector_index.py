@@ -13,7 +13,7 @@ from crashing import FailingFs
 from indexer.files.fs import Fs, Spool
 from indexer.format.entries import ANN_FILE, AnnEntry, OperatingPoint, Structure
 from indexer.format.segment import NewRow, SegmentWriter
-from indexer.maintain.structures import Questions, Tuner, exact_scores, recipes
+from indexer.maintain.structures import Questions, Trial, exact_scores, recipes
 from indexer.search.scanners import AnnScan
 from indexer.search.vector_index import (
     AnnIndex,
@@ -132,11 +132,11 @@ def test_recipes_fit_rows_and_memory() -> None:
 
 def test_recall_is_that_of_brute_force(rows_ND: np.ndarray) -> None:
     asked = texts(200, seed=5)
-    tuner = Tuner(rows_ND, Questions(asked, "texts"), 0.5)
+    trial = Trial(rows_ND, Questions(asked, "texts"), 0.5)
     [recipe] = recipes(ROWS, DIM, "ivf", None)
     index = build_ann(rows_ND, "ivf", recipe.name, recipe.parameters)
-    half: Vectors = tuner._tune[0]
-    recall, _ = tuner._recall(index, 3, 2, tuner._tune)
+    half: Vectors = trial._tune[0]
+    recall, _ = trial._recall(index, 3, 2, trial._tune)
     found = index.search(half, 16, 3, 2)[:, :10]
     true = np.argsort(-(half @ rows_ND.astype(np.float32).T), axis=1)[:, :10]
     shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, true, strict=True)]

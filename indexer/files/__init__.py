@@ -1,1 +1,1 @@
-"""Durable file operations: the abstract file system, locks, sums, space."""
+"""Files below everything: durable writing, the lock, looking for byte strings."""

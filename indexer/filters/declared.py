@@ -1,4 +1,4 @@
-"""Filterable fields: what an index declares, and their values in one record's attributes.
+"""Declares filterable fields, and reads their values from one record's attributes.
 
 A field is declared once, when the index is made: a name, a type, and the path at which a record's
 attributes hold it. `label` and `language` are fields of every index. Pure functions; what stores

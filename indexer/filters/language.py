@@ -1,4 +1,4 @@
-"""The filter language: a strict parser from JSON into a small tree, and what fields can answer.
+"""Parses the filter language, strictly, from JSON into a small tree; checks what fields can answer.
 
     {"all": [...], "any": [...], "not": {...}}      keys standing together must all hold
     {"field": "year", "gte": 2000, "lt": 2010}      one test or more, all must hold

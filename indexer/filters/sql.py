@@ -1,4 +1,4 @@
-"""A filter as an SQL condition over a segment's field table.
+"""Turns a filter into an SQL condition over a segment's field table (`indexer.format.field_table`).
 
 What a caller wrote becomes parameters only; the names of columns come from the index. It knows the
 filter's tree and where values are, nothing of databases or of how a filter was written.

@@ -1,1 +1,1 @@
-"""What is on disk: versions, segments and their parts; sums checked before use."""
+"""What is on disk: manifests, versions, segments and their parts, checked before use."""

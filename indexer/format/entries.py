@@ -39,11 +39,11 @@ Row = Annotated[int, Field(ge=0, le=2**31)]
 Recipe = Annotated[str, Field(pattern=r"^[A-Za-z0-9_,()+.-]{1,80}$")]
 
 
-class Strict(BaseModel):
+class Entry(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class CurvePoint(Strict):
+class CurvePoint(Entry):
     """One measured point: recall@10 against exact search, and its cost on one thread."""
 
     recipe: Recipe
@@ -64,14 +64,14 @@ class OperatingPoint(CurvePoint):
     kind: QueryKind
 
 
-class Canary(Strict):
+class Canary(Entry):
     """What the structure must answer, before scoring again, to the stored vector of `row`."""
 
     row: Row
     expected: Annotated[list[Row], Field(min_length=1, max_length=16)]
 
 
-class AnnEntry(Strict):
+class AnnEntry(Entry):
     """See the module. `parameters` are those of the recipe: M, efConstruction, nlist ..."""
 
     structure: Structure
@@ -89,7 +89,7 @@ class AnnEntry(Strict):
         return self
 
 
-class FileEntry(Strict):
+class FileEntry(Entry):
     """The bytes of one file.
 
     `blocks` is XXH3-64 of every `BLOCK_BYTES` of a larger file, 16 hex digits each, concatenated:
@@ -107,7 +107,7 @@ class FileEntry(Strict):
         return self
 
 
-class SegmentEntry(Strict):
+class SegmentEntry(Entry):
     """One segment: its rows and the exact bytes of its files, by the fixed file names."""
 
     id: Annotated[str, Field(pattern=r"^[0-9a-z]+(-[0-9a-z]+)*$", max_length=80)]
@@ -135,7 +135,7 @@ class TombstoneEntry(FileEntry):
     count: Annotated[int, Field(ge=1, le=2**40)]
 
 
-class StandingEntry(Strict):
+class StandingEntry(Entry):
     """`indexer.search.background.Standing`, whose docstring explains the numbers."""
 
     excess_mean: Finite
@@ -147,14 +147,14 @@ class StandingEntry(Strict):
     width: Amount
 
 
-class NeighboursEntry(Strict):
+class NeighboursEntry(Entry):
     """`indexer.search.background.Neighbours`."""
 
     gate: Finite
     width: Amount
 
 
-class TargetEntry(Strict):
+class TargetEntry(Entry):
     """`indexer.search.background.TargetBackground`: how hits of one modality are judged."""
 
     rows: Count

@@ -1,4 +1,4 @@
-"""The erasure list of a version: which ids were deleted and must not come back unasked.
+"""Reads the erasure list of a version: which ids were deleted and must not come back unasked.
 
     erased/00000042.npy    uint8 [E, 32]: sorted sha256 of item and record ids, without repeats
 

@@ -1,4 +1,4 @@
-"""The filterable values inside a segment's `items.sqlite`.
+"""Writes and reads the filterable values inside a segment's `items.sqlite`.
 
     fields(row, label, language, f0, f1, ...)   a column per field, named by its position
     lists(field, value, row)                    the entries of `str[]` fields

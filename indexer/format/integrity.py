@@ -94,7 +94,7 @@ def open_checked(
             different from its entry; the first one, in the order of `entries`.
         StoreError: the operating system refused to open or read.
     """
-    work = _Work(verify, frozenset(tolerate), on_bytes)
+    work = _Inspection(verify, frozenset(tolerate), on_bytes)
     try:
         for name, entry in entries.items():
             work.open(root, name, entry)
@@ -136,7 +136,7 @@ class _Unit:
         )
 
 
-class _Work:
+class _Inspection:
     """Files being checked by several threads."""
 
     def __init__(self, verify: Verify, tolerate: frozenset[str], on_bytes: OnBytes | None) -> None:

@@ -1,4 +1,4 @@
-"""Manifests, one immutable JSON file per committed version, and `CURRENT`, naming the newest.
+"""Parses and checks manifests, one immutable JSON file a version, and `CURRENT`, naming the newest.
 
     CURRENT                   "<version> <sha256 of manifests/<version>.json>\n"
     manifests/00000042.json   what belongs to version 42, every file with its size and sha256
@@ -29,12 +29,12 @@ from indexer.filters.declared import Field as FilterField
 from indexer.filters.declared import FieldType, check_fields
 from indexer.format.entries import (
     Count,
+    Entry,
     ErasedEntry,
     FileEntry,
     RelevanceEntry,
     SegmentEntry,
     Sha256,
-    Strict,
     TombstoneEntry,
 )
 from models.encoder import Fingerprint
@@ -72,26 +72,26 @@ _DAMAGE: Final = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR, errno.EINVAL, 
 _CURRENT_FORM: Final = re.compile(rb"(0|[1-9][0-9]{0,7}) ([0-9a-f]{64})\n")
 
 
-class Live(Strict):
+class Live(Entry):
     images: Count
     texts: Count
 
 
-class SourceEntry(Strict):
+class SourceEntry(Entry):
     """Where rows came from: what the user typed, and the kind of reader."""
 
     name: str
     kind: str
 
 
-class FieldEntry(Strict):
+class FieldEntry(Entry):
     """A filterable field's type, and its dotted path in a record's attributes."""
 
     type: FieldType
     path: str
 
 
-class Manifest(Strict):
+class Manifest(Entry):
     format: Literal[1, 2]
     index: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     version: Annotated[int, Field(ge=0, le=99_999_999)]

@@ -1,4 +1,4 @@
-"""The array files of an index, as `.npy` version 1.0 that any numpy reads.
+"""Makes and checks the headers of an index's array files, `.npy` 1.0 that any numpy reads.
 
 The header of an array of known type and shape is known to the byte, so reading compares instead of
 parsing. Besides being strict, that avoids numpy's parser, which goes through `ast.literal_eval`:

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,8 @@ from models.vectors import Vectors
 
 HalfVectors: TypeAlias = npt.NDArray[np.float16]
 """float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
+LENGTH_TOLERANCE: Final = 2e-3
+"""How far a stored row's length may be from 1, its entries being off by so much."""
 
 
 class Segment:

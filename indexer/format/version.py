@@ -1,4 +1,4 @@
-"""Open one committed version of an index: manifest, segments and tombstones, all verified.
+"""Opens one committed version of an index: manifest, segments and tombstones, all verified.
 
 Shared by readers (`indexer.search.snapshot`) and the writer (`indexer.store.writer`). It holds no
 search structure and writes nothing. No lock is needed: what a manifest names is never changed or
@@ -7,22 +7,26 @@ removed while the version can be opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from indexer.format.entries import SegmentEntry
 from indexer.format.integrity import THREADS, Verify, open_checked, verify_file
-from indexer.format.manifest import HINT, TOMBSTONES, Manifest, read_manifest
+from indexer.format.manifest import HINT, TOMBSTONES, Live, Manifest, manifest_path, read_manifest
 from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import Segment, may_miss, segment_files
 from models.errors import IndexCorruptError
 
 _SEGMENTS_AT_ONCE: Final = 64
 """So many segments' files are open while they are checked."""
+
+Pairs: TypeAlias = npt.NDArray[np.int64]
+"""Tombstones, int64 [T, 2]: (position of a segment, row)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ def open_version(
                 for entry in entries:
                     opened.append(Segment(root, entry, manifest.dim, checked))
         dead = dead_rows([segment.entry.rows for segment in opened], pairs)
-        _check_counts(manifest, dead)
+        if count_live(manifest.segments, pairs) != manifest.live:
+            why = "its counts do not match its segments and tombstones"
+            raise IndexCorruptError(manifest_path(manifest.version), why, hint=HINT)
     except BaseException:
         for segment in opened:
             segment.close()
@@ -79,9 +85,7 @@ def open_version(
     return OpenVersion(root, manifest, opened, dead)
 
 
-def read_tombstones(
-    root: Path, manifest: Manifest, *, verify: Verify = "full"
-) -> npt.NDArray[np.int64]:
+def read_tombstones(root: Path, manifest: Manifest, *, verify: Verify = "full") -> Pairs:
     """Tombstones of a version: int64 [T, 2] of (position of the segment, row), verified.
 
     Raises:
@@ -106,12 +110,12 @@ def read_tombstones(
     return pairs
 
 
-def encode_tombstones(pairs: npt.NDArray[np.int64]) -> bytes:
+def encode_tombstones(pairs: Pairs) -> bytes:
     """The file form of int64 [T, 2] pairs."""
     return npy_header("<i8", (len(pairs), 2)) + pairs.astype("<i8").tobytes()
 
 
-def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDArray[np.bool_]]:
+def dead_rows(rows: Iterable[int], pairs: Pairs) -> list[npt.NDArray[np.bool_]]:
     """Tombstone pairs as one bool [N] mask per segment."""
     masks = [np.zeros(count, dtype=np.bool_) for count in rows]
     for position, mask in enumerate(masks):
@@ -119,13 +123,10 @@ def dead_rows(rows: Iterable[int], pairs: npt.NDArray[np.int64]) -> list[npt.NDA
     return masks
 
 
-def _check_counts(manifest: Manifest, dead: list[npt.NDArray[np.bool_]]) -> None:
-    live = {"image": 0, "text": 0}
-    for entry, mask in zip(manifest.segments, dead, strict=True):
-        live[entry.modality] += entry.rows - int(mask.sum())
-    if (live["image"], live["text"]) != (manifest.live.images, manifest.live.texts):
-        raise IndexCorruptError(
-            f"manifests/{manifest.version:08d}.json",
-            "its counts do not match its segments and tombstones",
-            hint=HINT,
-        )
+def count_live(entries: Sequence[SegmentEntry], pairs: Pairs) -> Live:
+    """Rows without a tombstone, by modality."""
+    totals = {"image": 0, "text": 0}
+    dead = np.bincount(pairs[:, 0], minlength=len(entries))
+    for entry, buried in zip(entries, dead, strict=True):
+        totals[entry.modality] += entry.rows - int(buried)
+    return Live(images=totals["image"], texts=totals["text"])

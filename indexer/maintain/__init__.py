@@ -1,1 +1,1 @@
-"""Changes to what is indexed already: delete, roll back, purge, optimize."""
+"""What is done to an index that exists: edits, optimizing, purging, checking, repairing."""

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from indexer.files.fs import Fs
 from indexer.filters.language import Filter, check_filter
@@ -43,14 +43,13 @@ from indexer.ingest.arrivals import check_record
 from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing
 from indexer.ingest.rejects import RejectsList
+from indexer.search.options import Target
 from indexer.store.copies import Rows, recaption
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import IndexCorruptError, InputError, NotFoundError
 from models.sources.records import Plan, Record, Reject, Row, Source
-
-Target = Literal["images", "texts"]
 
 _BATCH: Final = 500
 _DEFAULTS: Final = BuildOptions()

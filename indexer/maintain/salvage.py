@@ -1,4 +1,4 @@
-"""Which rows have to go when segments are lost, so that what stays is whole, and what to call them.
+"""Plans for `repair` which rows go with lost segments, so that what stays is whole.
 
 A record is a picture with its texts; builds tell by its rows whether it is there already. Were half
 of one kept, no build would bring the other half back. So a record of which any row is lost goes as

@@ -1,4 +1,4 @@
-"""What can be wrong inside a segment whose files are what the manifest says.
+"""Looks for `verify` inside a segment whose files are what the manifest says.
 
 A checksum vouches that nothing changed since it was written, not that what was written made sense.
 Each function lists complaints and repairs nothing. Whether rows are alive is not its business.
@@ -19,11 +19,9 @@ from indexer.filters.declared import Field
 from indexer.format.entries import AnnEntry
 from indexer.format.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.format.items import ItemsReader
-from indexer.format.segment import HalfVectors, Segment
+from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors, Segment
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
 
-# each entry of a stored row is off by at most 2**-11 of itself, and so is the row's length
-_LENGTH_TOLERANCE: Final = 2e-3
 _ROWS_AT_ONCE: Final = 16_384
 _TOLD: Final = 20
 """So many rows of one kind of damage are told one by one."""
@@ -42,7 +40,7 @@ def vector_problems(vectors_ND: HalfVectors) -> list[str]:
         lengths_N = np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND))
         for row in np.flatnonzero(~np.isfinite(wide_ND).all(axis=1)):
             problems.append(f"row {start + row} holds NaN or infinity")
-        for row in np.flatnonzero(np.abs(lengths_N - 1.0) > _LENGTH_TOLERANCE):
+        for row in np.flatnonzero(np.abs(lengths_N - 1.0) > LENGTH_TOLERANCE):
             problems.append(f"row {start + row} has length {lengths_N[row]:.4f}, not 1")
     if len(problems) > _TOLD:
         problems[_TOLD:] = [f"and {len(problems) - _TOLD} more rows"]

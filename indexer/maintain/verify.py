@@ -1,4 +1,4 @@
-"""Check everything about an index that can be checked, and list every problem, not the first.
+"""Checks everything about an index that can be checked, and lists every problem, not the first.
 
 Opening verifies checksums and stops at the first damage; this goes on, and looks inside: finite
 unit vectors, sound databases, unique ids, counts that add up. Deep, it does so for every version
@@ -52,7 +52,7 @@ OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Damage:
     """One thing wrong, and the file (relative to the index) it is wrong with."""
 
     file: str
@@ -75,7 +75,7 @@ class VerifyReport:
     versions: list[int] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Damage] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -102,7 +102,7 @@ def verify_index(
     versions: dict[int, Manifest] = {}
     if deep:
         versions, damage = vouched(path, head)
-        report.problems += [Problem(error.file, error.why) for error in damage]
+        report.problems += [Damage(error.file, error.why) for error in damage]
     elif head is not None:
         manifest = _attempt(report, lambda: read_manifest(path, head))
         versions = {} if manifest is None else {head.version: manifest}
@@ -187,7 +187,7 @@ class _Check:
             on_bytes=self._progress,
         ) as checked:
             for error in checked.damage.values():
-                self._report.problems.append(Problem(error.file, error.why))
+                self._report.problems.append(Damage(error.file, error.why))
             vectors, items = (
                 f"{SEGMENTS}/{entry.id}/{name}" for name in (VECTORS_FILE, ITEMS_FILE)
             )
@@ -236,7 +236,7 @@ class _Check:
 
     def _tell_all(self, file: str, whys: Iterable[str]) -> None:
         for why in whys:
-            self._report.problems.append(Problem(file, why))
+            self._report.problems.append(Damage(file, why))
 
 
 class _Together:
@@ -282,7 +282,7 @@ class _Together:
                 self._problem(name, f"a live text belongs to {image!r}, which is not there")
 
     def _problem(self, file: str, why: str) -> None:
-        self._report.problems.append(Problem(file, why))
+        self._report.problems.append(Damage(file, why))
 
 
 def _find_orphans(root: Path, versions: Mapping[int, Manifest]) -> list[str]:
@@ -315,5 +315,5 @@ def _attempt(report: VerifyReport, call: Callable[[], T]) -> T | None:
     try:
         return call()
     except IndexCorruptError as error:
-        report.problems.append(Problem(error.file, error.why))
+        report.problems.append(Damage(error.file, error.why))
         return None

@@ -1,1 +1,1 @@
-"""The one writer of an index: its lock, its drafts, its commits."""
+"""The one commit path: the writer and its lock, what a commit makes, the versions that are kept."""

@@ -32,7 +32,6 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from indexer.files.fs import FileDigest, Fs
 from indexer.format.entries import ErasedEntry, RelevanceEntry, SegmentEntry, TombstoneEntry
@@ -46,7 +45,6 @@ from indexer.format.manifest import (
     SEGMENTS,
     TOMBSTONES,
     Head,
-    Live,
     Manifest,
     Operation,
     SourceEntry,
@@ -54,11 +52,8 @@ from indexer.format.manifest import (
     parse_manifest,
 )
 from indexer.format.segment import SegmentWriter
-from indexer.format.version import encode_tombstones, read_tombstones
+from indexer.format.version import Pairs, count_live, encode_tombstones, read_tombstones
 from models.errors import StoreError
-
-Pairs: TypeAlias = npt.NDArray[np.int64]
-"""int64 [T, 2]: (position of a segment, row)."""
 
 
 class Draft:
@@ -288,11 +283,3 @@ def renumber(slots: Sequence[SegmentEntry | None], pairs: Pairs, drop: Collectio
     positions = np.cumsum(there) - 1
     moved = np.stack([positions[pairs[:, 0]], pairs[:, 1]], axis=1)
     return np.unique(moved.astype(np.int64), axis=0)
-
-
-def count_live(entries: Sequence[SegmentEntry], pairs: Pairs) -> Live:
-    totals = {"image": 0, "text": 0}
-    dead = np.bincount(pairs[:, 0], minlength=len(entries))
-    for entry, buried in zip(entries, dead, strict=True):
-        totals[entry.modality] += entry.rows - int(buried)
-    return Live(images=totals["image"], texts=totals["text"])

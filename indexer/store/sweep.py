@@ -1,4 +1,4 @@
-"""Remove what no version needs: scratch, what a dead writer left, and versions too old to keep.
+"""Removes what no version needs: scratch, what a dead writer left, and versions too old to keep.
 
 Called with the writer's lock held. Only names that a writer makes are touched, and nothing that a
 kept manifest names. A version goes manifest first, durably, then its files: whatever a kept

@@ -1,4 +1,4 @@
-"""Embedding folders in clip-retrieval's layout, out and in.
+"""Writes and reads embedding folders in clip-retrieval's layout, for exports and imports.
 
     img_emb/img_emb_0.npy             float16 or float32 [N, D]
     text_emb/text_emb_0.npy           likewise; either folder may be missing

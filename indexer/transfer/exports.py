@@ -1,4 +1,4 @@
-"""Take an index, or what is in it, elsewhere: as a copy, as Parquet, as clip-retrieval's folders.
+"""Exports an index: as a copy, as Parquet, as clip-retrieval's folders (`diptych index export`).
 
 The target appears whole or not at all. A copy is one committed version with its files verified as
 they are copied; it is an index of its own. Exporting takes no lock: it reads one version, whatever
@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from indexer.files.fs import Fs, require_space
 from indexer.format.entries import FileEntry
@@ -27,13 +27,15 @@ from indexer.format.manifest import (
     read_head,
     read_manifest,
 )
-from indexer.format.version import OpenVersion, open_version
+from indexer.format.version import open_version
 from indexer.transfer.clip_retrieval import write_folders
 from indexer.transfer.parquet_files import arrow, write_parquet
 from indexer.transfer.rows import OnRows, Rows, TransferReport, live_rows, whole_directory
 from models.errors import IndexCorruptError
 
 Format = Literal["clip-retrieval", "parquet", "copy"]
+
+T = TypeVar("T")
 
 _CHUNK: Final = 1 << 20
 
@@ -65,7 +67,9 @@ def export_index(
 
 def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) -> TransferReport:
     with whole_directory(out) as partial:
-        version = _open(root)
+        version = _newest(
+            root, lambda head: open_version(root, read_manifest(root, head), verify="full")
+        )
         try:
             live = version.manifest.live
             require_space(partial, 3 * version.manifest.dim * (live.images + live.texts))
@@ -80,12 +84,12 @@ def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) ->
     return TransferReport(form, version.manifest.version, live.images, live.texts)
 
 
-def _open(root: Path) -> OpenVersion:
-    """The current version, or its successor where it is collected while being opened."""
+def _newest(root: Path, use: Callable[[Head], T]) -> T:
+    """Use the current version, or its successor where a writer collects it meanwhile."""
     head = read_head(root)
     while True:
         try:
-            return open_version(root, read_manifest(root, head), verify="full")
+            return use(head)
         except IndexCorruptError:
             newest = read_head(root)
             if newest == head:
@@ -99,19 +103,8 @@ def copy_index(root: Path, out: Path, *, on_rows: OnRows | None = None) -> Trans
     Raises:
         As `export_index`.
     """
-    head = read_head(root)
-    while True:
-        try:
-            manifest = _copy(root, head, out, on_rows)
-        except IndexCorruptError:
-            newest = read_head(root)
-            if newest == head:
-                raise
-            head = newest  # the version was collected while it was copied
-        else:
-            return TransferReport(
-                "copy", manifest.version, manifest.live.images, manifest.live.texts
-            )
+    manifest = _newest(root, lambda head: _copy(root, head, out, on_rows))
+    return TransferReport("copy", manifest.version, manifest.live.images, manifest.live.texts)
 
 
 def _copy(root: Path, head: Head, out: Path, on_rows: OnRows | None) -> Manifest:

@@ -1,4 +1,4 @@
-"""Make an index of vectors that others computed, or of an index that was exported.
+"""Imports an index from vectors that others computed, or from an export (`diptych index import`).
 
 Nothing is embedded but the background queries, so whoever imports names the model that made the
 vectors: its fingerprint is recorded, and searching with another is refused. Everything is one

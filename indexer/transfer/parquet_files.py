@@ -1,4 +1,4 @@
-"""Items with their vectors as Parquet files, out and in.
+"""Writes and reads items with their vectors as Parquet files, for exports and imports.
 
     part-00000.parquet    id, modality, uri, text, language, image_id, label, record, attributes
                           (JSON), content_hash, vector (float16 [D]), thumbnail (JPEG), picture,

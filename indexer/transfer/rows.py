@@ -1,4 +1,4 @@
-"""What exporting and importing share: rows on the move, the report, a directory made whole or not.
+"""Rows on their way out of an index or into one: what exports and imports share, with their report.
 
 Rows travel as `Rows`: vectors as stored, and everything else about them. Formats are modules of
 their own (`indexer.transfer.parquet_files`, `indexer.transfer.clip_retrieval`); this knows none.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from indexer.files.fs import storage_error
 from indexer.format.entries import Modality
-from indexer.format.segment import HalfVectors, NewRow
+from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors, NewRow
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
 from models.errors import InputError, StoreError
@@ -28,8 +28,6 @@ OnRows = Callable[[int, int | None], None]
 """Told how many rows are done, and how many there are in all where that is known."""
 
 BLOCK: Final = 500
-# a stored row is off from unit length by at most this, see `indexer.maintain.segment_checks`
-_UNIT: Final = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def storable(vectors_BD: npt.NDArray[Any], dim: int) -> tuple[HalfVectors | Vect
     unit_BD = unit_rows(vectors_BD)
     wide_BD = vectors_BD.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # so long a row is scaled, as it should be
-        off_B = ~(np.abs(np.einsum("bd,bd->b", wide_BD, unit_BD) - 1.0) <= _UNIT)
+        off_B = ~(np.abs(np.einsum("bd,bd->b", wide_BD, unit_BD) - 1.0) <= LENGTH_TOLERANCE)
     if not off_B.any():
         return np.ascontiguousarray(vectors_BD), 0
     return np.where(off_B[:, None], unit_BD, wide_BD), int(off_B.sum())

@@ -19,9 +19,9 @@ from indexer.format.manifest import (
     FORMAT,
     read_manifest,
 )
-from indexer.format.version import open_version
+from indexer.format.version import count_live, open_version
 from indexer.maintain.verify import verify_index
-from indexer.store.commit import as_pairs, count_live, renumber
+from indexer.store.commit import as_pairs, renumber
 from indexer.store.copies import copy_rows
 from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError

@@ -1,6 +1,6 @@
 """Make the golden index of format 2, as `index_format_1.py` made that of format 1.
 
-    PYTHONPATH=.:tests:tests/support python tests/gold/index_format_2.py tests/gold/index-format-2
+    PYTHONPATH=.:tests/support python tests/gold/index_format_2.py tests/gold/index-format-2
 
 The same records, their pictures twice, and what format 2 adds: words, a search structure, the
 erasure list, what every version did, and manifests that vouch for their parents. `answers.json` is
@@ -18,8 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 from fakes import ColourEncoder
-from gold.index_format_1 import FIELDS, records
-from gold.index_format_1 import answers as answers_of_format_1
 from indexes import ListSource
 
 from indexer.files.fs import Fs
@@ -32,6 +30,8 @@ from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.history import history
 from indexer.store.sweep import Sweeper
+from tests.gold.index_format_1 import FIELDS, records
+from tests.gold.index_format_1 import answers as answers_of_format_1
 
 HYBRID = ["red picture", "红", "yellow or 黑"]
 

@@ -122,9 +122,7 @@ class Limits:
                     message = await receive()
             except TimeoutError:
                 raise refuse(
-                    "body-timeout",
-                    "Send the body faster.",
-                    headers={"Connection": "close"},
+                    "body-timeout", "Send the body faster.", headers={"Connection": "close"}
                 ) from None
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))

@@ -97,7 +97,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
 }
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 _RULES = {
-    "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label.",
+    "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label."
 }
 # code -> (detail, hint)
 _LABEL_SETS: dict[str, tuple[str, str | None]] = {

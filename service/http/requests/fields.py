@@ -5,7 +5,7 @@ Only shapes; what a value means is the engine's business. The tests run the exam
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Unpack
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -41,6 +41,11 @@ SearchText = Annotated[
 Base64Image = Annotated[
     str, Field(min_length=1, description="A picture in base64, bare or as a `data:` URI.")
 ]
+
+
+def examples(*each: Any, **config: Unpack[ConfigDict]) -> ConfigDict:
+    """The configuration of a model that the documentation shows these examples of."""
+    return ConfigDict(json_schema_extra={"examples": [*each]}, **config)
 
 
 class StrictModel(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from models.errors import DeadlineError, DiptychError, StoreError
 from service.engine.calls import Steps, finish_together
@@ -16,9 +16,10 @@ from service.http.middleware import problems
 from service.http.middleware.endpoints import Endpoint, json_of
 from service.http.middleware.problems import Problem, ProblemError
 from service.http.requests import bodies
-from service.http.requests.fields import StrictModel
+from service.http.requests.fields import StrictModel, examples
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.search import (
+    EXAMPLE_ANSWER,
     SearchRequest,
     SearchResponse,
     search_options,
@@ -28,7 +29,6 @@ from service.http.resources.search import (
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
 MAX_SEARCHES = 64
-_ANSWERS: Any = SearchResponse.model_config["json_schema_extra"]
 
 
 class Searches(StrictModel):
@@ -38,15 +38,11 @@ class Searches(StrictModel):
 
 
 class BatchRequest(StrictModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "searches": [
-                        {"query": {"text": "a red apple"}, "k": 3},
-                        {"query": {"text": "fruit"}, "target": "texts", "min_score": 0.2},
-                    ]
-                }
+    model_config = examples(
+        {
+            "searches": [
+                {"query": {"text": "a red apple"}, "k": 3},
+                {"query": {"text": "fruit"}, "target": "texts", "min_score": 0.2},
             ]
         }
     )
@@ -73,44 +69,31 @@ class BatchResult(BaseModel):
 
 
 class BatchResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "results": [
+                {"index": 0, "answer": EXAMPLE_ANSWER},
                 {
-                    "results": [
-                        {
-                            "index": 0,
-                            "answer": _ANSWERS["examples"][0],
-                        },
-                        {
-                            "index": 1,
-                            "error": {
-                                "code": "invalid-text",
-                                "title": "The text cannot be searched for",
-                                "status": 422,
-                                "detail": "the text is empty",
-                            },
-                        },
-                    ]
-                }
+                    "index": 1,
+                    "error": {
+                        "code": "invalid-text",
+                        "title": "The text cannot be searched for",
+                        "status": 422,
+                        "detail": "the text is empty",
+                    },
+                },
             ]
         }
     )
     results: Annotated[list[BatchResult], Field(description="In the order of the searches.")]
 
 
-@router.post(
-    "/batch",
-    summary="Several searches in one request",
-    response_model=BatchResponse,
-)
+@router.post("/batch", summary="Several searches in one request", response_model=BatchResponse)
 @Endpoint(
     access="read", lane="long", cost="body", idempotency_key=False, body=json_of(BatchRequest)
 )
 def batch(
-    body: Annotated[Searches, Depends(bodies.json_body(Searches))],
-    engine: EngineOf,
-    state: StateOf,
+    body: Annotated[Searches, Depends(bodies.json_body(Searches))], engine: EngineOf, state: StateOf
 ) -> Response:
     """Each search as /v1/search takes it, all answered by one version of the index.
 
@@ -144,11 +127,7 @@ def _result(index: int, found: SearchAnswer | Exception, engine: Engine) -> Batc
     if problem.errors:
         more["errors"] = [dict(error) for error in problem.errors]
     error = SearchError(
-        code=problem.code,
-        title=problem.title,
-        status=problem.status,
-        detail=problem.detail,
-        **more,
+        code=problem.code, title=problem.title, status=problem.status, detail=problem.detail, **more
     )
     return BatchResult(index=index, error=error)
 

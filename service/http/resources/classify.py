@@ -24,7 +24,7 @@ from service.http.middleware import problems
 from service.http.middleware.endpoints import Endpoint, RequestBody
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, Base64Image
+from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, Base64Image, examples
 from service.http.requests.state import EngineOf
 from service.http.resources.explain import data_uri
 from service.operations import timing
@@ -120,38 +120,29 @@ class ClassifyOptions(BaseModel):
             raise PydanticCustomError("invalid-request", "Give either labels or a label_set.")
         if self.label_set is not None and self.model_fields_set & OF_A_LABEL_SET:
             raise PydanticCustomError(
-                "invalid-request",
-                "A label_set brings its own templates, examples and temperature.",
+                "invalid-request", "A label_set brings its own templates, examples and temperature."
             )
         return self
 
 
 class ClassifyRequest(ClassifyOptions):
-    model_config = ConfigDict(
-        strict=True,
-        json_schema_extra={
-            "examples": [
-                {"images": [EXAMPLE_PNG], "labels": ["red", "green", "blue"]},
-                {
-                    "images": ["data:image/png;base64," + EXAMPLE_PNG],
-                    "labels": ["red", "blue"],
-                    "templates": ["a photo of a {} thing"],
-                    "multi_label": True,
-                    "top_k": 1,
-                },
-                {"images": [EXAMPLE_PNG], "labels": ["red", "green"], "abstain": True},
-                {
-                    "images": [EXAMPLE_PNG],
-                    "labels": ["warm/red", "warm/yellow", "cold/blue"],
-                    "level": 1,
-                },
-                {
-                    "images": [EXAMPLE_PNG],
-                    "labels": ["apple", "leaf"],
-                    "examples": {"apple": [EXAMPLE_PNG]},
-                },
-            ]
+    model_config = examples(
+        {"images": [EXAMPLE_PNG], "labels": ["red", "green", "blue"]},
+        {
+            "images": ["data:image/png;base64," + EXAMPLE_PNG],
+            "labels": ["red", "blue"],
+            "templates": ["a photo of a {} thing"],
+            "multi_label": True,
+            "top_k": 1,
         },
+        {"images": [EXAMPLE_PNG], "labels": ["red", "green"], "abstain": True},
+        {"images": [EXAMPLE_PNG], "labels": ["warm/red", "warm/yellow", "cold/blue"], "level": 1},
+        {
+            "images": [EXAMPLE_PNG],
+            "labels": ["apple", "leaf"],
+            "examples": {"apple": [EXAMPLE_PNG]},
+        },
+        strict=True,
     )
     images: Annotated[list[Base64Image], Field(min_length=1, max_length=MAX_IMAGES)]
     examples: Annotated[
@@ -208,33 +199,29 @@ class ClassifyResult(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "results": [
                 {
-                    "results": [
-                        {
-                            "index": 0,
-                            "predictions": [
-                                {"label": "red", "probability": 0.97, "path": None},
-                                {"label": "blue", "probability": 0.03, "path": None},
-                            ],
-                            "parents": None,
-                            "abstained": False,
-                            "background": 0.08,
-                            "heatmap": None,
-                            "error": None,
-                        }
+                    "index": 0,
+                    "predictions": [
+                        {"label": "red", "probability": 0.97, "path": None},
+                        {"label": "blue", "probability": 0.03, "path": None},
                     ],
-                    "multi_label": False,
-                    "label_set": None,
-                    "temperature": 1.0,
-                    "abstain": 0.5,
-                    "model": "starter",
-                    "took_ms": 31.0,
-                    "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
+                    "parents": None,
+                    "abstained": False,
+                    "background": 0.08,
+                    "heatmap": None,
+                    "error": None,
                 }
-            ]
+            ],
+            "multi_label": False,
+            "label_set": None,
+            "temperature": 1.0,
+            "abstain": 0.5,
+            "model": "starter",
+            "took_ms": 31.0,
+            "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
         }
     )
     results: list[ClassifyResult]
@@ -287,9 +274,7 @@ _BODY = RequestBody(
 @router.post("", summary="Sort pictures into labels you name")
 @Endpoint(access="read", lane="long", cost="body", idempotency_key=False, body=_BODY)
 def classify(
-    upload: Annotated[PictureClasses, Depends(picture_classes)],
-    engine: EngineOf,
-    request: Request,
+    upload: Annotated[PictureClasses, Depends(picture_classes)], engine: EngineOf, request: Request
 ) -> ClassifyResponse:
     """Probabilities of every label for every picture, most likely first.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from models.vectors import Vectors
@@ -20,7 +20,7 @@ from service.http.middleware import problems
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, StrictModel
+from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, StrictModel, examples
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.operations import timing
 
@@ -72,15 +72,11 @@ _ONE = {
 class EmbeddingRequest(StrictModel):
     """What is to be embedded. `modality` makes every string a picture, or every one a text."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"input": "a red apple"},
-                {"input": ["a red apple", "一个红苹果"], "encoding_format": "base64"},
-                {"input": ["data:image/png;base64," + EXAMPLE_PNG], "modality": "image"},
-                {"input": [{"image": EXAMPLE_PNG}, {"text": "a red apple"}]},
-            ]
-        }
+    model_config = examples(
+        {"input": "a red apple"},
+        {"input": ["a red apple", "一个红苹果"], "encoding_format": "base64"},
+        {"input": ["data:image/png;base64," + EXAMPLE_PNG], "modality": "image"},
+        {"input": [{"image": EXAMPLE_PNG}, {"text": "a red apple"}]},
     )
     input: Annotated[
         Any,
@@ -137,16 +133,12 @@ class Usage(BaseModel):
 
 
 class EmbeddingResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "object": "list",
-                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
-                    "model": "starter",
-                    "usage": {"prompt_tokens": 4, "total_tokens": 4},
-                }
-            ]
+    model_config = examples(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
+            "model": "starter",
+            "usage": {"prompt_tokens": 4, "total_tokens": 4},
         }
     )
     object: Literal["list"] = "list"
@@ -155,15 +147,18 @@ class EmbeddingResponse(BaseModel):
     usage: Usage
 
 
+_EXAMPLE_MODEL = {
+    "id": "starter",
+    "object": "model",
+    "created": 0,
+    "owned_by": "diptych",
+    "dimensions": 256,
+    "indexes": ["photos"],
+}
+
+
 class ModelInfo(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"id": "starter", "object": "model", "created": 0, "owned_by": "diptych",
-                 "dimensions": 256, "indexes": ["photos"]}
-            ]
-        }
-    )  # fmt: skip
+    model_config = examples(_EXAMPLE_MODEL)
     id: str
     object: Literal["model"] = "model"
     created: Annotated[int, Field(description="Unknown, so 0; clients expect a number.")] = 0
@@ -173,13 +168,7 @@ class ModelInfo(BaseModel):
 
 
 class ModelList(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"object": "list", "data": ModelInfo.model_config["json_schema_extra"]["examples"]}  # type: ignore[index]
-            ]
-        }
-    )
+    model_config = examples({"object": "list", "data": [_EXAMPLE_MODEL]})
     object: Literal["list"] = "list"
     data: list[ModelInfo]
 
@@ -188,10 +177,7 @@ _Body = Annotated[EmbeddingRequest, Depends(bodies.json_body(EmbeddingRequest))]
 
 
 @router.post("/embeddings", include_in_schema=False)
-@router.post(
-    "/v1/embeddings",
-    summary="Embed texts and pictures",
-)
+@router.post("/v1/embeddings", summary="Embed texts and pictures")
 @Endpoint(
     access="read", lane="long", cost="body", idempotency_key=False, body=json_of(EmbeddingRequest)
 )
@@ -219,10 +205,7 @@ def embeddings(
     compact = body.encoding_format == "base64"
     return EmbeddingResponse(
         data=[
-            Embedding(
-                index=index,
-                embedding=as_base64(row) if compact else row.tolist(),
-            )
+            Embedding(index=index, embedding=as_base64(row) if compact else row.tolist())
             for index, row in enumerate(answer.vectors_BD)
         ],
         model=engine.fingerprint.model,

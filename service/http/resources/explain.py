@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.engine.explanations import Explanation
@@ -20,6 +20,7 @@ from service.http.requests.fields import (
     Base64Image,
     SearchText,
     StrictModel,
+    examples,
 )
 from service.http.requests.state import EngineOf
 from service.operations import timing
@@ -30,15 +31,11 @@ router = APIRouter(prefix="/v1/explain", tags=["classify"])
 class ExplainRequest(StrictModel):
     """A text, and either a picture or the id of an indexed one."""
 
-    model_config = ConfigDict(
+    model_config = examples(
+        {"text": "a red apple", "image": EXAMPLE_PNG},
+        {"text": "红苹果", "id": EXAMPLE_ID},
         extra="forbid",
         strict=True,
-        json_schema_extra={
-            "examples": [
-                {"text": "a red apple", "image": EXAMPLE_PNG},
-                {"text": "红苹果", "id": EXAMPLE_ID},
-            ]
-        },
     )
     text: SearchText
     image: Base64Image | None = None
@@ -70,21 +67,17 @@ class HeatMap(BaseModel):
 
 
 class ExplainResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "width": 8,
-                    "height": 8,
-                    "map": {"width": 2, "height": 2, "values": [[0.0, 0.2], [0.1, 1.0]]},
-                    "score": 0.31,
-                    "method": "local-head",
-                    "image": "data:image/png;base64," + EXAMPLE_PNG,
-                    "model": "starter",
-                    "took_ms": 61.2,
-                    "timings": {"embed": 3.0, "prepare": 4.1, "explain": 45.2, "total": 61.2},
-                }
-            ]
+    model_config = examples(
+        {
+            "width": 8,
+            "height": 8,
+            "map": {"width": 2, "height": 2, "values": [[0.0, 0.2], [0.1, 1.0]]},
+            "score": 0.31,
+            "method": "local-head",
+            "image": "data:image/png;base64," + EXAMPLE_PNG,
+            "model": "starter",
+            "took_ms": 61.2,
+            "timings": {"embed": 3.0, "prepare": 4.1, "explain": 45.2, "total": 61.2},
         }
     )
     width: Annotated[int, Field(description="Pixels of `image`.")]

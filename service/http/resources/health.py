@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from service.http.middleware.endpoints import Endpoint
 from service.http.middleware.problems import refuse
+from service.http.requests.fields import examples
 from service.http.requests.state import StateOf
 
 router = APIRouter(tags=["health"])
@@ -17,7 +18,7 @@ _ALWAYS = Endpoint(access="public", lane=None, cost="one", idempotency_key=False
 
 
 class Health(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+    model_config = examples({"status": "ok"})
     status: Literal["ok", "ready"]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from indexer.search.reader import Facet
 from service.engine.engine import Engine
 from service.http.middleware.endpoints import LOOKUP
+from service.http.requests.fields import examples
 from service.http.requests.state import EngineOf, StateOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
@@ -62,66 +63,62 @@ class SearchStructure(BaseModel):
 
 
 class IndexResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "name": "photos",
+            "version": 3,
+            "uuid": "6f1c2a52-7f0e-4a7e-9a55-0b1d3f0f8f5e",
+            "created": "2026-01-31T12:00:00Z",
+            "model": "starter",
+            "fingerprint": "9c" * 32,
+            "dim": 512,
+            "images": 550,
+            "texts": 2200,
+            "bytes": 31457280,
+            "segments": 2,
+            "tombstones": 0,
+            "fields": [
                 {
-                    "name": "photos",
-                    "version": 3,
-                    "uuid": "6f1c2a52-7f0e-4a7e-9a55-0b1d3f0f8f5e",
-                    "created": "2026-01-31T12:00:00Z",
-                    "model": "starter",
-                    "fingerprint": "9c" * 32,
-                    "dim": 512,
-                    "images": 550,
-                    "texts": 2200,
-                    "bytes": 31457280,
-                    "segments": 2,
-                    "tombstones": 0,
-                    "fields": [
-                        {
-                            "name": "category",
-                            "type": "str",
-                            "present": 550,
-                            "distinct": 37,
-                            "values": [{"value": "birds", "count": 31, "texts": 92}],
-                            "min": None,
-                            "max": None,
-                        },
-                        {
-                            "name": "year",
-                            "type": "int",
-                            "present": 240,
-                            "distinct": None,
-                            "values": None,
-                            "min": 1998,
-                            "max": 2024,
-                        },
-                    ],
-                    "relevance": {
-                        "images": {"rows": 550, "queries": 313, "kinds": ["text", "image"]},
-                        "texts": {"rows": 2200, "queries": 313, "kinds": ["text", "image"]},
-                    },
-                    "structures": [
-                        {
-                            "modality": "image",
-                            "rows": 550,
-                            "structure": "hnsw",
-                            "recipe": "HNSW32",
-                            "effort": 64,
-                            "refine": 4,
-                            "recall": 0.993,
-                            "latency_ms": 0.2,
-                            "bytes_per_vector": 1300.0,
-                            "queries": 256,
-                            "kind": "texts",
-                        }
-                    ],
-                    "degraded": [],
-                    "writable": False,
-                    "explains": True,
+                    "name": "category",
+                    "type": "str",
+                    "present": 550,
+                    "distinct": 37,
+                    "values": [{"value": "birds", "count": 31, "texts": 92}],
+                    "min": None,
+                    "max": None,
+                },
+                {
+                    "name": "year",
+                    "type": "int",
+                    "present": 240,
+                    "distinct": None,
+                    "values": None,
+                    "min": 1998,
+                    "max": 2024,
+                },
+            ],
+            "relevance": {
+                "images": {"rows": 550, "queries": 313, "kinds": ["text", "image"]},
+                "texts": {"rows": 2200, "queries": 313, "kinds": ["text", "image"]},
+            },
+            "structures": [
+                {
+                    "modality": "image",
+                    "rows": 550,
+                    "structure": "hnsw",
+                    "recipe": "HNSW32",
+                    "effort": 64,
+                    "refine": 4,
+                    "recall": 0.993,
+                    "latency_ms": 0.2,
+                    "bytes_per_vector": 1300.0,
+                    "queries": 256,
+                    "kind": "texts",
                 }
-            ]
+            ],
+            "degraded": [],
+            "writable": False,
+            "explains": True,
         }
     )
     name: Annotated[str, Field(description="What `index=` calls it.")]
@@ -168,22 +165,18 @@ class IndexSummary(BaseModel):
 
 
 class IndexesResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "indexes": [
                 {
-                    "indexes": [
-                        {
-                            "name": "photos",
-                            "model": "starter",
-                            "fingerprint": "9c" * 32,
-                            "dim": 512,
-                            "images": 550,
-                            "texts": 2200,
-                            "version": 3,
-                            "default": True,
-                        }
-                    ]
+                    "name": "photos",
+                    "model": "starter",
+                    "fingerprint": "9c" * 32,
+                    "dim": 512,
+                    "images": 550,
+                    "texts": 2200,
+                    "version": 3,
+                    "default": True,
                 }
             ]
         }

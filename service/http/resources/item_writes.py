@@ -23,6 +23,7 @@ from service.http.requests.fields import (
     Base64Image,
     SearchText,
     StrictModel,
+    examples,
 )
 from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.items import ItemId
@@ -70,23 +71,18 @@ class ItemOptions(BaseModel):
 class ItemRequest(StrictModel):
     """A picture, texts, or both; all of an item, for a put replaces all of it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "image": EXAMPLE_PNG,
-                    "texts": {"en": ["a red apple"], "zh": ["一个红苹果"]},
-                    "label": "fruit",
-                    "attributes": {"year": 2024},
-                },
-                {"text": "a note without a picture"},
-            ]
-        }
+    model_config = examples(
+        {
+            "image": EXAMPLE_PNG,
+            "texts": {"en": ["a red apple"], "zh": ["一个红苹果"]},
+            "label": "fruit",
+            "attributes": {"year": 2024},
+        },
+        {"text": "a note without a picture"},
     )
     image: Base64Image | None = None
     image_url: Annotated[
-        str | None,
-        Field(max_length=2048, description="Only where started with --allow-urls."),
+        str | None, Field(max_length=2048, description="Only where started with --allow-urls.")
     ] = None
     text: Annotated[
         SearchText | None, Field(description="One caption of no known language; or `texts`.")
@@ -109,20 +105,16 @@ class ItemRequest(StrictModel):
 
 
 class BulkItem(ItemRequest):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "a", "text": "a note"}]})
+    model_config = examples({"id": "a", "text": "a note"})
     id: NewId
 
 
 class BulkRequest(StrictModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "items": [
-                        {"id": "new/apple.png", "image": EXAMPLE_PNG, "text": "a red apple"},
-                        {"id": "new/note", "text": "a note without a picture"},
-                    ]
-                }
+    model_config = examples(
+        {
+            "items": [
+                {"id": "new/apple.png", "image": EXAMPLE_PNG, "text": "a red apple"},
+                {"id": "new/note", "text": "a note without a picture"},
             ]
         }
     )
@@ -136,17 +128,13 @@ class RefusedItem(BaseModel):
 
 
 class ItemWritten(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": EXAMPLE_ID,
-                    "outcome": "updated",
-                    "texts": [EXAMPLE_ID + "#en/0"],
-                    "refused": [],
-                    "index_version": 4,
-                }
-            ]
+    model_config = examples(
+        {
+            "id": EXAMPLE_ID,
+            "outcome": "updated",
+            "texts": [EXAMPLE_ID + "#en/0"],
+            "refused": [],
+            "index_version": 4,
         }
     )
     id: str
@@ -163,18 +151,14 @@ class ItemWritten(BaseModel):
 
 
 class BulkWritten(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "ids": ["new/apple.png", "new/note"],
-                    "added": 2,
-                    "updated": 0,
-                    "unchanged": 0,
-                    "refused": [],
-                    "index_version": 5,
-                }
-            ]
+    model_config = examples(
+        {
+            "ids": ["new/apple.png", "new/note"],
+            "added": 2,
+            "updated": 0,
+            "unchanged": 0,
+            "refused": [],
+            "index_version": 5,
         }
     )
     ids: Annotated[list[str], Field(description="What the index has now, as it was sent.")]

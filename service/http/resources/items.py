@@ -8,23 +8,19 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from indexer.search import reader
 from models.errors import NotFoundError
 from service.engine.engine import DEFAULT_NAME, Engine
 from service.http.middleware.endpoints import LOOKUP
-from service.http.requests.fields import EXAMPLE_ID
+from service.http.requests.fields import EXAMPLE_ID, examples
 from service.http.requests.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 _THUMBNAIL = "/thumbnail"
 ItemId = Annotated[
-    str,
-    Path(
-        description="The item's id, percent-encoded as one segment.",
-        examples=[EXAMPLE_ID],
-    ),
+    str, Path(description="The item's id, percent-encoded as one segment.", examples=[EXAMPLE_ID])
 ]
 EXAMPLE_ITEM: dict[str, JsonValue] = {
     "id": EXAMPLE_ID,
@@ -46,17 +42,11 @@ class Caption(BaseModel):
 
 
 class Item(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    **EXAMPLE_ITEM,
-                    "content_hash": "5f" * 32,
-                    "captions": [
-                        {"id": EXAMPLE_ID + "#en.0", "text": "a red apple", "language": "en"}
-                    ],
-                }
-            ]
+    model_config = examples(
+        {
+            **EXAMPLE_ITEM,
+            "content_hash": "5f" * 32,
+            "captions": [{"id": EXAMPLE_ID + "#en.0", "text": "a red apple", "language": "en"}],
         }
     )
     id: str

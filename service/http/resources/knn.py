@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic import BaseModel, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
 from indexer.search.options import MAX_K, SearchOptions
@@ -20,7 +20,7 @@ from service.engine.engine import Engine
 from service.engine.queries import EmbeddingQuery, ImageQuery, SearchQuery, TextQuery
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG
+from service.http.requests.fields import EXAMPLE_PNG, examples
 from service.http.requests.state import Fetch, StateOf
 from service.http.resources.items import thumbnail_base64
 
@@ -30,29 +30,25 @@ MAX_IDS = 1000
 
 
 class KnnRequest(BaseModel):
-    model_config = ConfigDict(
+    model_config = examples(
+        {"text": "a red apple", "modality": "image", "num_images": 3},
+        {
+            "text": None,
+            "image": EXAMPLE_PNG,
+            "image_url": None,
+            "embedding_input": None,
+            "deduplicate": True,
+            "use_safety_model": True,
+            "use_violence_detector": True,
+            "use_mclip": False,
+            "aesthetic_score": 9,
+            "aesthetic_weight": 0.5,
+            "modality": "text",
+            "num_images": 2,
+            "num_result_ids": 4,
+        },
         extra="ignore",
         strict=True,
-        json_schema_extra={
-            "examples": [
-                {"text": "a red apple", "modality": "image", "num_images": 3},
-                {
-                    "text": None,
-                    "image": EXAMPLE_PNG,
-                    "image_url": None,
-                    "embedding_input": None,
-                    "deduplicate": True,
-                    "use_safety_model": True,
-                    "use_violence_detector": True,
-                    "use_mclip": False,
-                    "aesthetic_score": 9,
-                    "aesthetic_weight": 0.5,
-                    "modality": "text",
-                    "num_images": 2,
-                    "num_result_ids": 4,
-                },
-            ]
-        },
     )
     text: str | None = None
     image: Annotated[str | None, Field(description="A picture in base64.")] = None
@@ -108,20 +104,21 @@ class KnnHit(KnnMetadata):
 
 
 class KnnResponse(RootModel[list[KnnHit]]):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                [{"caption": "a red apple", "image_path": "/p/apple.png", "item_id": "apple.png",
-                  "id": 0, "similarity": 0.3127}]
-            ]
-        }
-    )  # fmt: skip
+    model_config = examples(
+        [
+            {
+                "caption": "a red apple",
+                "image_path": "/p/apple.png",
+                "item_id": "apple.png",
+                "id": 0,
+                "similarity": 0.3127,
+            }
+        ]
+    )
 
 
 class MetadataRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="ignore", strict=True, json_schema_extra={"examples": [{"ids": [0, 1]}]}
-    )
+    model_config = examples({"ids": [0, 1]}, extra="ignore", strict=True)
     ids: Annotated[list[int], Field(max_length=MAX_IDS)]
     indice_name: str | None = None
 
@@ -132,17 +129,13 @@ class MetadataOf(BaseModel):
 
 
 class MetadataResponse(RootModel[list[MetadataOf]]):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                [{"id": 0, "metadata": {"caption": "a red apple", "item_id": "apple.png"}}]
-            ]
-        }
+    model_config = examples(
+        [{"id": 0, "metadata": {"caption": "a red apple", "item_id": "apple.png"}}]
     )
 
 
 class IndicesResponse(RootModel[list[str]]):
-    model_config = ConfigDict(json_schema_extra={"examples": [["photos"]]})
+    model_config = examples(["photos"])
 
 
 async def _knn(request: Request) -> KnnRequest:
@@ -154,9 +147,7 @@ async def _metadata(request: Request) -> MetadataRequest:
 
 
 @router.post(
-    "/knn-service",
-    summary="Search, as clip-retrieval's clients ask",
-    response_model=KnnResponse,
+    "/knn-service", summary="Search, as clip-retrieval's clients ask", response_model=KnnResponse
 )
 @Endpoint(
     access="read", lane="search", cost="body", idempotency_key=False, body=json_of(KnnRequest)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response, status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from models.errors import DiptychError
 from models.labels.prompts import TEMPLATE_SETS
 from service.engine.label_sets import MAX_EXAMPLES, LabelSet, check_label_set
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
 from service.http.requests import bodies
-from service.http.requests.fields import EXAMPLE_PNG, Base64Image, StrictModel
+from service.http.requests.fields import EXAMPLE_PNG, Base64Image, StrictModel, examples
 from service.http.requests.state import EngineOf
 from service.http.resources.classify import Abstain, Alpha, Beta, PictureError, Temperature
 
@@ -21,19 +21,15 @@ EXAMPLE_NAME = "colours"
 
 
 class LabelSetRequest(StrictModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"labels": ["red", "green", "blue"]},
-                {
-                    "labels": ["warm/red", "warm/yellow", "cold/blue"],
-                    "templates": ["a photo of a {c} thing"],
-                    "abstain": True,
-                    "temperature": 1.4,
-                    "examples": {"warm/red": [EXAMPLE_PNG]},
-                },
-            ]
-        }
+    model_config = examples(
+        {"labels": ["red", "green", "blue"]},
+        {
+            "labels": ["warm/red", "warm/yellow", "cold/blue"],
+            "templates": ["a photo of a {c} thing"],
+            "abstain": True,
+            "temperature": 1.4,
+            "examples": {"warm/red": [EXAMPLE_PNG]},
+        },
     )
     labels: Annotated[list[str], Field(max_length=2_000)]
     templates: Annotated[list[str] | None, Field(max_length=200)] = None
@@ -55,25 +51,21 @@ class LabelSetRequest(StrictModel):
 
 
 class LabelSetResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": EXAMPLE_NAME,
-                    "labels": ["red", "green", "blue"],
-                    "templates": None,
-                    "template_set": None,
-                    "multi_label": False,
-                    "hierarchy": False,
-                    "abstain": None,
-                    "temperature": None,
-                    "examples": {"red": 4},
-                    "alpha": None,
-                    "beta": None,
-                    "model": "starter",
-                    "updated": "2026-01-31T12:00:00Z",
-                }
-            ]
+    model_config = examples(
+        {
+            "name": EXAMPLE_NAME,
+            "labels": ["red", "green", "blue"],
+            "templates": None,
+            "template_set": None,
+            "multi_label": False,
+            "hierarchy": False,
+            "abstain": None,
+            "temperature": None,
+            "examples": {"red": 4},
+            "alpha": None,
+            "beta": None,
+            "model": "starter",
+            "updated": "2026-01-31T12:00:00Z",
         }
     )
     name: str
@@ -105,27 +97,23 @@ class LabelSetSummary(BaseModel):
 
 
 class LabelSetList(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "label_sets": [
                 {
-                    "label_sets": [
-                        {
-                            "name": EXAMPLE_NAME,
-                            "classes": 3,
-                            "examples": 4,
-                            "multi_label": False,
-                            "hierarchy": False,
-                            "abstain": None,
-                            "temperature": None,
-                            "template_set": None,
-                            "updated": "2026-01-31T12:00:00Z",
-                            "error": None,
-                        }
-                    ],
-                    "writable": True,
+                    "name": EXAMPLE_NAME,
+                    "classes": 3,
+                    "examples": 4,
+                    "multi_label": False,
+                    "hierarchy": False,
+                    "abstain": None,
+                    "temperature": None,
+                    "template_set": None,
+                    "updated": "2026-01-31T12:00:00Z",
+                    "error": None,
                 }
-            ]
+            ],
+            "writable": True,
         }
     )
     label_sets: list[LabelSetSummary]
@@ -138,24 +126,13 @@ class TemplateSet(BaseModel):
 
 
 class TemplateSetList(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "template_sets": [
-                        {"name": "pets", "templates": ["a photo of a {c}, a type of pet."]}
-                    ]
-                }
-            ]
-        }
+    model_config = examples(
+        {"template_sets": [{"name": "pets", "templates": ["a photo of a {c}, a type of pet."]}]}
     )
     template_sets: list[TemplateSet]
 
 
-Name = Annotated[
-    str,
-    Path(description="1 to 64 of a-z, 0-9, - and _.", examples=[EXAMPLE_NAME]),
-]
+Name = Annotated[str, Path(description="1 to 64 of a-z, 0-9, - and _.", examples=[EXAMPLE_NAME])]
 _Body = Annotated[LabelSetRequest, Depends(bodies.json_body(LabelSetRequest))]
 
 

@@ -13,11 +13,12 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service.http.middleware import problems
 from service.http.middleware.endpoints import LOOKUP, Endpoint, RequestBody, declared
+from service.http.requests.fields import examples
 
 router = APIRouter(include_in_schema=False)
 _REF = "#/components/schemas/"
@@ -33,25 +34,21 @@ class PointerError(BaseModel):
 class ProblemDocument(BaseModel):
     """RFC 9457. `type` and `code` are stable; `instance` is the request's id."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "type": "urn:diptych:problem:invalid-request",
+            "title": "The request does not fit its schema",
+            "status": 422,
+            "detail": "Input should be less than or equal to 1000",
+            "instance": "urn:request:0f8fad5bd9cb469fa16570867728950e",
+            "code": "invalid-request",
+            "errors": [
                 {
-                    "type": "urn:diptych:problem:invalid-request",
-                    "title": "The request does not fit its schema",
-                    "status": 422,
+                    "pointer": "#/k",
+                    "code": "less_than_equal",
                     "detail": "Input should be less than or equal to 1000",
-                    "instance": "urn:request:0f8fad5bd9cb469fa16570867728950e",
-                    "code": "invalid-request",
-                    "errors": [
-                        {
-                            "pointer": "#/k",
-                            "code": "less_than_equal",
-                            "detail": "Input should be less than or equal to 1000",
-                        }
-                    ],
                 }
-            ]
+            ],
         }
     )
     type: str

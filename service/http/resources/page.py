@@ -37,11 +37,7 @@ def _read(path: Path) -> _PageFile:
 
 
 def _serve(file: _PageFile, request: Request, policy: str) -> Response:
-    headers = {
-        "ETag": file.etag,
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": policy,
-    }
+    headers = {"ETag": file.etag, "Cache-Control": "no-cache", "Content-Security-Policy": policy}
     if file.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(file.body, media_type=file.media_type, headers=headers)

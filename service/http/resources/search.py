@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
+    JsonValue,
     TypeAdapter,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
@@ -54,6 +54,7 @@ from service.http.requests.fields import (
     Base64Image,
     SearchText,
     StrictModel,
+    examples,
 )
 from service.http.requests.state import DirectRoute, EngineOf, Fetch, app_state, direct
 from service.http.resources.items import EXAMPLE_ITEM, item_fields, thumbnail_base64
@@ -180,30 +181,26 @@ class Page(StrictModel):
 
 
 class SearchRequest(Page):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"query": {"text": "a red apple"}, "k": 3},
-                {"query": {"text": "一个红苹果"}, "target": "texts", "k": 3},
-                {"query": {"text": "a red apple"}, "hybrid": True, "deduplicate": 0.97, "k": 3},
-                {"query": {"id": EXAMPLE_ID}, "k": 5},
-                {"query": {"image": EXAMPLE_PNG}, "k": 5, "include": ["embedding"]},
-                {
-                    "query": [
-                        {"text": "a red apple"},
-                        {"text": "a green leaf", "weight": -0.5},
-                        {"id": EXAMPLE_ID, "weight": 2.0},
-                    ]
-                },
-                {
-                    "query": {"text": "fruit"},
-                    "filter": {
-                        "all": [{"field": "year", "gte": 2020, "lt": 2030}],
-                        "not": {"field": "label", "in": ["plant", "animal"]},
-                    },
-                },
+    model_config = examples(
+        {"query": {"text": "a red apple"}, "k": 3},
+        {"query": {"text": "一个红苹果"}, "target": "texts", "k": 3},
+        {"query": {"text": "a red apple"}, "hybrid": True, "deduplicate": 0.97, "k": 3},
+        {"query": {"id": EXAMPLE_ID}, "k": 5},
+        {"query": {"image": EXAMPLE_PNG}, "k": 5, "include": ["embedding"]},
+        {
+            "query": [
+                {"text": "a red apple"},
+                {"text": "a green leaf", "weight": -0.5},
+                {"id": EXAMPLE_ID, "weight": 2.0},
             ]
-        }
+        },
+        {
+            "query": {"text": "fruit"},
+            "filter": {
+                "all": [{"field": "year", "gte": 2020, "lt": 2030}],
+                "not": {"field": "label", "in": ["plant", "animal"]},
+            },
+        },
     )
     query: Queries
     target: Target = DEFAULTS.target
@@ -243,25 +240,22 @@ class Hit(BaseModel):
     embedding: list[float] | None = None
 
 
+EXAMPLE_ANSWER: dict[str, JsonValue] = {
+    "hits": [{**EXAMPLE_ITEM, "score": 0.3127, "relevance": 0.9741}],
+    "no_good_match": False,
+    "k": 1,
+    "offset": 0,
+    "target": "images",
+    "truncated": False,
+    "index_version": 1,
+    "model": "starter",
+    "took_ms": 12.4,
+    "timings": {"prepare": 0.2, "embed": 11.0, "search": 1.1, "total": 12.4},
+}
+
+
 class SearchResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "hits": [{**EXAMPLE_ITEM, "score": 0.3127, "relevance": 0.9741}],
-                    "no_good_match": False,
-                    "k": 1,
-                    "offset": 0,
-                    "target": "images",
-                    "truncated": False,
-                    "index_version": 1,
-                    "model": "starter",
-                    "took_ms": 12.4,
-                    "timings": {"prepare": 0.2, "embed": 11.0, "search": 1.1, "total": 12.4},
-                }
-            ]
-        }
-    )
+    model_config = examples(EXAMPLE_ANSWER)
     hits: list[Hit]
     no_good_match: Annotated[
         bool | None,
@@ -342,22 +336,14 @@ _search_body = bodies.json_body(SearchRequest)
 
 
 @router.post(
-    "",
-    summary="Search by text, picture, item or embedding",
-    response_model=SearchResponse,
+    "", summary="Search by text, picture, item or embedding", response_model=SearchResponse
 )
 @Endpoint(
-    access="read",
-    lane="search",
-    cost="body",
-    idempotency_key=False,
-    body=json_of(SearchRequest),
+    access="read", lane="search", cost="body", idempotency_key=False, body=json_of(SearchRequest)
 )
 @direct(_search_body)
 async def search(
-    body: Annotated[SearchRequest, Depends(_search_body)],
-    engine: EngineOf,
-    request: Request,
+    body: Annotated[SearchRequest, Depends(_search_body)], engine: EngineOf, request: Request
 ) -> Response:
     """The `k` pictures or texts closest to the query, best first; `score` is the cosine.
 

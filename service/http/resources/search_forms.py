@@ -13,7 +13,7 @@ from service.engine.queries import ImageQuery, TextQuery
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
-from service.http.requests.fields import SearchText
+from service.http.requests.fields import SearchText, examples
 from service.http.requests.state import DirectRoute, EngineOf, direct
 from service.http.resources.search import (
     FILTER_WORDS,
@@ -32,14 +32,10 @@ router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute
 
 
 class TextToImageRequest(Page):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"text": "a red apple", "k": 3},
-                {"text": "a red apple", "hybrid": 0.6, "deduplicate": True, "exact": True},
-                {"text": "红苹果", "filter": {"field": "year", "eq": 2024}},
-            ]
-        }
+    model_config = examples(
+        {"text": "a red apple", "k": 3},
+        {"text": "a red apple", "hybrid": 0.6, "deduplicate": True, "exact": True},
+        {"text": "红苹果", "filter": {"field": "year", "eq": 2024}},
     )
     text: SearchText
 
@@ -100,11 +96,7 @@ _UPLOAD = picture_of(ImageSearchOptions)
 _text_body = bodies.json_body(TextToImageRequest)
 
 
-@router.post(
-    "/text-to-image",
-    summary="Pictures for a text",
-    response_model=SearchResponse,
-)
+@router.post("/text-to-image", summary="Pictures for a text", response_model=SearchResponse)
 @Endpoint(
     access="read",
     lane="search",
@@ -114,24 +106,18 @@ _text_body = bodies.json_body(TextToImageRequest)
 )
 @direct(_text_body)
 async def text_to_image(
-    body: Annotated[TextToImageRequest, Depends(_text_body)],
-    engine: EngineOf,
-    request: Request,
+    body: Annotated[TextToImageRequest, Depends(_text_body)], engine: EngineOf, request: Request
 ) -> Response:
     """The pictures that fit a description best."""
     return await answered(request, engine, TextQuery(body.text), search_options(body, "images"))
 
 
 @router.post(
-    "/image-to-text",
-    summary="Texts (or pictures) for a picture",
-    response_model=SearchResponse,
+    "/image-to-text", summary="Texts (or pictures) for a picture", response_model=SearchResponse
 )
 @Endpoint(access="read", lane="pictures", cost="body", idempotency_key=False, body=_UPLOAD)
 async def image_to_text(
-    upload: Annotated[PictureSearch, Depends(picture_search)],
-    engine: EngineOf,
-    request: Request,
+    upload: Annotated[PictureSearch, Depends(picture_search)], engine: EngineOf, request: Request
 ) -> Response:
     """The texts that fit a picture best, or with `target=images` the pictures most like it.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from service.cli.exits import OK
-from service.cli.output import emit_json, json_option, note
+from service.cli.options import NEW_FILE, argument, json_option, option, takes
+from service.cli.output import emit_json, note
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
 
 _UNITS = {"h": 1, "d": 24, "w": 24 * 7}
 
-file_option = click.option(
-    "--file",
-    "file",
-    metavar="FILE",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The key file. It holds digests only.",
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFileArguments:
+    file: Path = option(
+        "--file",
+        metavar="FILE",
+        required=True,
+        type=NEW_FILE,
+        help="The key file. It holds digests only.",
+    )
 
 
 def _validity(
@@ -54,35 +58,37 @@ def keys() -> None:
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKeyArguments(KeyFileArguments):
+    name: str = option("--name", default="", help="Whose key it is; shown by list.")
+    scopes: tuple[str, ...] = option(
+        "--scope",
+        type=click.Choice(["read", "write"]),
+        multiple=True,
+        default=("read",),
+        show_default=True,
+        help="What it allows: search and look (read), change label sets and items (write). "
+        "Repeatable.",
+    )
+    valid_for: timedelta | None = option(
+        "--expires", metavar="12h|90d|52w", callback=_validity, help="[default: never]"
+    )
+    as_json: bool = json_option()
+
+
 @keys.command(
     epilog="\b\nExamples:\n  diptych keys new --file keys.json --name laptop\n"
     "  diptych keys new --file keys.json --name importer --scope read --scope write --expires 90d"
 )
-@file_option
-@click.option("--name", default="", help="Whose key it is; shown by list.")
-@click.option(
-    "--scope",
-    "scopes",
-    type=click.Choice(["read", "write"]),
-    multiple=True,
-    default=("read",),
-    show_default=True,
-    help="What it allows: search and look (read), change label sets and items (write). Repeatable.",
-)
-@click.option(
-    "--expires", "valid_for", metavar="12h|90d|52w", callback=_validity, help="[default: never]"
-)
-@json_option
-def new(
-    file: Path, name: str, scopes: tuple[str, ...], valid_for: timedelta | None, as_json: bool
-) -> int:
+@takes(NewKeyArguments)
+def new(given: NewKeyArguments) -> int:
     """Make a key and print it, once: the file keeps only its digest."""
     from service.http.middleware.keys import SCOPES, KeyFile, mint
 
-    wanted = [scope for scope in SCOPES if scope in scopes]
-    key, stored = mint(name, wanted, valid_for=valid_for)
-    KeyFile(file).add(stored)
-    if as_json:
+    wanted = [scope for scope in SCOPES if scope in given.scopes]
+    key, stored = mint(given.name, wanted, valid_for=given.valid_for)
+    KeyFile(given.file).add(stored)
+    if given.as_json:
         emit_json({"key": key, **_described(stored)})
     else:
         note(f"Key {stored.id}, {' and '.join(stored.scopes)}. It is shown this once:")
@@ -90,17 +96,21 @@ def new(
     return OK
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListKeysArguments(KeyFileArguments):
+    as_json: bool = json_option()
+
+
 @keys.command(name="list", epilog="\b\nExamples:\n  diptych keys list --file keys.json --json")
-@file_option
-@json_option
-def list_keys(file: Path, as_json: bool) -> int:
+@takes(ListKeysArguments)
+def list_keys(given: ListKeysArguments) -> int:
     """List the keys by id; what they are cannot be told."""
     from datetime import UTC, datetime
 
     from service.http.middleware.keys import KeyFile
 
-    stored = KeyFile(file).read()
-    if as_json:
+    stored = KeyFile(given.file).read()
+    if given.as_json:
         emit_json({"keys": [_described(key) for key in stored]})
         return OK
     now = datetime.now(UTC)
@@ -112,16 +122,20 @@ def list_keys(file: Path, as_json: bool) -> int:
     return OK
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeKeyArguments(KeyFileArguments):
+    identity: str = argument(metavar="ID", required=True)
+    as_json: bool = json_option()
+
+
 @keys.command(epilog="\b\nExamples:\n  diptych keys revoke --file keys.json s8wLhmAlPG")
-@file_option
-@click.argument("identity", metavar="ID")
-@json_option
-def revoke(file: Path, identity: str, as_json: bool) -> int:
+@takes(RevokeKeyArguments)
+def revoke(given: RevokeKeyArguments) -> int:
     """Revoke the key of an ID. A running service refuses it within a second."""
     from service.http.middleware.keys import KeyFile
 
-    gone = KeyFile(file).revoke(identity)
-    if as_json:
+    gone = KeyFile(given.file).revoke(given.identity)
+    if given.as_json:
         emit_json({"revoked": _described(gone)})
     else:
         click.echo(f"Revoked {gone.id}.")

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "index": ("service.cli.index.group:index", "Build, describe and verify an index of pictures."),
     "search": ("service.cli.search:search", "Search an index by text or by picture."),
     "classify": ("service.cli.classify.modes:classify", "Sort pictures into labels you name."),
-    "serve": ("service.cli.serve.command:serve", "Serve an index over HTTP, with a web page."),
+    "serve": ("service.cli.serve.startup:serve", "Serve an index over HTTP, with a web page."),
     "keys": ("service.cli.keys:keys", "Make, list and revoke API keys."),
     "data": ("service.cli.data:data", "Look a data set over before training on it."),
     "train": ("service.cli.train.command:train", "Train an encoder pair on captioned pictures."),

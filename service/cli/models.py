@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from service.cli.output import emit_json, json_option
+from service.cli.options import argument, json_option, option, takes
+from service.cli.output import emit_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsArguments:
+    needle: str = option("--filter", default="", help="Only ids that contain this, in any case.")
+    as_json: bool = json_option()
 
 
 @click.group(invoke_without_command=True)
-@click.option("--filter", "needle", default="", help="Only ids that contain this, in any case.")
-@json_option
-@click.pass_context
-def models(context: click.Context, needle: str, as_json: bool) -> None:
+@takes(ModelsArguments)
+def models(given: ModelsArguments) -> None:
     """List encoder pairs: the starter pair, then open_clip's.
 
     Every line is an id for --model. The starter pair needs no network; the others are fetched
@@ -26,12 +31,12 @@ def models(context: click.Context, needle: str, as_json: bool) -> None:
     diptych models show starter
     diptych models show local-dir:my-pair --json
     """
-    if context.invoked_subcommand is not None:
+    if click.get_current_context().invoked_subcommand is not None:
         return
     from models.encoders.registry import known_models
 
-    found = [model for model in known_models() if needle.lower() in model.id.lower()]
-    if as_json:
+    found = [model for model in known_models() if given.needle.lower() in model.id.lower()]
+    if given.as_json:
         emit_json([asdict(model) for model in found])
         return
     width = max((len(model.id) for model in found), default=0)
@@ -40,18 +45,25 @@ def models(context: click.Context, needle: str, as_json: bool) -> None:
         click.echo(f"{model.id:<{width}}  {model.source}{extra}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowModelArguments:
+    model: str = argument(required=True)
+    device: str = option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."
+    )
+    precision: str = option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic of the towers.",
+    )
+    as_json: bool = json_option()
+
+
 @models.command()
-@click.argument("model")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the towers.",
-)
-@json_option
-def show(model: str, device: str, precision: str, as_json: bool) -> None:
+@takes(ShowModelArguments)
+def show(given: ShowModelArguments) -> None:
     """Load MODEL and describe it: size, preprocessing and the fingerprint that binds an index.
 
     \b
@@ -61,7 +73,7 @@ def show(model: str, device: str, precision: str, as_json: bool) -> None:
     """
     from models.encoders.registry import load_encoder
 
-    encoder = load_encoder(model, device=device, precision=precision)
+    encoder = load_encoder(given.model, device=given.device, precision=given.precision)
     fingerprint = encoder.fingerprint
     described: dict[str, Any] = {
         "model": fingerprint.model,
@@ -79,7 +91,7 @@ def show(model: str, device: str, precision: str, as_json: bool) -> None:
         "weights_sha256": fingerprint.weights_sha256,
         "fingerprint": fingerprint.digest,
     }
-    if as_json:
+    if given.as_json:
         emit_json(described)
         return
     for name, value in described.items():

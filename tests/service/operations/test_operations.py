@@ -23,7 +23,7 @@ from indexer.format.manifest import read_manifest
 from indexer.maintain.edit import Editor
 from indexer.search.snapshot import open_snapshot
 from service.cli.main import cli
-from service.cli.serve.command import serve
+from service.cli.serve.startup import serve
 from service.operations import metrics
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,17 +1,18 @@
-"""What `diptych serve` does once everything is loaded: logs, metrics, the server, its end."""
+"""A server's lifetime, once `serve.startup` has all loaded: logs, metrics, serving, its end."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from service.cli.options import option
 from service.cli.output import emit_json
 
 if TYPE_CHECKING:
@@ -23,79 +24,61 @@ if TYPE_CHECKING:
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-@dataclass(frozen=True, slots=True)
-class Operating:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingOptions:
     """What an operator may choose beside what is served and to whom."""
 
-    metrics_port: int | None
-    timeout_s: float
-    drain_s: float
-    connections: int
-    poll_s: float
-    log_format: str
-    log_level: str
-
-
-def operating_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `Operating`, each under its own name."""
-    options = (
-        click.option(
-            "--metrics-port",
-            metavar="PORT",
-            type=click.IntRange(0, 65535),
-            help="Serve /metrics for Prometheus on this port of the loopback address, and nothing "
-            "else; 0 takes a free one. [default: off]",
-        ),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            metavar="SECONDS",
-            default=2.0,
-            show_default=True,
-            type=click.FloatRange(0.05, 120),
-            help="Time allowed to a search, unless it asks for another with X-Request-Timeout. "
-            "When waiting alone would take half of it, requests are refused with 429.",
-        ),
-        click.option(
-            "--drain",
-            "drain_s",
-            metavar="SECONDS",
-            default=30.0,
-            show_default=True,
-            type=click.FloatRange(0, 3600),
-            help="Time to finish what has begun after SIGTERM or Ctrl-C; a second one stops at "
-            "once.",
-        ),
-        click.option(
-            "--connections",
-            metavar="N",
-            default=4096,
-            show_default=True,
-            type=click.IntRange(1, 60_000),
-            help="Connections open at once, as far as the limit of open files allows.",
-        ),
-        click.option(
-            "--poll",
-            "poll_s",
-            metavar="SECONDS",
-            default=1.0,
-            show_default=True,
-            type=click.FloatRange(0, 3600),
-            help="How often to look for a new version of each index; it is taken up without a "
-            "restart. 0 for never.",
-        ),
-        click.option(
-            "--log-format",
-            default="text",
-            show_default=True,
-            type=click.Choice(["text", "json"]),
-            help="A line for people, or one JSON object a line; to stderr. No query is logged.",
-        ),
-        click.option("--log-level", default="info", show_default=True, type=click.Choice(_LEVELS)),
+    metrics_port: int | None = option(
+        "--metrics-port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        help="Serve /metrics for Prometheus on this port of the loopback address, and nothing "
+        "else; 0 takes a free one. [default: off]",
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    timeout_s: float = option(
+        "--timeout",
+        metavar="SECONDS",
+        default=2.0,
+        show_default=True,
+        type=click.FloatRange(0.05, 120),
+        help="Time allowed to a search, unless it asks for another with X-Request-Timeout. "
+        "When waiting alone would take half of it, requests are refused with 429.",
+    )
+    drain_s: float = option(
+        "--drain",
+        metavar="SECONDS",
+        default=30.0,
+        show_default=True,
+        type=click.FloatRange(0, 3600),
+        help="Time to finish what has begun after SIGTERM or Ctrl-C; a second one stops at once.",
+    )
+    connections: int = option(
+        "--connections",
+        metavar="N",
+        default=4096,
+        show_default=True,
+        type=click.IntRange(1, 60_000),
+        help="Connections open at once, as far as the limit of open files allows.",
+    )
+    poll_s: float = option(
+        "--poll",
+        metavar="SECONDS",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, 3600),
+        help="How often to look for a new version of each index; it is taken up without a "
+        "restart. 0 for never.",
+    )
+    log_format: str = option(
+        "--log-format",
+        default="text",
+        show_default=True,
+        type=click.Choice(["text", "json"]),
+        help="A line for people, or one JSON object a line; to stderr. No query is logged.",
+    )
+    log_level: str = option(
+        "--log-level", default="info", show_default=True, type=click.Choice(_LEVELS)
+    )
 
 
 def log_to_stderr(log_format: str, level: str) -> None:
@@ -111,12 +94,12 @@ def log_to_stderr(log_format: str, level: str) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
-def run(
+def serve_until_told(
     engines: Sequence[Engine],
     listener: socket.socket,
     url: str,
     settings: ServiceSettings,
-    operating: Operating,
+    operating: OperatingOptions,
     proxies: str | None,
     *,
     as_json: bool,

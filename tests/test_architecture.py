@@ -230,6 +230,49 @@ def test_faiss_is_imported_in_exactly_one_file() -> None:
     assert found == {"indexer/search/vector_index.py"}
 
 
+def test_use_cases_and_resources_know_an_index_by_its_reader_alone() -> None:
+    """Whoever else answers the reader's questions can then stand in for a snapshot."""
+    openers = {"service/engine/library.py"}  # opens one for the Python API
+    seen = 0
+    for path in sources():
+        name = str(path.relative_to(ROOT))
+        if not name.startswith(("service/engine/", "service/http/")) or name in openers:
+            continue
+        for module in modules_imported(parse(path)):
+            if module.startswith("indexer.search"):
+                assert module in ("indexer.search.options", "indexer.search.reader"), name
+                seen += 1
+    assert seen > 5
+
+
+def test_private_names_stay_in_their_file() -> None:
+    reached = set()
+    for path in sources():
+        tree = parse(path)
+        own: set[str] = set()
+        for node in ast.walk(tree):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    own.add(name)
+                case ast.ClassDef(name=name) | ast.Attribute(ast.Name("self" | "cls"), name):
+                    own.add(name)
+                case ast.Name(name, ast.Store()):
+                    own.add(name)
+                case ast.Constant(str(name)):  # `__slots__`
+                    own.add(name)
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        private = {name for name in names - own if name.startswith("_") and name[1:2] != "_"}
+        reached |= {(str(path.relative_to(ROOT)), name) for name in private}
+    # libraries that name no public way
+    assert {name for _, name in reached} <= {"_exit", "_BatchNorm"}, reached
+
+
 def test_pictures_are_decoded_in_exactly_one_file() -> None:
     found = files_where(lambda tree: uses_attribute(tree, "Image", "open"))
     assert found == {"models/images/decode.py"}

@@ -49,7 +49,7 @@ from indexer.search.reader import QueryKind
 from models.vectors import Vectors, unit_rows
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Part: TypeAlias = tuple[HalfVectors, npt.NDArray[np.bool_]]
+LiveRows: TypeAlias = tuple[HalfVectors, npt.NDArray[np.bool_]]
 """The rows of one segment, float16 [N, D], and which of them live, bool [N]."""
 
 MIN_ROWS: Final = 2
@@ -149,7 +149,9 @@ class Background:
         return found
 
 
-def measure(queries_QD: Vectors, images: Sequence[Part], texts: Sequence[Part]) -> Background:
+def measure(
+    queries_QD: Vectors, images: Sequence[LiveRows], texts: Sequence[LiveRows]
+) -> Background:
     """The background of the live rows, from every one of them.
 
     Reads all vectors once: about 2 N D (2 Q + S) floating-point operations.
@@ -167,7 +169,7 @@ def measure(queries_QD: Vectors, images: Sequence[Part], texts: Sequence[Part]) 
     return Background(probes.text_QD, mean_D, targets)
 
 
-def mean_vector(parts: Sequence[Part], dim: int) -> tuple[Vectors, int]:
+def mean_vector(parts: Sequence[LiveRows], dim: int) -> tuple[Vectors, int]:
     """`sum(live rows) / rows` -> (float32 [D], rows), summed in float64; zeros for no rows."""
     total_D, rows = np.zeros(dim, dtype=np.float64), 0
     for block_ND in _blocks(parts):
@@ -189,7 +191,7 @@ class _Probes:
         self.mixed_QD = unit_rows(mixed_QD[kept]) if kept.any() else text_QD[:0]
         self.mixed_owner = self.mixed_owner[: len(mixed_QD)][kept]
 
-    def best(self, parts: Sequence[Part], positions_S: npt.NDArray[np.int64]) -> list[Floats]:
+    def best(self, parts: Sequence[LiveRows], positions_S: npt.NDArray[np.int64]) -> list[Floats]:
         """Highest cosine of each text, image and mixed probe.
 
         `positions_S` are the live positions of the sampled pictures among the rows, which must not
@@ -215,7 +217,7 @@ class _Probes:
 
 
 def _target(
-    probes: _Probes, parts: Sequence[Part], mean_D: Vectors, rows: int, *, own: bool
+    probes: _Probes, parts: Sequence[LiveRows], mean_D: Vectors, rows: int, *, own: bool
 ) -> TargetBackground:
     if rows < MIN_ROWS:
         return TargetBackground(rows)
@@ -271,7 +273,7 @@ def _positions(rows: int) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * rows // max(count, 1)
 
 
-def _sample(parts: Sequence[Part], dim: int) -> Vectors:
+def _sample(parts: Sequence[LiveRows], dim: int) -> Vectors:
     rows = sum(int(live.sum()) for _, live in parts)
     wanted = _positions(rows)
     found, first = [np.zeros((0, dim), dtype=np.float32)], 0
@@ -282,7 +284,7 @@ def _sample(parts: Sequence[Part], dim: int) -> Vectors:
     return np.concatenate(found)
 
 
-def _blocks(parts: Sequence[Part]) -> Iterator[Vectors]:
+def _blocks(parts: Sequence[LiveRows]) -> Iterator[Vectors]:
     """The live rows as float32, a block at a time, in order."""
     for vectors_ND, live_N in parts:
         for start in range(0, len(vectors_ND), _ROWS_AT_ONCE):

@@ -57,7 +57,7 @@ _READ: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class GroupMember:
     """A picture of a group; `width`, `height` and `bytes` are None where they are not known."""
 
     id: str
@@ -73,8 +73,8 @@ class Member:
 class Group:
     """The picture to keep, which is its own duplicate, and those it makes superfluous."""
 
-    keep: Member
-    others: tuple[Member, ...]
+    keep: GroupMember
+    others: tuple[GroupMember, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -180,14 +180,14 @@ def _group(
 ) -> Group:
     _, best_facts, best_vector = _look_up(version, places_R2, kept)
 
-    def member(number: int, cosine: float) -> Member:
+    def member(number: int, cosine: float) -> GroupMember:
         item, facts, vector = _look_up(version, places_R2, number)
         kind: Kind = "near"
         if facts and best_facts:
             kind = "same-pixels" if facts.pixels == best_facts.pixels else "near"
         elif np.array_equal(vector, best_vector):
             kind = "same-vector"
-        return Member(
+        return GroupMember(
             item.id,
             item.uri,
             round(min(cosine, 1.0), 6),

@@ -39,8 +39,8 @@ from indexer.format.segment import map_vectors
 from indexer.format.version import dead_rows, read_tombstones
 from indexer.search.background import (
     Background,
+    LiveRows,
     Neighbours,
-    Part,
     Standing,
     TargetBackground,
     measure,
@@ -82,7 +82,7 @@ def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Back
         IndexCorruptError: a file is missing or damaged.
     """
     masks = dead_rows([entry.rows for entry in manifest.segments], read_tombstones(root, manifest))
-    parts: dict[Modality, list[Part]] = {"image": [], "text": []}
+    parts: dict[Modality, list[LiveRows]] = {"image": [], "text": []}
     for entry, dead in zip(manifest.segments, masks, strict=True):
         name = f"{SEGMENTS}/{entry.id}/{VECTORS_FILE}"
         with verify_file(root, name, entry.files[VECTORS_FILE]) as file:

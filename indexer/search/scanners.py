@@ -1,6 +1,6 @@
 """What scans one segment's rows for a search: its ANN structure, all of it exactly, or a few rows.
 
-`indexer.search.searcher` takes a `Part`'s own scanner, or where a filter is given one of
+`indexer.search.searcher` takes a `LiveSegment`'s own scanner, or where a filter is given one of
 `Selections`; `indexer.search.candidates` asks it for rows and scores them.
 
 An `AnnScan`'s effort is the recorded operating point's unless the search names another. It grows
@@ -34,6 +34,7 @@ from indexer.filters.language import Filter
 from indexer.filters.sql import condition
 from indexer.format.entries import AnnEntry, Structure
 from indexer.format.field_table import columns_of, rows_where
+from indexer.format.items import Item
 from indexer.format.segment import HalfVectors, Segment
 from indexer.search.candidates import STEP, Scanner, rescore
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
@@ -103,32 +104,6 @@ class AnnScan:
         return math.ceil(self._effort * wider)
 
 
-def structure_of(
-    segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
-) -> AnnScan | None:
-    """The segment's ANN structure; where none is sound, its rows are searched exactly."""
-    entry = segment.entry.ann
-    if segment.ann is None or entry is None:
-        return None
-    # mapped through the descriptor that was summed
-    mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
-        check_canaries(ann, entry, segment.vectors_ND)
-    except BadStructureError as error:
-        segment.give_up_ann(str(error))
-        return None
-    return AnnScan(ann, entry, index)
-
-
-# measured at 100,000 x 512 on one core: FAISS spends 1.7 ns on a row that is not selected and
-# 0.12 us on one that is, scoring rows here 0.8 us each, so below one in 400 this is faster
-_SELECTIVE: Final = 400
-_BUDGET: Final = 64 << 20
-_ENTRY: Final = 4096
-"""Bytes an entry costs besides its rows: the filter, which may be large, and the objects."""
-
-
 class RowScan:
     """Exact search over a few rows of a segment, each scored as `candidates.rescore` does."""
 
@@ -158,17 +133,57 @@ class RowScan:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A segment that can be searched: its rows, which of them live, and what scans them."""
+class LiveSegment:
+    """A segment that can be searched: which of its rows live, and what scans them."""
 
     segment: Segment
     live_N: npt.NDArray[np.bool_]
     index: ExactIndex
     ann: AnnScan | None = None
 
+    @classmethod
+    def of(cls, segment: Segment, live_N: npt.NDArray[np.bool_]) -> LiveSegment:
+        """`live_N` tells which rows may be found; damage of the ANN structure is noted on it."""
+        index = ExactIndex(segment.vectors_ND, live_N)
+        return cls(segment, live_N, index, structure_of(segment, live_N, index))
+
+    def find(self, item_id: str) -> int | None:
+        """The row of a live item; None where there is none of this id."""
+        row = self.segment.items.find(item_id)
+        return row if row is not None and self.live_N[row] else None
+
+    def item(self, row: int) -> Item:
+        return self.segment.items.items([row])[row]
+
     def scanner(self, *, exact: bool) -> Scanner | AnnScan:
         """What scans all live rows: exactly if asked to, or if there is no other way."""
         return self.index if exact or self.ann is None else self.ann
+
+
+def structure_of(
+    segment: Segment, live_N: npt.NDArray[np.bool_], index: ExactIndex
+) -> AnnScan | None:
+    """The segment's ANN structure; where none is sound, its rows are searched exactly."""
+    entry = segment.entry.ann
+    if segment.ann is None or entry is None:
+        return None
+    # mapped through the descriptor that was summed
+    mapped = mmap.mmap(segment.ann.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        ann = AnnIndex.read(mapped, entry.structure, segment.vectors_ND, live_N)
+        check_canaries(ann, entry, segment.vectors_ND)
+    except BadStructureError as error:
+        segment.give_up_ann(str(error))
+        return None
+    return AnnScan(ann, entry, index)
+
+
+# measured at 100,000 x 512 on one core: FAISS spends 1.7 ns on a row that is not selected and
+# 0.12 us on one that is, scoring rows here 0.8 us each, so below one in 400 this is faster
+_SELECTIVE: Final = 400
+_BUDGET: Final = 64 << 20
+_ENTRY: Final = 4096
+"""Bytes an entry costs besides its rows: the filter, which may be large, and the objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,37 +213,42 @@ class Selections:
         self._kept: OrderedDict[tuple[Filter, str], tuple[_Selection, int]] = OrderedDict()
         self._bytes = 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """What is remembered of filters."""
+        return self._bytes
+
     def scanners(
-        self, wanted: Filter, parts: Sequence[Part], *, exact: bool = False
+        self, wanted: Filter, segments: Sequence[LiveSegment], *, exact: bool = False
     ) -> list[Scanner | AnnScan]:
-        """One per part, over its live rows that a checked filter selects.
+        """One per segment, over its live rows that a checked filter selects.
 
         `exact` leaves ANN structures aside.
 
         Raises:
             IndexCorruptError: a segment's database cannot answer.
         """
-        found = [self._selection(wanted, part) for part in parts]
-        return [one.scanner if exact or one.ann is None else one.ann for one in found]
+        chosen = [self._selection(wanted, one) for one in segments]
+        return [one.scanner if exact or one.ann is None else one.ann for one in chosen]
 
     def selects(
-        self, wanted: Filter, part: Part, rows_M: npt.NDArray[np.int64]
+        self, wanted: Filter, live: LiveSegment, rows_M: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:
-        """Which of these living rows of a part a checked filter selects: bool [M].
+        """Which of these living rows of a segment a checked filter selects: bool [M].
 
         Raises:
             IndexCorruptError: the segment's database cannot answer.
         """
-        return self._selection(wanted, part).selects(rows_M)
+        return self._selection(wanted, live).selects(rows_M)
 
-    def _selection(self, wanted: Filter, part: Part) -> _Selection:
-        key = wanted, part.segment.name
+    def _selection(self, wanted: Filter, live: LiveSegment) -> _Selection:
+        key = wanted, live.segment.name
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key][0]
         # outside the lock: two threads may both work it out, which costs time but nothing else
-        selection, size = self._select(wanted, part)
+        selection, size = self._select(wanted, live)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = selection, size
@@ -238,16 +258,16 @@ class Selections:
                 self._bytes -= freed
         return selection
 
-    def _select(self, wanted: Filter, part: Part) -> tuple[_Selection, int]:
-        rows_M = rows_where(part.segment.items.query, condition(wanted, self._columns))
-        rows_M = rows_M[part.live_N[rows_M]]
-        if len(rows_M) * _SELECTIVE <= len(part.live_N):
-            scanner = RowScan(part.segment.vectors_ND, rows_M)
+    def _select(self, wanted: Filter, live: LiveSegment) -> tuple[_Selection, int]:
+        rows_M = rows_where(live.segment.items.query, condition(wanted, self._columns))
+        rows_M = rows_M[live.live_N[rows_M]]
+        if len(rows_M) * _SELECTIVE <= len(live.live_N):
+            scanner = RowScan(live.segment.vectors_ND, rows_M)
             return _Selection(scanner, rows_M=rows_M), rows_M.nbytes + _ENTRY
-        selected_N = np.zeros(len(part.live_N), dtype=np.bool_)
+        selected_N = np.zeros(len(live.live_N), dtype=np.bool_)
         selected_N[rows_M] = True
-        index, ann = part.index.restricted(selected_N), None
-        if part.ann is not None and len(rows_M) >= part.ann.fewest * len(part.live_N):
-            ann = part.ann.restricted(selected_N, index)
+        index, ann = live.index.restricted(selected_N), None
+        if live.ann is not None and len(rows_M) >= live.ann.fewest * len(live.live_N):
+            ann = live.ann.restricted(selected_N, index)
         selection = _Selection(index, ann, bits=np.packbits(selected_N))
         return selection, len(selected_N) // 2 + _ENTRY

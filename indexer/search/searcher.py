@@ -18,14 +18,13 @@ import numpy.typing as npt
 
 from indexer.filters.language import Filter, check_filter
 from indexer.format.entries import Modality
+from indexer.format.manifest import Manifest
 from indexer.format.segment import Segment
-from indexer.format.version import OpenVersion
 from indexer.search.candidates import Scanner, candidates
 from indexer.search.options import SearchOptions, Target
 from indexer.search.ranking import DEPTH, Ranked, distinct, fuse, ranked
 from indexer.search.reader import Hit
-from indexer.search.scanners import AnnScan, Part, Selections, structure_of
-from indexer.search.vector_index import ExactIndex
+from indexer.search.scanners import AnnScan, LiveSegment, Selections
 from indexer.search.words import WordSearch
 from models.errors import InputError, InvalidVectorError
 from models.vectors import Vectors, unit_rows
@@ -37,21 +36,15 @@ _Page: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 
 
 class Searcher:
-    """The searchable parts of an open version. Safe to use from several threads."""
+    """The searchable segments of a version, by modality. Safe to use from several threads."""
 
-    def __init__(self, version: OpenVersion, live: Sequence[npt.NDArray[np.bool_]]) -> None:
-        """`live` tells per segment, bool [N], which rows may be found."""
-        self._manifest = version.manifest
-        self._selections = Selections(version.manifest.declared)
-        self._parts: dict[Modality, list[Part]] = {"image": [], "text": []}
-        for segment, live_N in zip(version.segments, live, strict=True):
-            index = ExactIndex(segment.vectors_ND, live_N)
-            part = Part(segment, live_N, index, structure_of(segment, live_N, index))
-            self._parts[segment.entry.modality].append(part)
-        self._words = {
-            modality: WordSearch([part.segment for part in parts], [part.live_N for part in parts])
-            for modality, parts in self._parts.items()
-        }
+    def __init__(self, manifest: Manifest, segments: Sequence[LiveSegment]) -> None:
+        self._manifest = manifest
+        self.selections = Selections(manifest.declared)
+        self.segments: dict[Modality, list[LiveSegment]] = {"image": [], "text": []}
+        for one in segments:
+            self.segments[one.segment.entry.modality].append(one)
+        self._words = {modality: WordSearch(some) for modality, some in self.segments.items()}
 
     def search(
         self,
@@ -62,13 +55,13 @@ class Searcher:
         """As `indexer.search.reader.IndexReader.search`, where it is described."""
         queries_QD = self._checked(queries_QD)
         modality = _MODALITY[options.target]
-        parts = self._parts[modality]
-        scanners = self._scanners(parts, options)
+        live = self.segments[modality]
+        scanners = self._scanners(live, options)
         total = sum(scanner.live for scanner in scanners)
         offset, want = options.offset, min(options.offset + options.k, total)
         if want <= offset or not len(queries_QD):
             return [[] for _ in queries_QD]
-        segments = [part.segment for part in parts]
+        segments = [one.segment for one in live]
         vectors = [segment.vectors_ND for segment in segments]
         worded: list[Ranked | None] = [None] * len(queries_QD)
         hybrid, deduplicate = options.hybrid, options.deduplicate
@@ -102,13 +95,15 @@ class Searcher:
                     pending.remove(number)
         return _hits(segments, [one for one in kept_Q if one is not None], options)
 
-    def _scanners(self, parts: Sequence[Part], options: SearchOptions) -> list[Scanner | AnnScan]:
-        """What scans each part, over the rows that may be found."""
+    def _scanners(
+        self, segments: Sequence[LiveSegment], options: SearchOptions
+    ) -> list[Scanner | AnnScan]:
+        """What scans each segment, over the rows that may be found."""
         exact = options.exact
-        scanners = [part.scanner(exact=exact) for part in parts]
+        scanners = [one.scanner(exact=exact) for one in segments]
         if options.filter is not None:
             check_filter(options.filter, self._manifest.declared)
-            scanners = self._selections.scanners(options.filter, parts, exact=exact)
+            scanners = self.selections.scanners(options.filter, segments, exact=exact)
         return [one if one.exact else one.at(options.effort) for one in scanners]
 
     def _by_words(
@@ -121,11 +116,11 @@ class Searcher:
         """Per query its ranking by words; None where it has no text."""
         if texts is None or len(texts) != len(queries_QD):
             raise InputError("hybrid search needs a text, or None, for each query")
-        parts, words = self._parts[modality], self._words[modality]
+        segments, words = self.segments[modality], self._words[modality]
 
         def selected(position: int, rows_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
             assert filter is not None
-            return self._selections.selects(filter, parts[position], rows_M)
+            return self.selections.selects(filter, segments[position], rows_M)
 
         return [
             None if text is None else words.rank(text, query_D, selected if filter else None)

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
-from indexer.format.entries import Modality, RelevanceEntry
+from indexer.format.entries import RelevanceEntry
 from indexer.format.integrity import Verify
 from indexer.format.manifest import (
     Head,
@@ -26,13 +26,13 @@ from indexer.format.manifest import (
     read_head,
     read_manifest,
 )
-from indexer.format.segment import Segment
 from indexer.format.version import OpenVersion, open_version
 from indexer.search.background import Background
 from indexer.search.facets import facets
 from indexer.search.options import DEFAULTS, SearchOptions
 from indexer.search.reader import Facet, Hit, IndexInfo, Item, QueryKind, Target
 from indexer.search.relevance import read_background
+from indexer.search.scanners import LiveSegment
 from indexer.search.searcher import Searcher
 from models.encoder import Fingerprint
 from models.errors import IndexCorruptError, NotFoundError
@@ -45,14 +45,20 @@ class Snapshot:
     """An `indexer.search.reader.IndexReader`, whose docstrings say what each method answers.
 
     Get one from `open_snapshot`; close it, or use it as a context manager.
+
+    Attributes:
+        opened: the version's files, for who looks after them.
+        searcher: what scans its segments, for who measures that.
     """
 
     def __init__(self, version: OpenVersion) -> None:
-        self._open = version
+        self.opened = version
         self._background: Background | None = read_background(version.root, version.manifest)
-        self._live = [~dead for dead in version.dead]
-        self._parts: dict[Modality, list[int]] = {"image": [], "text": []}
-        self._searcher = Searcher(version, self._live)
+        self._segments = [
+            LiveSegment.of(segment, ~dead)
+            for segment, dead in zip(version.segments, version.dead, strict=True)
+        ]
+        self.searcher = Searcher(version.manifest, self._segments)
         self._degraded = [
             segment.ann_damage.message for segment in version.segments if segment.ann_damage
         ]
@@ -63,20 +69,18 @@ class Snapshot:
                 damage,
             )
         # where each segment's items begin when all are laid end to end, for `number`
-        self._starts = [0, *accumulate(len(live_N) for live_N in self._live)]
+        self._starts = [0, *accumulate(len(one.live_N) for one in self._segments)]
         self._facets: tuple[Facet, ...] | None = None
         self._counting = threading.Lock()
-        for position, segment in enumerate(version.segments):
-            self._parts[segment.entry.modality].append(position)
 
     @property
     def version(self) -> int:
-        return self._open.manifest.version
+        return self.opened.manifest.version
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The encoder pair whose vectors the index holds."""
-        return self._open.manifest.fingerprint
+        return self.opened.manifest.fingerprint
 
     def __enter__(self) -> Self:
         return self
@@ -91,10 +95,10 @@ class Snapshot:
 
     def close(self) -> None:
         """Close its files. No other method may be called afterwards."""
-        self._open.close()
+        self.opened.close()
 
     def info(self) -> IndexInfo:
-        manifest = self._open.manifest
+        manifest = self.opened.manifest
         return IndexInfo(
             version=manifest.version,
             uuid=manifest.index,
@@ -122,7 +126,7 @@ class Snapshot:
                 for segment in manifest.segments
                 if segment.ann is not None
             ],
-            wordless=sum(not segment.items.has_words for segment in self._open.segments),
+            wordless=sum(not segment.items.has_words for segment in self.opened.segments),
         )
 
     def relevance(
@@ -136,11 +140,11 @@ class Snapshot:
         """Counted on the first call, then kept."""
         with self._counting:
             if self._facets is None:
-                self._facets = facets(self._open)
+                self._facets = facets(self.opened)
             return self._facets
 
     def check_filter(self, wanted: Filter) -> None:
-        check_filter(wanted, self._open.manifest.declared)
+        check_filter(wanted, self.opened.manifest.declared)
 
     def search(
         self,
@@ -148,54 +152,55 @@ class Snapshot:
         options: SearchOptions = DEFAULTS,
         texts: Sequence[str | None] | None = None,
     ) -> list[list[Hit]]:
-        return self._searcher.search(queries_QD, options, texts)
+        return self.searcher.search(queries_QD, options, texts)
 
     def item(self, item_id: str) -> Item:
-        segment, row = self._find(item_id)
-        return segment.items.items([row])[row]
+        one, row = self._find(item_id)
+        return one.item(row)
 
     def vector(self, item_id: str) -> Vectors:
-        segment, row = self._find(item_id)
-        vector_D: Vectors = unit_rows(segment.vectors_ND[row][None])[0]
+        one, row = self._find(item_id)
+        vector_D: Vectors = unit_rows(one.segment.vectors_ND[row][None])[0]
         return vector_D
 
     def thumbnail(self, item_id: str) -> bytes:
-        segment, row = self._find(item_id)
-        thumbnail = segment.items.thumbnail(row)
+        one, row = self._find(item_id)
+        thumbnail = one.segment.items.thumbnail(row)
         if thumbnail is None:
             raise NotFoundError(f"item {item_id!r} has no thumbnail")
         return thumbnail
 
     def captions(self, image_id: str) -> list[Item]:
         found = []
-        for part in self._parts["text"]:
-            items = self._open.segments[part].items
-            rows = [row for row in items.rows_of(image_id) if self._live[part][row]]
+        for one in self.searcher.segments["text"]:
+            items = one.segment.items
+            rows = [row for row in items.rows_of(image_id) if one.live_N[row]]
             loaded = items.items(rows)
             found += [loaded[row] for row in sorted(rows)]
         return [item for item in found if item.image_id == image_id]
 
     def number(self, item: Item) -> int:
-        for position in self._parts[item.modality]:
-            row = self._open.segments[position].items.find(item.id)
-            if row is not None and self._live[position][row]:
-                return self._starts[position] + row
+        for start, one in zip(self._starts, self._segments, strict=False):
+            if one.segment.entry.modality == item.modality:
+                row = one.find(item.id)
+                if row is not None:
+                    return start + row
         raise NotFoundError("no item has this id")
 
     def numbered(self, number: int) -> Item:
         if 0 <= number < self._starts[-1]:
             position = bisect_right(self._starts, number) - 1
-            row = number - self._starts[position]
-            if self._live[position][row]:
-                return self._open.segments[position].items.items([row])[row]
+            one, row = self._segments[position], number - self._starts[position]
+            if one.live_N[row]:
+                return one.item(row)
         raise NotFoundError("no item has this number")
 
-    def _find(self, item_id: str) -> tuple[Segment, int]:
+    def _find(self, item_id: str) -> tuple[LiveSegment, int]:
         for modality in ("image", "text"):
-            for part in reversed(self._parts[modality]):  # newest first
-                row = self._open.segments[part].items.find(item_id)
-                if row is not None and self._live[part][row]:
-                    return self._open.segments[part], row
+            for one in reversed(self.searcher.segments[modality]):  # newest first
+                row = one.find(item_id)
+                if row is not None:
+                    return one, row
         raise NotFoundError(f"no item {item_id!r} in this index")
 
 

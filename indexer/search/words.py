@@ -31,10 +31,10 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.items import ItemsReader
-from indexer.format.segment import Segment
 from indexer.format.word_table import Postings, terms
 from indexer.search.candidates import Candidates, rescore
 from indexer.search.ranking import DEPTH, Ranked, ranked
+from indexer.search.scanners import LiveSegment
 from models.errors import InputError
 from models.vectors import Vectors
 
@@ -45,7 +45,7 @@ _MOST_TERMS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class WordScores:
     """One segment's rows that hold a term, int64 [M], and their scores, float32 [M]."""
 
     rows_M: npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class WordIndex:
         """`parts`: a segment's items, which have a word table, and which rows live, bool [N]."""
         self._parts = list(parts)
 
-    def search(self, text: str) -> list[Scored]:
+    def search(self, text: str) -> list[WordScores]:
         """Per segment the living rows that hold a term of the text, in no order."""
         # sorted, so that the same sum is rounded the same way everywhere
         wanted = sorted(list(dict.fromkeys(terms(text)))[:_MOST_TERMS])
@@ -101,7 +101,7 @@ class WordIndex:
         found: dict[str, Postings],
         frequency: dict[str, int],
         norm_N: npt.NDArray[np.float64],
-    ) -> Scored:
+    ) -> WordScores:
         rows, scores_N = self._statistics[0], np.zeros(len(norm_N))
         for term in sorted(found):
             rows_M, n_M = found[term].rows_M, found[term].counts_M.astype(np.float64)
@@ -109,7 +109,7 @@ class WordIndex:
             idf = math.log(1.0 + (rows - df + 0.5) / (df + 0.5))
             scores_N[rows_M] += idf * n_M * (K1 + 1.0) / (n_M + norm_N[rows_M])
         rows_M = np.flatnonzero(scores_N)
-        return Scored(rows_M, scores_N[rows_M].astype(np.float32))
+        return WordScores(rows_M, scores_N[rows_M].astype(np.float32))
 
 
 Selected = Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
@@ -119,13 +119,11 @@ Selected = Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 class WordSearch:
     """Search by words over the segments of one modality. Safe to use from many threads."""
 
-    def __init__(self, segments: Sequence[Segment], live: Sequence[npt.NDArray[np.bool_]]) -> None:
-        """`live` tells per segment, bool [N], which rows may be found."""
-        self._segments = list(segments)
-        items = [segment.items for segment in segments]
-        self.lacking = [segment.name for segment in segments if not segment.items.has_words]
+    def __init__(self, segments: Sequence[LiveSegment]) -> None:
+        self._segments = [one.segment for one in segments]
+        self.lacking = [one.name for one in self._segments if not one.items.has_words]
         """Segments that cannot be searched by words."""
-        self._index = WordIndex(list(zip(items, live, strict=True)))
+        self._index = WordIndex([(one.segment.items, one.live_N) for one in segments])
 
     def rank(self, text: str, query_D: Vectors, selected: Selected | None) -> Ranked:
         """The `DEPTH` best rows by BM25, then id; `scores_M` are their cosines to the query.

@@ -57,14 +57,14 @@ class EmbeddingQuery:
     values: Sequence[float]
 
 
-Part: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
+QueryPart: TypeAlias = TextQuery | ImageQuery | ItemQuery | EmbeddingQuery
 
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
     """A part of a composed query; a negative weight asks for less of it."""
 
-    part: Part
+    part: QueryPart
     weight: float = 1.0
 
 
@@ -75,7 +75,7 @@ class ComposedQuery:
     parts: tuple[Weighted, ...]
 
 
-SearchQuery: TypeAlias = Part | ComposedQuery
+SearchQuery: TypeAlias = QueryPart | ComposedQuery
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int],
     snapshot = open_snapshot(
         arguments.work / f"{arguments.rows}-{arguments.noise}.index", fingerprint=None
     )
-    [part] = snapshot._searcher._parts["image"]
+    [part] = snapshot.searcher.segments["image"]
     assert part.ann is not None
     entry = part.segment.entry.ann
     assert entry is not None

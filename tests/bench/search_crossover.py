@@ -54,7 +54,7 @@ def main() -> None:
     results = []
     path = arguments.work / f"{arguments.rows}-{arguments.noise}.index"
     with open_snapshot(path, fingerprint=None) as snapshot:
-        [part] = snapshot._searcher._parts["image"]
+        [part] = snapshot.searcher.segments["image"]
         assert part.ann is not None
         vectors = [part.segment.vectors_ND]
         unfiltered = [

@@ -59,7 +59,7 @@ def embed_sources(sources: list[str], out: Path) -> None:
         path = Path(directory) / "base.index"
         build_index([open_source(name) for name in sources], path, encoder)
         with open_snapshot(path, fingerprint=encoder.fingerprint) as snapshot:
-            segments = snapshot._open.segments
+            segments = snapshot.opened.segments
             parts: dict[str, list[Any]] = {"image": [], "text": []}
             for segment in segments:
                 parts[segment.entry.modality].append(segment.vectors_ND.astype(np.float32))

@@ -138,7 +138,7 @@ def main() -> None:
     path = arguments.work / f"{arguments.rows}-{arguments.noise}.index"
     rng = np.random.default_rng(0)
     with open_snapshot(path, fingerprint=None) as snapshot:
-        [part] = snapshot._searcher._parts["image"]
+        [part] = snapshot.searcher.segments["image"]
         for share in SHARES:
             count = int(arguments.rows * share)
             rows_M = np.sort(rng.choice(arguments.rows, count, replace=False))

@@ -13,7 +13,7 @@ from service.cli.options import index_option, json_option, option, takes
 from service.cli.output import emit_json, note, progress_bar
 
 if TYPE_CHECKING:
-    from indexer.search.duplicates import Group, Member
+    from indexer.search.duplicates import Group, GroupMember
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,6 @@ def _print(group: Group) -> None:
     click.echo()
 
 
-def _about(one: Member) -> str:
+def _about(one: GroupMember) -> str:
     name = "".join(c if c.isprintable() else " " for c in one.id)
     return name if one.width is None else f"{name}  {one.width} x {one.height}, {one.bytes:,} B"

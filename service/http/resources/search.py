@@ -39,7 +39,7 @@ from service.engine.queries import (
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
-    Part,
+    QueryPart,
     SearchAnswer,
     SearchQuery,
     TextQuery,
@@ -319,7 +319,7 @@ def _needs_thread(given: Query | list[Query]) -> bool:
     return any(part.image is not None or part.image_url is not None for part in parts)
 
 
-def _part(query: Query, pointer: str, fetch: Fetch) -> Part:
+def _part(query: Query, pointer: str, fetch: Fetch) -> QueryPart:
     if query.text is not None:
         return TextQuery(query.text)
     if query.id is not None:

@@ -300,7 +300,7 @@ def test_a_sound_file_over_other_rows_is_given_up(tmp_path: Path) -> None:
     swap_structure(path, other)
     with opened(path) as snapshot:
         assert ids(snapshot, texts(20), 10, effort=1) == ids(snapshot, texts(20), 10, exact=True)
-        [damage] = [one.ann_damage for one in snapshot._open.segments if one.ann_damage]
+        [damage] = [one.ann_damage for one in snapshot.opened.segments if one.ann_damage]
         assert "canary" in str(damage)
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from indexer.search.background import (
     MIN_NEIGHBOURS,
     Background,
+    LiveRows,
     Neighbours,
-    Part,
     Standing,
     mean_vector,
     measure,
@@ -33,11 +33,11 @@ def rows(count: int, seed: int = 0) -> Vectors:
     return unit_rows(np.random.default_rng(seed).standard_normal((count, DIM)))
 
 
-def parts(*segments: tuple[Vectors, list[bool]]) -> list[Part]:
+def parts(*segments: tuple[Vectors, list[bool]]) -> list[LiveRows]:
     return [(vectors.astype(np.float16), np.array(live)) for vectors, live in segments]
 
 
-def split(vectors_ND: Vectors) -> list[Part]:
+def split(vectors_ND: Vectors) -> list[LiveRows]:
     """Two segments with a dead row in the middle that must not count."""
     half = len(vectors_ND) // 2
     dead = np.ones((1, DIM), dtype=np.float32)
@@ -210,8 +210,8 @@ def test_formula_by_hand() -> None:
 
 
 def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
-    from indexer.format.entries import FileEntry, SegmentEntry
-    from indexer.format.manifest import Live, RelevanceEntry, TargetEntry
+    from indexer.format.entries import FileEntry, RelevanceEntry, SegmentEntry, TargetEntry
+    from indexer.format.manifest import Live
 
     def entry(images: int, texts: int) -> RelevanceEntry:
         def target(count: int) -> TargetEntry:

@@ -159,8 +159,8 @@ def test_few_rows_are_scored_one_by_one_and_many_inside_faiss(
         wanted = parse_filter({"field": "rank", "lt": int(ROWS * share)})
         kinds[share] = {
             type(scanner)
-            for scanner in snapshot._searcher._selections.scanners(
-                wanted, snapshot._searcher._parts["image"]
+            for scanner in snapshot.searcher.selections.scanners(
+                wanted, snapshot.searcher.segments["image"]
             )
         }
     assert RowScan not in kinds[0.5]
@@ -184,7 +184,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
          fields=parse_fields(["rank:int"]))  # fmt: skip
     with open_snapshot(tmp_path / "x", fingerprint=None) as snapshot:
         asked: list[str] = []
-        reader = snapshot._searcher._parts["image"][0].segment.items
+        reader = snapshot.searcher.segments["image"][0].segment.items
         monkeypatch.setattr(
             type(reader), "query",
             lambda self, sql, values=(): asked.append(sql) or self._all(sql, values),
@@ -198,7 +198,7 @@ def test_what_was_worked_out_is_kept_within_a_budget(
         assert [count(1), count(1), count(2), count(1)] == [1, 0, 1, 0]
         monkeypatch.setattr("indexer.search.scanners._BUDGET", 10_000)  # two entries' worth
         assert [count(3), count(4), count(4), count(1)] == [1, 1, 0, 1]
-        assert snapshot._searcher._selections._bytes <= 10_000
+        assert snapshot.searcher.selections.kept_bytes <= 10_000
 
 
 def test_many_threads_ask_at_once(

@@ -68,7 +68,7 @@ def expected_order(
     every = snapshot.search(vector(text), SearchOptions(k=1000, target=target, filter=wanted))[0]  # type: ignore[arg-type]
     cosine_order = ids(every)
     modality = {"images": "image", "texts": "text"}[target]
-    version = snapshot._open
+    version = snapshot.opened
     parts = [
         (segment, ~dead)
         for segment, dead in zip(version.segments, version.dead, strict=True)

@@ -30,7 +30,7 @@ from service.engine.queries import (
     EmbeddingQuery,
     ImageQuery,
     ItemQuery,
-    Part,
+    QueryPart,
     SearchAnswer,
     TextQuery,
     Weighted,
@@ -348,7 +348,7 @@ def test_the_sky_is_there_too(engine: Engine) -> None:
 # -- composed queries -----------------------------------------------------------------------------
 
 
-def composed(*parts: tuple[Part, float]) -> ComposedQuery:
+def composed(*parts: tuple[QueryPart, float]) -> ComposedQuery:
     return ComposedQuery(tuple(Weighted(part, weight) for part, weight in parts))
 
 

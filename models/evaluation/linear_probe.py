@@ -11,8 +11,8 @@ from collections import Counter
 
 import numpy as np
 
-from models.errors import InvalidLabelsError, SourceError
-from models.evaluation.accuracy import FEWEST_FOR_TOP_5
+from models.errors import InvalidLabelsError
+from models.evaluation.measures import FEWEST_FOR_TOP_5, labelled_rows
 from models.metrics import class_hits
 from models.sources.embedded import Collected
 from models.training.class_heads import fit_linear
@@ -37,8 +37,8 @@ def evaluate_linear_probe(
         SourceError: no labelled picture in one of the sets.
         InvalidLabelsError: fewer than two classes to learn.
     """
-    train_rows, train_labels = _labelled(train, "training set", shots, seed)
-    test_rows, test_labels = _labelled(test, "source", None, seed)
+    train_rows, train_labels = _drawn(*labelled_rows(train, "training set"), shots, seed)
+    test_rows, test_labels = labelled_rows(test)
     names = sorted(set(train_labels))
     if len(names) < 2:
         raise InvalidLabelsError(f"{len(names)} class; a linear probe needs at least 2")
@@ -69,23 +69,17 @@ def evaluate_linear_probe(
     }
 
 
-def _labelled(
-    collected: Collected, what: str, shots: int | None, seed: int
+def _drawn(
+    rows: list[int], labels: list[str], shots: int | None, seed: int
 ) -> tuple[list[int], list[str]]:
-    rows = [at for at, label in enumerate(collected.labels) if label is not None]
-    if not rows:
-        raise SourceError(
-            f"the {what} holds no labels",
-            code="no-labels",
-            hint="name the field they are in: --label-field label",
-        )
-    if shots is not None:
-        taken: Counter[str] = Counter()
-        chosen = []
-        for at in np.random.default_rng(seed).permutation(len(rows)).tolist():
-            label = str(collected.labels[rows[at]])
-            if taken[label] < shots:
-                taken[label] += 1
-                chosen.append(rows[at])
-        rows = sorted(chosen)
-    return rows, [str(collected.labels[at]) for at in rows]
+    """At most `shots` of each label, at random, in order."""
+    if shots is None:
+        return rows, labels
+    taken: Counter[str] = Counter()
+    chosen = []
+    for at in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        if taken[labels[at]] < shots:
+            taken[labels[at]] += 1
+            chosen.append(at)
+    chosen.sort()
+    return [rows[at] for at in chosen], [labels[at] for at in chosen]

@@ -12,9 +12,13 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from models.encoder import Encoder
 from models.errors import InvalidLabelsError
-from models.evaluation.accuracy import head_logits, zero_shot_logits, zero_shot_metrics
 from models.evaluation.linear_probe import evaluate_linear_probe
-from models.evaluation.retrieval import evaluate_retrieval
+from models.evaluation.measures import (
+    evaluate_retrieval,
+    head_logits,
+    zero_shot_logits,
+    zero_shot_metrics,
+)
 from models.labels.calibration import FEWEST_EXAMPLES, Calibration, calibrate
 from models.labels.class_head import ClassHead
 from models.sources.embedded import Collected

@@ -30,8 +30,7 @@ from service.cli.sources import SOURCES, Reading
 if TYPE_CHECKING:
     from models.encoder import Encoder
     from models.evaluation.captions.alignment import Scored
-    from models.evaluation.captions.near import NearGroup
-    from models.evaluation.captions.quality import QualityReport
+    from models.evaluation.captions.quality import NearGroup, QualityReport
     from models.sources import Source
 
 _SHOWN_GROUPS = 20
@@ -175,10 +174,8 @@ def report(given: DataReportArguments) -> int:
 def _score(
     sources: Sequence[Source], encoder: Encoder, given: DataReportArguments
 ) -> tuple[QualityReport, list[NearGroup] | None]:
-    from models.evaluation.captions.alignment import Scored, score_pairs
-    from models.evaluation.captions.near import NearDuplicates
-    from models.evaluation.captions.quality import QualityReport
-    from models.evaluation.captions.score_memory import ScoreMemory
+    from models.evaluation.captions.alignment import Scored, ScoreMemory, score_pairs
+    from models.evaluation.captions.quality import NearDuplicates, QualityReport
 
     memory = ScoreMemory(encoder.fingerprint, given.cache)
     quality = QualityReport(given.worst)

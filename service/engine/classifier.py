@@ -4,8 +4,7 @@
 
 The class matrix of a label set costs labels x templates text embeddings, so it is kept: in memory
 by content for any labels, and on disk for stored label sets. The numbers come from
-`models.labels.zeroshot`, `models.labels.fewshot`, `models.labels.abstain` and
-`models.labels.hierarchy`; this joins them.
+`models.labels.zeroshot` and `models.labels.hierarchy`; this joins them.
 
 Legend: B pictures, C labels, P nodes of a tree of labels, D embedding.
 """
@@ -31,15 +30,18 @@ from models.errors import (
     LabelSetError,
     LabelSetNotFoundError,
 )
-from models.labels.abstain import (
+from models.labels.hierarchy import MAX_DEPTH, SEPARATOR, Path
+from models.labels.zeroshot import (
     DEFAULT_ABSTAIN,
+    background,
     background_logits,
     background_matrix,
+    cache_logits,
+    chances,
+    class_logits,
+    class_matrix,
     none_of_these,
 )
-from models.labels.fewshot import cache_logits
-from models.labels.hierarchy import MAX_DEPTH, SEPARATOR, Path
-from models.labels.zeroshot import background, chances, class_logits, class_matrix
 from models.vectors import Vectors, unit_rows
 from service.engine.label_set_store import LabelSetStore, check_name
 from service.engine.label_sets import MAX_EXAMPLES, Examples, LabelSet, check_abstain, matrix_key

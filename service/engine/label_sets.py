@@ -17,9 +17,9 @@ import numpy as np
 from models.errors import InputError, InvalidLabelsError
 from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.class_head import ClassHead
-from models.labels.fewshot import DEFAULT_ALPHA, DEFAULT_BETA
 from models.labels.hierarchy import SEPARATOR, Hierarchy, looks_hierarchical
 from models.labels.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
+from models.labels.zeroshot import DEFAULT_ALPHA, DEFAULT_BETA
 from models.vectors import Vectors
 
 # a thousand labels in the eighty templates of ImageNet; more is a mistake or an attack
@@ -92,7 +92,7 @@ class LabelSet:
 
     @property
     def mix(self) -> tuple[float, float]:
-        """(alpha, beta) of `models.labels.fewshot`."""
+        """(alpha, beta) of `models.labels.zeroshot`."""
         return (
             DEFAULT_ALPHA if self.alpha is None else self.alpha,
             DEFAULT_BETA if self.beta is None else self.beta,

@@ -440,7 +440,7 @@ def as_image(image: ImageLike) -> bytes:
             return Path(image).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read {image}: {error.strerror}") from error
-    from models.images.pixels import over_white, to_srgb, upright
+    from models.images.decode import over_white, to_srgb, upright
 
     buffer = io.BytesIO()
     # quickly rather than small: the bytes are decoded again in the next moment

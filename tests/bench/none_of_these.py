@@ -17,8 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from models.encoders.registry import load_encoder
-from models.labels.abstain import background_logits, background_matrix, none_of_these
-from models.labels.zeroshot import background, chances, class_logits, class_matrix
+from models.labels.zeroshot import (
+    background,
+    background_logits,
+    background_matrix,
+    chances,
+    class_logits,
+    class_matrix,
+    none_of_these,
+)
 from models.sources import open_source
 from models.sources.embedded import collect
 from models.sources.records import FirstRows

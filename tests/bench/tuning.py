@@ -36,9 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.encoder import Encoder
 from models.encoders.base.model_id import parse_model_id
 from models.encoders.registry import load_encoder
-from models.labels.fewshot import cache_logits
 from models.labels.prompts import DEFAULT_TEMPLATES
-from models.labels.zeroshot import class_logits, class_matrix
+from models.labels.zeroshot import cache_logits, class_logits, class_matrix
 from models.metrics import mean_per_class_recall, top_k_accuracy
 from models.sources import open_source
 from models.sources.embedded import Collected, prepare_rows

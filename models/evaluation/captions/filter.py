@@ -17,10 +17,8 @@ import numpy as np
 
 from models.encoder import Encoder
 from models.errors import InputError, SourceError
-from models.evaluation.captions.alignment import score_pairs
-from models.evaluation.captions.mixture import FEWEST, best_floor, wrong_share
-from models.evaluation.captions.samples import BestScores, Samples
-from models.evaluation.captions.score_memory import ScoreMemory
+from models.evaluation.captions.alignment import ScoreMemory, score_pairs
+from models.evaluation.captions.mixture import FEWEST, BestScores, Samples, best_floor, wrong_share
 from models.sources.records import Record, Reject, Row, Source, SourceWrapper
 
 Floor = float | Literal["auto"]

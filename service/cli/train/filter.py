@@ -85,8 +85,8 @@ def filtered(
     """
     from tqdm import tqdm
 
+    from models.evaluation.captions.alignment import ScoreMemory
     from models.evaluation.captions.filter import filter_sources
-    from models.evaluation.captions.score_memory import ScoreMemory
 
     counts = [source.count() for source in sources]
     total = None if None in counts else sum(count or 0 for count in counts)

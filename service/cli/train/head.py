@@ -126,7 +126,7 @@ def _advance(bar: Any) -> None:
 def _result(
     tuned: Tuned, seconds: float, encoder: Encoder, validation: Collected | None
 ) -> dict[str, Any]:
-    from models.evaluation.accuracy import evaluate_head, evaluate_zero_shot
+    from models.evaluation.measures import evaluate_head, evaluate_zero_shot
     from models.labels.prompts import DEFAULT_TEMPLATES
 
     result: dict[str, Any] = {

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 
 from models.errors import InputError, SourceError
 from models.evaluation.captions import alignment
-from models.evaluation.captions.alignment import Scored, score_pairs
+from models.evaluation.captions.alignment import Scored, ScoreMemory, score_pairs
 from models.evaluation.captions.filter import filter_sources
-from models.evaluation.captions.mixture import best_floor, wrong_share
-from models.evaluation.captions.samples import BestScores
-from models.evaluation.captions.score_memory import ScoreMemory
+from models.evaluation.captions.mixture import BestScores, best_floor, wrong_share
 from models.sources import Record, Reject, Row, Source
 
 NAMES = list(COLOURS)
@@ -268,7 +266,7 @@ def test_floors_that_leave_nothing_or_mean_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="not a cosine"):
         filter_sources([Listed(wrong)], encoder, 1.5, memory)
     piped = Listed(wrong)
-    piped.kind = "stdin"  # type: ignore[misc]
+    piped.rereadable = False
     with pytest.raises(InputError, match="standard input"):
         filter_sources([piped], encoder, 0.1, memory)
 

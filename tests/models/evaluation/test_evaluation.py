@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
 from models.errors import InvalidLabelsError, SourceError
-from models.evaluation.accuracy import evaluate_zero_shot
-from models.evaluation.retrieval import evaluate_retrieval
+from models.evaluation.measures import evaluate_retrieval, evaluate_zero_shot
 from models.sources import open_source
 from models.sources.embedded import collect
 from models.sources.records import HoldOut, is_held_out

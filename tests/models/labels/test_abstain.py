@@ -8,16 +8,17 @@ import numpy as np
 from fakes import ColourEncoder, halves, solid
 
 from models.images.decode import decode_image
-from models.labels.abstain import (
+from models.labels.prompts import TEMPLATE_SETS
+from models.labels.zeroshot import (
     CLOSEST,
     DEFAULT_ABSTAIN,
     background_logits,
     background_matrix,
     background_words,
+    class_logits,
+    class_matrix,
     none_of_these,
 )
-from models.labels.prompts import TEMPLATE_SETS
-from models.labels.zeroshot import class_logits, class_matrix
 from models.vectors import Vectors, unit_rows
 
 DICE = np.random.default_rng(5)

@@ -11,7 +11,7 @@ import torch
 from fakes import COLOURS, ColourEncoder, solid
 
 from models.errors import InvalidLabelsError, LabelSetError, SourceError
-from models.evaluation.accuracy import evaluate_head, evaluate_zero_shot
+from models.evaluation.measures import evaluate_head, evaluate_zero_shot
 from models.images.decode import decode_image
 from models.labels.class_head import Adapter, ClassHead, load_head, save_head
 from models.sources.embedded import Collected

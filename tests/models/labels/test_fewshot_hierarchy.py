@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidLabelsError
-from models.labels.fewshot import cache_logits
 from models.labels.hierarchy import Hierarchy, looks_hierarchical
-from models.labels.zeroshot import chances
+from models.labels.zeroshot import cache_logits, chances
 from models.vectors import unit_rows
 
 DICE = np.random.default_rng(3)

@@ -13,7 +13,7 @@ from models.encoder import Encoder
 from models.encoders.base.model_id import parse_model_id
 from models.encoders.registry import load_encoder
 from models.errors import InvalidLabelsError, TrainingError
-from models.evaluation.accuracy import evaluate_head
+from models.evaluation.measures import evaluate_head
 from models.labels.zeroshot import class_matrix
 from models.sources.embedded import Collected
 from models.training.class_heads import fit_head

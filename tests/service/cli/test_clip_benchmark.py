@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.accuracy import ZeroShotLogits, zero_shot_metrics
+from models.evaluation.measures import ZeroShotLogits, zero_shot_metrics
 from models.labels.zeroshot import class_matrix
 from models.metrics import mean_per_class_recall, retrieval_recall, top_k_accuracy
 

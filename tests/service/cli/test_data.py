@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
 from models.errors import SourceError
-from models.evaluation.captions.near import NearDuplicates
-from models.evaluation.captions.quality import EDGES, QualityReport
+from models.evaluation.captions.quality import EDGES, NearDuplicates, QualityReport
 
 NAMES = list(COLOURS)
 

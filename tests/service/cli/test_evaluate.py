@@ -14,7 +14,7 @@ from fakes import COLOURS, ColourEncoder, halves, solid
 
 from models.encoder import PreparedText
 from models.errors import InputError, SourceError
-from models.evaluation.accuracy import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
+from models.evaluation.measures import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
 from models.labels.calibration import calibrate
 from models.metrics import expected_calibration_error
 from models.sources import open_source

@@ -1,4 +1,7 @@
-"""Classification accuracy on a labelled source: of prompts, or of a head that was trained."""
+"""What a pair is worth on a source that was embedded: retrieval recall, classification accuracy.
+
+Accuracy is that of prompts, or of a head that was trained. `models.evaluation.tasks` runs them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,13 @@ from models.errors import InvalidLabelsError, SourceError
 from models.labels.calibration import Logits
 from models.labels.class_head import ClassHead
 from models.labels.zeroshot import chances, class_logits, class_matrix
-from models.metrics import expected_calibration_error, mean_per_class_recall, top_k_accuracy
-from models.sources.embedded import Collected
+from models.metrics import (
+    expected_calibration_error,
+    mean_per_class_recall,
+    retrieval_recall,
+    top_k_accuracy,
+)
+from models.sources.embedded import Collected, embed_texts
 
 FEWEST_FOR_TOP_5 = 5
 """With fewer classes the top five are all of them; CLIP_benchmark reports no number then either."""
@@ -58,7 +66,7 @@ def zero_shot_logits(
         SourceError: no labelled picture.
         InvalidLabelsError: a label without a name, or names that cannot be prompted.
     """
-    labelled, found = _labelled(collected)
+    labelled, found = labelled_rows(collected)
     names = dict(class_names) if class_names else {label: label for label in sorted(set(found))}
     missing = sorted(set(found) - set(names))
     if missing:
@@ -113,7 +121,7 @@ def head_logits(head: ClassHead, collected: Collected) -> ZeroShotLogits:
         SourceError: no labelled picture.
         InvalidLabelsError: a label that the head does not know.
     """
-    labelled, found = _labelled(collected)
+    labelled, found = labelled_rows(collected)
     missing = sorted(set(found) - set(head.labels))
     if missing:
         raise InvalidLabelsError(
@@ -124,13 +132,52 @@ def head_logits(head: ClassHead, collected: Collected) -> ZeroShotLogits:
     return ZeroShotLogits(logits_BC, target_B, len(head.labels))
 
 
-def _labelled(collected: Collected) -> tuple[list[int], list[str]]:
-    """(which pictures have a label, these labels)"""
+def labelled_rows(collected: Collected, what: str = "source") -> tuple[list[int], list[str]]:
+    """(which pictures have a label, these labels); `what` names the set in the error.
+
+    Raises:
+        SourceError: `no-labels`.
+    """
     labelled = [at for at, label in enumerate(collected.labels) if label is not None]
     if not labelled:
         raise SourceError(
-            "the source holds no labels",
+            f"the {what} holds no labels",
             code="no-labels",
             hint="name the field they are in: --label-field label",
         )
     return labelled, [str(collected.labels[at]) for at in labelled]
+
+
+KS = (1, 5, 10)
+
+
+def evaluate_retrieval(encoder: Encoder, collected: Collected) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 both ways for each language of the captions.
+
+    Every language is measured on its own captions against all pictures that have one in it.
+
+    Returns:
+        {language: {`image_retrieval_recall@k`, `text_retrieval_recall@k`, `pictures`, `texts`}}
+
+    Raises:
+        SourceError: no captions at all, so that there is nothing to measure.
+    """
+    if not collected.captions:
+        raise SourceError(
+            "the source holds no captions to retrieve with",
+            code="no-captions",
+            hint="name the field they are in: --text-field captions.en",
+        )
+    results = {}
+    for language in collected.languages():
+        texts, owners = collected.of_language(language)
+        kept = sorted(set(owners))
+        position = {owner: at for at, owner in enumerate(kept)}
+        recall = retrieval_recall(
+            collected.image_ND[kept],
+            embed_texts(encoder, texts),
+            [position[owner] for owner in owners],
+            KS,
+        )
+        results[language] = {**recall, "pictures": len(kept), "texts": len(texts)}
+    return results

@@ -44,7 +44,9 @@ from indexer.format.manifest import (
     SCRATCH,
     SEGMENTS,
     TOMBSTONES,
+    FieldEntry,
     Head,
+    Live,
     Manifest,
     Operation,
     SourceEntry,
@@ -53,6 +55,7 @@ from indexer.format.manifest import (
 )
 from indexer.format.segment import SegmentWriter
 from indexer.format.version import Pairs, count_live, encode_tombstones, read_tombstones
+from models.encoder import Fingerprint
 from models.errors import StoreError
 
 
@@ -180,7 +183,7 @@ def commit(
         added = draft.add_segments(changes.segments)
         buried = read_tombstones(root, base)
         new, pairs = next_manifest(
-            base, changes, added, buried, version=version, parent=parent, created=now()
+            base, changes, added, buried, version=version, parent=parent, created=_now()
         )
         # an unchanged file of an earlier version serves unchanged
         if changes.tombstones_anew or not np.array_equal(pairs, buried):
@@ -227,7 +230,7 @@ def next_manifest(
             "parent": parent.version,
             "parent_sha256": parent.sha256,
             "created": created,
-            "writer": release(),
+            "writer": _release(),
             "operation": changes.operation,
             "segments": entries,
             "live": count_live(entries, pairs),
@@ -237,13 +240,43 @@ def next_manifest(
     return new, pairs
 
 
-def now() -> str:
-    """The time as manifests tell it."""
+def create_index(
+    fs: Fs, root: Path, fingerprint: Fingerprint, fields: dict[str, FieldEntry]
+) -> tuple[Manifest, Head]:
+    """Publish the empty version 0 in folders that are there.
+
+    It comes before anything else, so that any later manifest implies a `CURRENT`.
+
+    Raises:
+        NoSpaceError, StoreError: it was cut off; the next writer begins again.
+    """
+    manifest = Manifest(
+        format=FORMAT,
+        index=uuid.uuid4().hex,
+        version=0,
+        parent=None,
+        created=_now(),
+        writer=_release(),
+        encoder=fingerprint.to_dict(),
+        metric="inner-product",
+        segments=[],
+        tombstones=None,
+        live=Live(images=0, texts=0),
+        ann=None,
+        sources=[],
+        fields=fields,
+    )
+    fs.sync_dir(root)
+    fs.sync_dir(root.absolute().parent)
+    # not taken back on failure: a cut-off birth is recognised, an empty directory is not
+    return manifest, Draft(fs, root, 0).publish(manifest)
+
+
+def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def release() -> str:
-    """What writes, as manifests tell it."""
+def _release() -> str:
     try:
         return f"diptych {package_version('diptych')}"
     except PackageNotFoundError:  # run from a source tree that is not installed

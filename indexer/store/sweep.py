@@ -25,6 +25,7 @@ from indexer.format.manifest import (
     SEGMENTS,
     TOMBSTONES,
     Manifest,
+    manifest_path,
     parse_manifest,
 )
 from models.errors import StoreError
@@ -113,13 +114,13 @@ class Sweeper:
                     self._fs.remove(path)
 
     def _remove_manifest(self, number: int) -> None:
-        self._fs.remove(self._root / MANIFESTS / f"{number:08d}.json")
+        self._fs.remove(self._root / manifest_path(number))
         self._known.pop(number, None)
 
     def _read(self, number: int, current: Manifest | None) -> _Known | None:
         manifest = current if current is not None and current.version == number else None
         if manifest is None:
-            path = self._root / MANIFESTS / f"{number:08d}.json"
+            path = self._root / manifest_path(number)
             try:
                 manifest = parse_manifest(path.name, path.read_bytes())
             except (StoreError, OSError):

@@ -29,12 +29,10 @@ from indexer.format.erasures import Erasures, read_erasures
 from indexer.format.manifest import (
     CURRENT,
     FOLDERS,
-    FORMAT,
     LOCK,
     RELEVANCE,
     SCRATCH,
     FieldEntry,
-    Live,
     Manifest,
     Operation,
     SourceEntry,
@@ -51,13 +49,7 @@ from indexer.search.relevance import (
     read_background,
     still_good,
 )
-from indexer.store.commit import (
-    Changes,
-    Draft,
-    commit,
-    now,
-    release,
-)
+from indexer.store.commit import Changes, Draft, commit, create_index
 from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError
@@ -120,7 +112,9 @@ class IndexWriter:
                 self._head = read_head(root)
             except IndexNotFoundError:
                 self._sweeper.sweep(None)
-                self._create(fingerprint, _entries(fields or ()))
+                self.manifest, self._head = create_index(
+                    self._fs, root, fingerprint, _entries(fields or ())
+                )
                 self.erasures = Erasures()
             else:
                 self.manifest = read_manifest(root, self._head)
@@ -265,30 +259,6 @@ class IndexWriter:
                 hint="leave --filterable out to keep them, or build another index",
             )
         self.manifest = self.manifest.model_copy(update={"fields": fields})
-
-    def _create(self, fingerprint: Fingerprint, fields: dict[str, FieldEntry]) -> None:
-        """Commit the empty version 0, so that any later manifest implies a `CURRENT`."""
-        manifest = Manifest(
-            format=FORMAT,
-            index=uuid.uuid4().hex,
-            version=0,
-            parent=None,
-            created=now(),
-            writer=release(),
-            encoder=fingerprint.to_dict(),
-            metric="inner-product",
-            segments=[],
-            tombstones=None,
-            live=Live(images=0, texts=0),
-            ann=None,
-            sources=[],
-            fields=fields,
-        )
-        self._fs.sync_dir(self.root)
-        self._fs.sync_dir(self.root.absolute().parent)
-        # not taken back on failure: a cut-off birth is recognised, an empty directory is not
-        self._head = Draft(self._fs, self.root, 0).publish(manifest)
-        self.manifest = manifest
 
     def _measure(self, base: Manifest, draft: Draft, new: Manifest) -> RelevanceEntry | None:
         """The background of a version whose segments and tombstones are in place."""

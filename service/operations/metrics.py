@@ -71,7 +71,7 @@ BODY_BYTES = Gauge("diptych_body_bytes", "Bytes of request bodies in memory.", r
 CONNECTIONS = Gauge("diptych_connections", "Open connections.", registry=REGISTRY)
 CONNECTIONS_CLOSED = Counter(
     "diptych_connections_closed",
-    "Connections closed on a client: header-timeout, write-timeout, evicted.",
+    "Connections closed on a client: head-timeout, write-timeout, evicted.",
     ("reason",),
     registry=REGISTRY,
 )

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+import sys
+from typing import Final, NoReturn
+
+import click
 
 from models.errors import (
     DiptychError,
@@ -63,3 +66,24 @@ def one_line(error: DiptychError) -> str:
     """`diptych: message (what to do)` on a single line, whatever the message held."""
     text = f"{error.message} ({error.hint})" if error.hint else error.message
     return "diptych: " + " ".join(text.split())
+
+
+def run_and_exit(command: click.Command) -> NoReturn:
+    """Run a command on the process's arguments and exit with a documented code.
+
+    A command answers its code, or None where all went well.
+    """
+    try:
+        code = command.main(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("diptych: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except DiptychError as error:
+        click.echo(one_line(error), err=True)
+        sys.exit(exit_code(error))
+    sys.exit(code if isinstance(code, int) else OK)

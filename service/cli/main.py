@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib
 import signal
-import sys
 from types import FrameType
 from typing import NoReturn
 
 import click
 
-from models.errors import DiptychError
-from service.cli.exits import INTERRUPTED, MEANINGS, OK, exit_code, one_line
+from service.cli.exits import MEANINGS, run_and_exit
 
 # name -> (module:attribute, the line shown by --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -87,23 +85,7 @@ def main() -> NoReturn:
     """Run the command line and exit with a documented code."""
     # unwinding instead of dying lets writers drop scratch files and release the lock
     signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("diptych: interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except DiptychError as error:
-        click.echo(one_line(error), err=True)
-        sys.exit(exit_code(error))
-    except KeyboardInterrupt:
-        click.echo("diptych: interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else OK)
+    run_and_exit(cli)
 
 
 if __name__ == "__main__":

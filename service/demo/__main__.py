@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from models.errors import DiptychError, SourceError
-from service.cli.exits import PARTIAL, exit_code, one_line
+from models.errors import SourceError
+from service.cli.exits import OK, PARTIAL, run_and_exit
 from service.cli.main import cli
 from service.demo import stamps, wheel_photos
 
@@ -108,25 +108,9 @@ def _own(data: Path, home: Path) -> Demo:
 def _run(arguments: list[str], *, allow_partial: bool = False) -> None:
     click.secho(f"\n$ diptych {shlex.join(arguments)}", bold=True)
     code = cli.main(arguments, prog_name="diptych", standalone_mode=False)
-    if isinstance(code, int) and code not in ((0, PARTIAL) if allow_partial else (0,)):
+    if isinstance(code, int) and code not in ((OK, PARTIAL) if allow_partial else (OK,)):
         sys.exit(code)
 
 
-def main() -> None:
-    try:
-        demo.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.exceptions.Exit as stop:
-        # a command run inside ended the process on purpose
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except DiptychError as error:
-        click.echo(one_line(error), err=True)
-        sys.exit(exit_code(error))
-
-
 if __name__ == "__main__":
-    main()
+    run_and_exit(demo)

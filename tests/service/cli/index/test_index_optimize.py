@@ -18,7 +18,7 @@ from models.errors import InputError
 from service.cli.index.optimize import ByteSize
 from service.cli.plots import draw_curves, pareto
 
-DRIVER = Path(__file__).resolve().parents[2] / "support" / "colour_cli.py"
+DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 
 
 def diptych(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from indexes import ids, opened
 
 from indexer.maintain.verify import verify_index
 
-DRIVER = Path(__file__).resolve().parents[2] / "support" / "colour_cli.py"
+DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 
 
 def diptych(

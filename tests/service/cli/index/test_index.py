@@ -23,7 +23,7 @@ from PIL import Image
 
 from indexer.maintain.verify import verify_index
 
-DRIVER = Path(__file__).resolve().parents[2] / "support" / "colour_cli.py"
+DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:

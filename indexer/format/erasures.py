@@ -9,7 +9,7 @@ secrecy to ids that can be guessed. It knows nothing of rows, segments or commit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from indexer.format.integrity import verify_file
+from indexer.format.items import ItemsReader
 from indexer.format.manifest import ERASED, HINT, Manifest
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
@@ -79,6 +80,18 @@ def read_erasures(root: Path, manifest: Manifest) -> Erasures:
     if any(one >= two for one, two in pairwise(rows)):
         raise IndexCorruptError(name, "it is not sorted, or repeats an id", hint=HINT)
     return Erasures(rows)
+
+
+def erased_rows(items: ItemsReader, erasures: Erasures) -> Iterator[tuple[int, str]]:
+    """(row, record) of every row whose own id, or whose record's, is on the list.
+
+    Raises:
+        IndexCorruptError: the items are damaged.
+    """
+    if len(erasures):
+        for row, item_id, record, _ in items.records():
+            if item_id in erasures or record in erasures:
+                yield row, record
 
 
 def hashes_in(path: Path) -> set[bytes]:

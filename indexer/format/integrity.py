@@ -26,10 +26,7 @@ import xxhash
 
 from indexer.files.fs import BLOCK_BYTES, open_regular
 from indexer.format.entries import FileEntry
-from indexer.format.manifest import (
-    HINT,
-    unreadable,
-)
+from indexer.format.manifest import HINT, unreadable
 from models.errors import IndexCorruptError
 
 Verify: TypeAlias = Literal["fast", "full"]

@@ -29,9 +29,7 @@ import numpy.typing as npt
 from indexer.filters.declared import Field, Value
 from indexer.format.entries import ITEMS_FILE, Modality
 from indexer.format.field_table import FieldTableWriter
-from indexer.format.manifest import (
-    HINT,
-)
+from indexer.format.manifest import HINT
 from indexer.format.word_table import (
     Postings,
     WordTableWriter,

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from types import TracebackType
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ Pairs: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class OpenVersion:
-    """A verified version.
+    """A verified version; as a context manager it closes its files.
 
     Attributes:
         root: the index directory.
@@ -44,6 +45,17 @@ class OpenVersion:
     manifest: Manifest
     segments: list[Segment]
     dead: list[npt.NDArray[np.bool_]]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         for segment in self.segments:

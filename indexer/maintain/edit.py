@@ -21,7 +21,6 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,14 +29,10 @@ from indexer.files.fs import Fs
 from indexer.filters.language import Filter, check_filter
 from indexer.filters.sql import condition
 from indexer.format.entries import ITEMS_FILE
-from indexer.format.erasures import Erasures
+from indexer.format.erasures import erased_rows
 from indexer.format.field_table import columns_of, rows_where
 from indexer.format.items import ItemsReader
-from indexer.format.manifest import (
-    SEGMENTS,
-    Manifest,
-    read_manifest,
-)
+from indexer.format.manifest import SEGMENTS, Manifest, read_manifest
 from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.arrivals import check_record
 from indexer.ingest.build import index_records
@@ -113,16 +108,16 @@ def delete_items(
     report = EditReport("delete", dry_run=dry_run)
     wanted = list(dict.fromkeys(ids))
     if dry_run:
-        version = open_version(root)
-        try:
+        with open_version(root) as version:
             _resolve(version, wanted, filter, target, report)
-        finally:
-            version.close()
         _finish(report, version.manifest, started)
         report.images -= report.removed_images
         report.texts -= report.removed_texts
         return report
-    with _editing(root, fs) as (writer, version):
+    with (
+        IndexWriter(root, read_manifest(root).fingerprint, fs=fs) as writer,
+        open_version(root, writer.manifest) as version,
+    ):
         rows, erase = _resolve(version, wanted, filter, target, report)
         erase = [one for one in erase if one not in writer.erasures]
         report.erased = len(erase)
@@ -151,28 +146,19 @@ def rollback(root: Path, to: int, *, fs: Fs | None = None) -> EditReport:
         if to == writer.manifest.version:
             raise InputError(f"version {to} is the current one")
         target = read_version(root, to)
-        version = open_version(root, target, verify="full")
-        try:
-            rows = erased_rows(version, writer.erasures)
+        with open_version(root, target, verify="full") as version:
+            rows = {
+                (position, row)
+                for position, segment in enumerate(version.segments)
+                for row, _ in erased_rows(segment.items, writer.erasures)
+                if not version.dead[position][row]
+            }
             _count(version, rows, report)
             pictures = writer.new_segment("image", fields=target.declared)
             replaced = recaption(version, rows, pictures, target.declared)
             writer.restore(target, [pictures], rows | replaced)
-        finally:
-            version.close()
         _finish(report, writer.manifest, started)
     return report
-
-
-@contextmanager
-def _editing(root: Path, fs: Fs | None) -> Iterator[tuple[IndexWriter, OpenVersion]]:
-    """The writer and the opened current version of an index that exists."""
-    with IndexWriter(root, read_manifest(root).fingerprint, fs=fs) as writer:
-        version = open_version(root, writer.manifest)
-        try:
-            yield writer, version
-        finally:
-            version.close()
 
 
 def _resolve(
@@ -284,18 +270,6 @@ def seen_before(root: Path, ids: Iterable[str], current: int) -> set[str]:
         except (IndexCorruptError, NotFoundError):
             return set(wanted)
     return seen
-
-
-def erased_rows(version: OpenVersion, erasures: Erasures) -> Rows:
-    """Live rows whose own id, or whose record's, is on an erasure list."""
-    if not len(erasures):
-        return set()
-    return {
-        (position, row)
-        for position, segment in enumerate(version.segments)
-        for row, item_id, record, _ in segment.items.records()
-        if not version.dead[position][row] and (item_id in erasures or record in erasures)
-    }
 
 
 def _matches(items: ItemsReader, ids: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -24,10 +24,7 @@ import numpy as np
 
 from indexer.files.fs import Fs, Spool, require_space
 from indexer.format.entries import AnnEntry, Modality
-from indexer.format.manifest import (
-    SCRATCH,
-    read_manifest,
-)
+from indexer.format.manifest import SCRATCH, read_manifest
 from indexer.format.segment import SegmentWriter
 from indexer.format.version import OpenVersion, open_version
 from indexer.maintain.structures import (
@@ -152,8 +149,7 @@ def optimize(
     report = OptimizeReport()
     own_fs = fs or Fs()
     with IndexWriter(root, read_manifest(root).fingerprint, fs=own_fs) as writer:
-        version = open_version(root, writer.manifest, verify="full")
-        try:
+        with open_version(root, writer.manifest, verify="full") as version:
             work = _Optimization(writer, version, options, own_fs, on_progress)
             fresh, drop = [], []
             for modality, target in (("image", report.images), ("text", report.texts)):
@@ -162,8 +158,6 @@ def optimize(
                 drop += replaced
             if drop:
                 writer.commit(fresh, drop=drop, operation="optimize")
-        finally:
-            version.close()
         report.version = writer.manifest.version
     report.seconds = time.monotonic() - started
     return report

@@ -27,7 +27,7 @@ import numpy as np
 
 from indexer.files.fs import Fs
 from indexer.files.needles import Needles
-from indexer.format.erasures import Erasures
+from indexer.format.erasures import Erasures, erased_rows
 from indexer.format.manifest import Manifest, read_manifest
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
@@ -93,16 +93,13 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
     started = time.monotonic()
     report = PurgeReport(bytes_before=_size(root))
     with IndexWriter(root, read_manifest(root).fingerprint, fs=fs) as writer:
-        version = open_version(root, writer.manifest, verify="full")
-        try:
+        with open_version(root, writer.manifest, verify="full") as version:
             remains = Remains()
             remains.collect(version)
             remains.collect_erased(version, writer.erasures)
             old = [about.version for about in history(root) if not about.current]
             if old or any(dead.any() for dead in version.dead) or writer.manifest.version == 0:
                 _rewrite(writer, version, report)
-        finally:
-            version.close()
         report.versions = len(old) + (writer.manifest.version != version.manifest.version)
         writer.drop_versions()
         report.version = writer.manifest.version
@@ -172,14 +169,12 @@ class Remains:
                 older = read_version(version.root, about.version)
                 if seen.issuperset(entry.id for entry in older.segments):
                     continue
-                opened = open_version(version.root, older)
-                try:
+                with open_version(version.root, older) as opened:
                     for segment in opened.segments:
                         if segment.entry.id not in seen:
                             seen.add(segment.entry.id)
-                            self._take(segment, _erased(segment, erasures))
-                finally:
-                    opened.close()
+                            rows = [row for row, _ in erased_rows(segment.items, erasures)]
+                            self._take(segment, rows)
 
     def _take(self, segment: Segment, rows: list[int]) -> None:
         for start in range(0, len(rows), _BLOCK):
@@ -209,8 +204,7 @@ def unexplained(root: Path, manifest: Manifest, hits: dict[str, set[bytes]]) -> 
     """
     needles = set().union(*hits.values())
     finder = Needles(needles)
-    version = open_version(root, manifest)
-    try:
+    with open_version(root, manifest) as version:
         for segment, dead in zip(version.segments, version.dead, strict=True):
             rows = [int(row) for row in (~dead).nonzero()[0]]
             for start in range(0, len(rows), _BLOCK):
@@ -219,17 +213,7 @@ def unexplained(root: Path, manifest: Manifest, hits: dict[str, set[bytes]]) -> 
                     # the words of an item are stored in lower case
                     lower = text.decode("utf-8", "replace").casefold().encode()
                     needles -= finder.find(text) | finder.find(lower)
-    finally:
-        version.close()
     return sorted(name for name, found in hits.items() if found & needles)
-
-
-def _erased(segment: Segment, erasures: Erasures) -> list[int]:
-    return [
-        row
-        for row, item_id, record, _ in segment.items.records()
-        if item_id in erasures or record in erasures
-    ]
 
 
 def _strings(segment: Segment, rows: list[int]) -> Iterator[list[bytes]]:

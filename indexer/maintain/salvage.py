@@ -15,13 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.entries import ITEMS_FILE, SegmentEntry
-from indexer.format.erasures import Erasures
+from indexer.format.erasures import Erasures, erased_rows
 from indexer.format.integrity import open_checked
 from indexer.format.items import ItemsReader
-from indexer.format.manifest import (
-    SEGMENTS,
-    Manifest,
-)
+from indexer.format.manifest import SEGMENTS, Manifest
 from models.errors import IndexCorruptError
 
 
@@ -144,9 +141,9 @@ def erased_records(
             items = sound_items(root, entry)
             assert items is not None, "a sound version was chosen"
             opened.append((position, items))
-            for row, item_id, record, _ in items.records():
-                if not dead[position][row] and (item_id in erasures or record in erasures):
-                    wanted.add(record)
+            wanted |= {
+                record for row, record in erased_rows(items, erasures) if not dead[position][row]
+            }
         loss.records = {record for record in wanted if record not in erasures}
         for position, items in opened:
             loss.dead |= {

@@ -27,13 +27,7 @@ from indexer.format.entries import (
     TargetEntry,
 )
 from indexer.format.integrity import verify_file
-from indexer.format.manifest import (
-    HINT,
-    RELEVANCE,
-    SEGMENTS,
-    Live,
-    Manifest,
-)
+from indexer.format.manifest import HINT, RELEVANCE, SEGMENTS, Live, Manifest
 from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import map_vectors
 from indexer.format.version import dead_rows, read_tombstones

@@ -20,12 +20,7 @@ from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
 from indexer.format.entries import RelevanceEntry
 from indexer.format.integrity import Verify
-from indexer.format.manifest import (
-    Head,
-    check_encoder,
-    read_head,
-    read_manifest,
-)
+from indexer.format.manifest import Head, check_encoder, read_head, read_manifest
 from indexer.format.version import OpenVersion, open_version
 from indexer.search.background import Background
 from indexer.search.facets import facets

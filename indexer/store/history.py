@@ -13,14 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from indexer.format.manifest import (
-    HINT,
-    Head,
-    Manifest,
-    manifest_path,
-    read_head,
-    read_vouched,
-)
+from indexer.format.manifest import HINT, Head, Manifest, manifest_path, read_head, read_vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, NotFoundError
 

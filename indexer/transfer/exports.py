@@ -67,10 +67,9 @@ def export_index(
 
 def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) -> TransferReport:
     with whole_directory(out) as partial:
-        version = _newest(
+        with _newest(
             root, lambda head: open_version(root, read_manifest(root, head), verify="full")
-        )
-        try:
+        ) as version:
             live = version.manifest.live
             require_space(partial, 3 * version.manifest.dim * (live.images + live.texts))
             if form == "parquet":
@@ -78,8 +77,6 @@ def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) ->
                 write_parquet(partial, version.manifest, _told(live_rows(version), total, on_rows))
             else:
                 write_folders(partial, version)
-        finally:
-            version.close()
         _sync_all(partial)
     return TransferReport(form, version.manifest.version, live.images, live.texts)
 

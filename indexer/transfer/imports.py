@@ -17,12 +17,7 @@ import numpy as np
 from indexer.files.fs import Fs, require_space
 from indexer.filters.declared import Field
 from indexer.format.entries import Modality
-from indexer.format.manifest import (
-    CURRENT,
-    SourceEntry,
-    check_encoder,
-    read_manifest,
-)
+from indexer.format.manifest import CURRENT, SourceEntry, check_encoder, read_manifest
 from indexer.format.segment import HalfVectors, SegmentWriter
 from indexer.search.background_queries import list_id
 from indexer.search.relevance import embed_background

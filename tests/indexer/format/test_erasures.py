@@ -14,10 +14,7 @@ from indexes import build, record
 
 from indexer.format.entries import ErasedEntry
 from indexer.format.erasures import Erasures, hash_id, read_erasures
-from indexer.format.manifest import (
-    FORMAT,
-    read_manifest,
-)
+from indexer.format.manifest import FORMAT, read_manifest
 from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError
 

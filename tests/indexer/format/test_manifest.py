@@ -13,13 +13,7 @@ from indexes import build, record
 
 from indexer.files.fs import BLOCK_BYTES
 from indexer.format.entries import FileEntry
-from indexer.format.manifest import (
-    Head,
-    check_encoder,
-    parse_manifest,
-    read_head,
-    read_manifest,
-)
+from indexer.format.manifest import Head, check_encoder, parse_manifest, read_head, read_manifest
 from models.errors import EncoderMismatchError, IndexCorruptError, IndexNotFoundError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from service.cli.output import interactive
+from service.cli.output import count_all, progress_bar
 
 if TYPE_CHECKING:
     from models.encoder import PreparedText
@@ -35,19 +35,15 @@ def inspected(
     Raises:
         SourceError: see `models.sources.report.checks.check`.
     """
-    from tqdm import tqdm
-
     from models.sources.report.counts import inspect, sampling
 
-    counts = [source.count() for source in sources]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    with tqdm(total=total, unit="record", desc="data", disable=not interactive()) as bar:
+    with progress_bar("data", "record", count_all(sources)) as bar:
         report = inspect(
             sources,
             prepare_text=prepare_text,
             one_in=sampling(sources) if one_in is None else one_in,
             against=against,
-            on_row=bar.update,
+            on_row=bar.by,
         )
     if checked:
         refuse_unusable(report, reopen)

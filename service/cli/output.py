@@ -46,7 +46,7 @@ def progress_bar(
 
     with tqdm(
         desc=what or None, unit=unit, total=total, unit_scale=scaled, dynamic_ncols=True,
-        disable=not interactive(),
+        smoothing=0.1, disable=not interactive(),  # builds speed up and slow down; hours do not
     ) as bar:  # fmt: skip
         yield Bar(bar)
 
@@ -66,6 +66,12 @@ class Bar:
     def to(self, done: int, total: int | None = None) -> None:
         """So many are done in all."""
         self.by(done - self._bar.n, total)
+
+    def beside(self, figures: str, what: str | None = None) -> None:
+        """Figures beside the bar, shown when it moves next; and another name for it."""
+        if what is not None:
+            self._bar.set_description_str(what, refresh=False)
+        self._bar.set_postfix_str(figures, refresh=False)
 
     def stage(self, what: str, done: int, total: int) -> None:
         """As `to`, of a work in stages: a new one begins the bar anew under its own name."""

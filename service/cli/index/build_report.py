@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from service.cli.output import duration, interactive, note
+from service.cli.output import duration, interactive, note, progress_bar
 
 if TYPE_CHECKING:
     from indexer.ingest.build import BuildProgress, BuildReport
@@ -31,16 +31,12 @@ def progress_line() -> Iterator[Callable[[BuildProgress], None]]:
     if not interactive():
         yield _Logged()
         return
-    from tqdm import tqdm
-
-    with tqdm(unit="rec", desc="indexing", smoothing=0.1, dynamic_ncols=True) as bar:
+    with progress_bar("indexing", "rec") as bar:
 
         def show(progress: BuildProgress) -> None:
-            bar.total = progress.total
-            name = "committing" if progress.stage == "committing" else "indexing"
-            bar.set_description_str(name, refresh=False)
-            bar.set_postfix_str(_figures(progress), refresh=False)
-            bar.update(progress.done - bar.n)
+            what = "committing" if progress.stage == "committing" else "indexing"
+            bar.beside(_figures(progress), what)
+            bar.to(progress.done, progress.total)
 
         yield show
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from service.cli.index.build import add, build
-from service.cli.index.check import repair, verify
+from service.cli.index.damage import repair, verify
 from service.cli.index.duplicates import duplicates
 from service.cli.index.edit import delete, history, purge, rollback
 from service.cli.index.optimize import optimize

@@ -23,6 +23,7 @@ def test_a_bar_nobody_watches_draws_nothing(capsys: pytest.CaptureFixture[str]) 
     with progress_bar("", "row") as bar:
         bar.by(3, 10)
         bar.to(7)
+        bar.beside("fast", "sorting")
         bar.stage("merging", 1, 4)
     assert capsys.readouterr().err == ""
 
@@ -33,10 +34,12 @@ def test_a_bar_goes_to_a_place_or_by_steps(
     monkeypatch.setattr("service.cli.output.interactive", lambda: True)
     with progress_bar("reading", "row", 10) as bar:
         bar.by(3)
+        bar.beside("fast", "sorting")
         bar.to(7)
     with progress_bar("", "row") as bar:
         bar.stage("merging", 1, 4)
         bar.stage("measuring", 2, 5)
     shown = capsys.readouterr().err
-    assert "reading:  70%" in shown
+    assert "sorting:  70%" in shown
+    assert "fast]" in shown
     assert "measuring:  40%" in shown

@@ -55,10 +55,10 @@ def verify(given: VerifyArguments) -> int:
         click.echo(f"{orphan}: belongs to no version; the next writer sweeps what it knows")
     state = "sound" if report.ok else f"{len(report.problems)} problems"
     versions = f"{len(report.versions)} versions, " if given.deep else ""
-    speed = report.bytes / 1e6 / report.seconds if report.seconds else 0.0
+    speed = size(report.bytes / report.seconds if report.seconds else 0.0)
     click.echo(
         f"{given.path}: {state}; {versions}{report.files} files, {size(report.bytes)} checked "
-        f"in {report.seconds:.1f} s ({speed:,.0f} MB/s)"
+        f"in {report.seconds:.1f} s ({speed}/s)"
     )
     if not report.ok:
         click.echo("`diptych index repair` says what can be done", err=True)

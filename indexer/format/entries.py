@@ -136,7 +136,7 @@ class TombstoneEntry(FileEntry):
 
 
 class StandingEntry(Entry):
-    """`indexer.search.background.Standing`, whose docstring explains the numbers."""
+    """`indexer.search.relevance.Standing`, whose docstring explains the numbers."""
 
     excess_mean: Finite
     excess_std: Amount
@@ -148,14 +148,14 @@ class StandingEntry(Entry):
 
 
 class NeighboursEntry(Entry):
-    """`indexer.search.background.Neighbours`."""
+    """`indexer.search.relevance.Neighbours`."""
 
     gate: Finite
     width: Amount
 
 
 class TargetEntry(Entry):
-    """`indexer.search.background.TargetBackground`: how hits of one modality are judged."""
+    """`indexer.search.relevance.TargetBackground`: how hits of one modality are judged."""
 
     rows: Count
     text: StandingEntry | None

@@ -26,7 +26,7 @@ from indexer.ingest.options import Build, DeferredEncoder, purpose
 from indexer.ingest.reader import Reader
 from indexer.ingest.threads import Ahead, AheadHere, Following, FollowingHere
 from indexer.search.background_queries import list_id
-from indexer.search.relevance import embed_background
+from indexer.search.relevance_file import embed_background
 from indexer.store.copies import copy_rows
 from models.encoder import Encoder
 from models.errors import InputError, SourceError

@@ -40,7 +40,7 @@ from indexer.maintain.structures import (
     recipes,
 )
 from indexer.search.options import Target
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.writer import IndexWriter
 from models.errors import InputError

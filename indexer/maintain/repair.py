@@ -45,7 +45,7 @@ from indexer.format.manifest import (
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import dead_rows, open_version, read_tombstones
 from indexer.maintain.salvage import erased_records, plan_loss
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from indexer.search.vector_index import build_ann, make_canaries
 from indexer.store.commit import Changes, commit
 from indexer.store.copies import copy_rows

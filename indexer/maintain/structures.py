@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from indexer.format.entries import AnnEntry, CurvePoint, OperatingPoint, QueryKind, Structure
 from indexer.format.segment import HalfVectors
-from indexer.search.candidates import STEP
+from indexer.search.ranking import STEP
 from indexer.search.vector_index import (
     TRAIN_ROWS,
     AnnIndex,

@@ -41,7 +41,7 @@ from indexer.maintain.segment_checks import (
     vector_problems,
     word_problems,
 )
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError

@@ -1,12 +1,12 @@
 """The built-in list of queries that a collection of pictures most likely has no answer to.
 
 How good the best hit of such a query looks, index by index, is what a hit has to beat to mean
-anything (`indexer.search.background`). Three kinds, in the languages people search in: keyboard
+anything (`indexer.search.relevance`). Three kinds, in the languages people search in: keyboard
 noise, random word salad, and phrases about what cannot be photographed. Things that can be
 photographed are left out: any of them may be in the collection, and would raise the bar for real
 queries.
 
-The list is part of the format: `LIST_ID` names its content, and a background made with another
+The list is part of the format: `list_id` names its content, and a background made with another
 list is made anew. It knows nothing of encoders or vectors.
 """
 

@@ -29,8 +29,8 @@ import numpy.typing as npt
 from indexer.format.items import Item, Picture
 from indexer.format.segment import HalfVectors
 from indexer.format.version import OpenVersion
-from indexer.search.candidates import STEP
 from indexer.search.options import NEAR_DUPLICATE
+from indexer.search.ranking import STEP
 from indexer.search.scanners import AnnScan, structure_of
 from indexer.search.vector_index import ExactIndex
 from models.errors import InputError

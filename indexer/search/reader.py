@@ -192,7 +192,7 @@ class IndexReader(Protocol):
     ) -> list[float] | None:
         """How far hits of these scores stand above this index's background, each in (0, 1).
 
-        One half is the gate below which nothing fits well; see `indexer.search.background`.
+        One half is the gate below which nothing fits well; see `indexer.search.relevance`.
 
         Args:
             query_D: the query, a unit vector [D].

@@ -1,173 +1,300 @@
-"""The background of a version on disk: one array file and its entry in the manifest.
+"""Relevance: how far a hit stands out of its index, measured against a background of queries.
 
-    relevance/00000042.npy    float32 [2 + Q, D]: mean image vector, mean text vector, and the
-                              embedded background queries, so that a writer without a model can
-                              measure again after it added or buried rows
+A cosine means nothing by itself: its level depends on the model, on the kind of query and on the
+collection. So a version of an index keeps what queries without an answer look like here, and a hit
+is judged against that. For a query q of kind text or mixed, a hit of cosine s, the mean m of the
+target's live vectors and the mean b of the embedded background queries:
 
-What the numbers mean is `indexer.search.background`'s business; this reads, checks and writes them.
+    excess   = (s - q.m - mean) / std      how far the hit stands out of this collection
+    nonsense = (q.b - mean) / std          how much the query itself resembles the background
+    t        = min(excess - nonsense, 4 * (excess - low))
+
+with means, deviations and `low` (the lower quartile of excess) taken over the background queries
+themselves. The second of the two keeps a fine query that nothing in the collection answers from
+passing on its wording alone. For a query that is a picture t = s, and what counts is how close the
+collection's own pictures are to their nearest neighbours. In both cases
+
+    relevance = 1 / (1 + exp((gate - t) / width))
+
+One half is the gate: 95 of 100 background queries stay below it, and 80 of 100 that are a picture
+of the collection with background words added (a gate of 95 there would turn away 4 of 10 fitting
+ones); of the collection's own pictures one in ten does. Within a query relevance never falls when
+the score rises.
+
+Small collections are judged with what there is: from two rows on by words, from eight pictures on
+by pictures, None below. Queries without an answer are told from real ones nearly as well in ten
+photographs as in a thousand, because half of the evidence is the query's own.
+
+Measured before it was chosen (tests/bench/relevance.py): the plain z-score, (s - q.m) divided by
+sqrt(q.C.q), is much weaker than even the raw cosine, because nonsense has a small spread too; so
+only means are kept. The idea of judging a hit by a bank of other queries is that of Bogolin et
+al. 2022 (arXiv:2112.12777). Knows numpy arrays, nothing of files, manifests or encoders.
+
+Shapes: N rows, D embedding, Q queries, S sampled pictures, K hits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from indexer.files.fs import FileDigest
-from indexer.format.entries import (
-    VECTORS_FILE,
-    Modality,
-    NeighboursEntry,
-    RelevanceEntry,
-    SegmentEntry,
-    StandingEntry,
-    TargetEntry,
-)
-from indexer.format.integrity import verify_file
-from indexer.format.manifest import HINT, RELEVANCE, SEGMENTS, Live, Manifest
-from indexer.format.npy import check_npy, npy_header
-from indexer.format.segment import map_vectors
-from indexer.format.version import dead_rows, read_tombstones
-from indexer.search.background import (
-    Background,
-    LiveRows,
-    Neighbours,
-    Standing,
-    TargetBackground,
-    measure,
-)
-from indexer.search.background_queries import background_queries
-from models.encoder import Encoder, embed_each
-from models.errors import DiptychError, IndexCorruptError
-from models.vectors import Vectors
+from indexer.format.segment import HalfVectors
+from indexer.search.options import Target
+from indexer.search.reader import QueryKind
+from models.vectors import Vectors, unit_rows
 
-_ALWAYS: Final = 65_536
-_SHARE: Final = 0.1
-_BATCH: Final = 64
-_FEWEST: Final = 32
+Floats: TypeAlias = npt.NDArray[np.float64]
+LiveRows: TypeAlias = tuple[HalfVectors, npt.NDArray[np.bool_]]
+"""The rows of one segment, float16 [N, D], and which of them live, bool [N]."""
+
+MIN_ROWS: Final = 2
+"""Of one row nothing can stand out."""
+MIN_NEIGHBOURS: Final = 8
+"""Below this many pictures their nearest neighbours say little."""
+_SAMPLE: Final = 512
+_ROWS_AT_ONCE: Final = 2048
+_TEXT_GATE: Final = 0.95
+_MIXED_GATE: Final = 0.80
+_NEIGHBOUR_GATE: Final = 0.10
+_STEEPNESS: Final = 4.0
+_LOGIT_95: Final = float(np.log(19.0))
+# deviations of cosines below this are rounding, and would make everything stand out
+_LEAST_STD: Final = 1e-3
+_LEAST_WIDTH: Final = 0.1
+_LEAST_NEIGHBOUR_WIDTH: Final = 0.01
 
 
-def embed_background(encoder: Encoder) -> Vectors | None:
-    """The built-in background queries, float32 [Q, D].
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How queries of words, alone or beside a picture, are judged; see the module."""
 
-    None if the pair embeds too few of them, which leaves the index without relevance.
+    excess_mean: float
+    excess_std: float
+    nonsense_mean: float
+    nonsense_std: float
+    low: float
+    gate: float
+    width: float
+
+    def statistic(self, excess_K: Floats, nonsense: float | Floats) -> Floats:
+        """t from s - q.m and q.b."""
+        excess_K = (excess_K - self.excess_mean) / self.excess_std
+        nonsense = (nonsense - self.nonsense_mean) / self.nonsense_std
+        return np.minimum(excess_K - nonsense, _STEEPNESS * (excess_K - self.low))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """How queries that are pictures are judged: t is the cosine itself."""
+
+    gate: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetBackground:
+    """The background of one modality's `rows` live rows; a kind that cannot be judged is None."""
+
+    rows: int
+    text: Standing | None = None
+    mixed: Standing | None = None
+    image: Neighbours | None = None
+
+
+@dataclass(frozen=True)  # no slots: it keeps a cached property
+class Background:
+    """Everything relevance needs of a version.
+
+    Attributes:
+        queries_QD: float32 [Q, D], the embedded background queries.
+        mean_D: per target, the mean of its live vectors, float32 [D]; zeros where there are none.
+        targets: per target, how its hits are judged.
     """
-    found = []
-    texts = background_queries()
-    for start in range(0, len(texts), _BATCH):
-        try:
-            prepared = [encoder.prepare_text(text) for text in texts[start : start + _BATCH]]
-        except DiptychError:
-            return None  # a tokenizer that refuses foreign scripts: no background of ours fits it
-        vectors = embed_each(encoder.embed_texts, prepared)
-        found += [vector_D for vector_D in vectors if vector_D is not None]
-    return np.stack(found) if len(found) >= _FEWEST else None
+
+    queries_QD: Vectors
+    mean_D: dict[Target, Vectors]
+    targets: dict[Target, TargetBackground]
+
+    @cached_property
+    def mean_query(self) -> Floats:
+        """The mean of the background queries, b in the module, float64 [D]."""
+        mean_D: Floats = self.queries_QD.mean(axis=0, dtype=np.float64)
+        return mean_D
+
+    def relevance(
+        self,
+        query_D: Vectors,
+        scores_K: Sequence[float],
+        *,
+        kind: QueryKind,
+        target: Target,
+    ) -> list[float] | None:
+        """Relevance of each score, in (0, 1); None where this index cannot judge such a query."""
+        scale = getattr(self.targets[target], kind)
+        if scale is None:
+            return None
+        scores = np.asarray(scores_K, dtype=np.float64)
+        if isinstance(scale, Standing):
+            wide_D = np.asarray(query_D, dtype=np.float64)
+            nonsense = float(wide_D @ self.mean_query)
+            statistic_K = scale.statistic(scores - wide_D @ self.mean_D[target], nonsense)
+        else:
+            statistic_K = scores
+        found: list[float] = _logistic((statistic_K - scale.gate) / scale.width).tolist()
+        return found
 
 
-def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Background:
-    """Measure the live rows of a version whose segments are in place.
+def measure(
+    queries_QD: Vectors, images: Sequence[LiveRows], texts: Sequence[LiveRows]
+) -> Background:
+    """The background of the live rows, from every one of them.
 
-    Opens the vectors only: a commit has no need of the items.
-
-    Raises:
-        IndexCorruptError: a file is missing or damaged.
+    Reads all vectors once: about 2 N D (2 Q + S) floating-point operations.
     """
-    masks = dead_rows([entry.rows for entry in manifest.segments], read_tombstones(root, manifest))
-    parts: dict[Modality, list[LiveRows]] = {"image": [], "text": []}
-    for entry, dead in zip(manifest.segments, masks, strict=True):
-        name = f"{SEGMENTS}/{entry.id}/{VECTORS_FILE}"
-        with verify_file(root, name, entry.files[VECTORS_FILE]) as file:
-            vectors_ND = map_vectors(file, name, entry.rows, manifest.dim)
-        parts[entry.modality].append((vectors_ND, ~dead))
-    return measure(queries_QD, parts["image"], parts["text"])
+    sample_SD = _sample(images, queries_QD.shape[1])
+    probes = _Probes(queries_QD.astype(np.float32), sample_SD)
+    mean_D: dict[Target, Vectors] = {}
+    targets: dict[Target, TargetBackground] = {}
+    for target, parts in (("images", images), ("texts", texts)):
+        mean, rows = mean_vector(parts, queries_QD.shape[1])
+        mean_D[target] = mean  # type: ignore[index]
+        targets[target] = _target(  # type: ignore[index]
+            probes, parts, mean, rows, own=target == "images"
+        )
+    return Background(probes.text_QD, mean_D, targets)
 
 
-def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntry]) -> bool:
-    """Whether the background of an earlier version may serve a version of these counts.
-
-    Small indexes are measured at every commit. A large one is measured again once a tenth of it
-    changed, so that a long build spends a constant share of its time on it. Rows that replaced
-    others change no count, so those of segments written since it was measured count as well
-    (a version's segments and background carry its number).
-    """
-    pairs = ((entry.images.rows, live.images), (entry.texts.rows, live.texts))
-    if sum(then for then, _ in pairs) < _ALWAYS:
-        return False
-    if any(abs(now - then) > _SHARE * then for then, now in pairs):
-        return False
-    measured, written = entry.file.partition(".")[0], {"image": 0, "text": 0}
-    for segment in segments:
-        if segment.id.partition("-")[0] > measured:
-            written[segment.modality] += segment.rows
-    return all(
-        written[modality] <= _SHARE * then
-        for modality, then in (("image", entry.images.rows), ("text", entry.texts.rows))
-    )
+def mean_vector(parts: Sequence[LiveRows], dim: int) -> tuple[Vectors, int]:
+    """`sum(live rows) / rows` -> (float32 [D], rows), summed in float64; zeros for no rows."""
+    total_D, rows = np.zeros(dim, dtype=np.float64), 0
+    for block_ND in _blocks(parts):
+        total_D += block_ND.sum(axis=0, dtype=np.float64)
+        rows += len(block_ND)
+    return (total_D / max(rows, 1)).astype(np.float32), rows
 
 
-def encode_background(background: Background) -> bytes:
-    """The file form."""
-    rows = np.vstack(
-        [background.mean_D["images"], background.mean_D["texts"], background.queries_QD]
-    ).astype("<f4")
-    return npy_header("<f4", (rows.shape[0], rows.shape[1])) + rows.tobytes()
+class _Probes:
+    """The queries whose best hit is measured: words, sampled pictures, and both together."""
+
+    def __init__(self, text_QD: Vectors, sample_SD: Vectors) -> None:
+        self.text_QD = text_QD
+        self.image_SD = sample_SD
+        self.mixed_owner = np.arange(len(text_QD)) % max(len(sample_SD), 1)
+        mixed_QD = text_QD + sample_SD[self.mixed_owner] if len(sample_SD) else text_QD[:0]
+        # opposite vectors leave nothing to search for
+        kept = np.einsum("qd,qd->q", mixed_QD, mixed_QD) > 1e-6
+        self.mixed_QD = unit_rows(mixed_QD[kept]) if kept.any() else text_QD[:0]
+        self.mixed_owner = self.mixed_owner[: len(mixed_QD)][kept]
+
+    def best(self, parts: Sequence[LiveRows], positions_S: npt.NDArray[np.int64]) -> list[Floats]:
+        """Highest cosine of each text, image and mixed probe.
+
+        `positions_S` are the live positions of the sampled pictures among the rows, which must not
+        find themselves; empty when the rows are of another modality.
+        """
+        groups = (self.text_QD, self.image_SD, self.mixed_QD)
+        probes_PD = np.concatenate(groups)
+        own_P = np.full(len(probes_PD), -1, dtype=np.int64)
+        if len(positions_S):
+            start = len(self.text_QD)
+            own_P[start : start + len(self.image_SD)] = positions_S
+            own_P[start + len(self.image_SD) :] = positions_S[self.mixed_owner]
+        best_P = np.full(len(probes_PD), -np.inf)
+        first = 0
+        for block_ND in _blocks(parts):
+            scores_PN = probes_PD @ block_ND.T
+            inside = (own_P >= first) & (own_P < first + len(block_ND))
+            scores_PN[inside, own_P[inside] - first] = -np.inf
+            np.maximum(best_P, scores_PN.max(axis=1), out=best_P)
+            first += len(block_ND)
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        return np.split(best_P, ends)
 
 
-def describe(
-    background: Background, name: str, digest: FileDigest, *, queries: str
-) -> RelevanceEntry:
-    """The manifest entry of a background stored as `name`; `queries` names the list it is of."""
-    return RelevanceEntry(
-        file=name,
-        size=digest.size,
-        sha256=digest.sha256,
-        queries=queries,
-        count=len(background.queries_QD),
-        images=_target_entry(background.targets["images"]),
-        texts=_target_entry(background.targets["texts"]),
-    )
-
-
-def read_background(root: Path, manifest: Manifest) -> Background | None:
-    """The background of a version, verified; None where it has none.
-
-    Raises:
-        IndexCorruptError: the file is missing, damaged, or does not hold what the manifest says.
-    """
-    entry = manifest.relevance
-    if entry is None:
-        return None
-    name = f"{RELEVANCE}/{entry.file}"
-    with verify_file(root, name, entry) as file:
-        data = file.read()
-    shape = (2 + entry.count, manifest.dim)
-    offset = check_npy(name, data[:4096], len(data), "<f4", shape)
-    rows = np.frombuffer(data, dtype="<f4", offset=offset).reshape(shape)
-    if not np.isfinite(rows).all():
-        raise IndexCorruptError(name, "it holds NaN or infinity", hint=HINT)
-    return Background(
-        queries_QD=rows[2:],
-        mean_D={"images": rows[0], "texts": rows[1]},
-        targets={"images": _target(entry.images), "texts": _target(entry.texts)},
-    )
-
-
-def _target_entry(target: TargetBackground) -> TargetEntry:
-    return TargetEntry(
-        rows=target.rows,
-        text=StandingEntry(**asdict(target.text)) if target.text else None,
-        mixed=StandingEntry(**asdict(target.mixed)) if target.mixed else None,
-        image=NeighboursEntry(**asdict(target.image)) if target.image else None,
-    )
-
-
-def _target(entry: TargetEntry) -> TargetBackground:
+def _target(
+    probes: _Probes, parts: Sequence[LiveRows], mean_D: Vectors, rows: int, *, own: bool
+) -> TargetBackground:
+    if rows < MIN_ROWS:
+        return TargetBackground(rows)
+    positions_S = _positions(rows) if own else np.zeros(0, dtype=np.int64)
+    text_Q, image_S, mixed_Q = probes.best(parts, positions_S)
+    nonsense_Q = _nonsense_of_itself(probes.text_QD)
+    enough = len(probes.image_SD) >= MIN_NEIGHBOURS
+    mixed = None
+    if enough and len(probes.mixed_QD):
+        nonsense = probes.mixed_QD.astype(np.float64) @ probes.text_QD.mean(axis=0)
+        mixed = _standing(mixed_Q - probes.mixed_QD @ mean_D, nonsense, gate=_MIXED_GATE)
     return TargetBackground(
-        rows=entry.rows,
-        text=Standing(**entry.text.model_dump()) if entry.text else None,
-        mixed=Standing(**entry.mixed.model_dump()) if entry.mixed else None,
-        image=Neighbours(**entry.image.model_dump()) if entry.image else None,
+        rows,
+        text=_standing(text_Q - probes.text_QD @ mean_D, nonsense_Q, gate=_TEXT_GATE),
+        mixed=mixed,
+        image=_neighbours(image_S) if enough else None,
     )
+
+
+def _nonsense_of_itself(text_QD: Vectors) -> Floats:
+    """q.b of each background query against the others."""
+    with_itself_Q: Floats = text_QD.astype(np.float64) @ text_QD.sum(axis=0, dtype=np.float64)
+    return (with_itself_Q - 1.0) / max(len(text_QD) - 1, 1)
+
+
+def _standing(excess_Q: Floats, nonsense_Q: Floats, *, gate: float) -> Standing:
+    mean, std = float(excess_Q.mean()), max(float(excess_Q.std()), _LEAST_STD)
+    ungated = Standing(
+        excess_mean=mean,
+        excess_std=std,
+        nonsense_mean=float(nonsense_Q.mean()),
+        nonsense_std=max(float(nonsense_Q.std()), _LEAST_STD),
+        low=float(np.quantile((excess_Q - mean) / std, 0.25)),
+        gate=0.0,
+        width=1.0,
+    )
+    middle, top = np.quantile(ungated.statistic(excess_Q, nonsense_Q), [0.5, gate])
+    width = max(float(top - middle) / _LOGIT_95, _LEAST_WIDTH)
+    # where the background has no spread at all, beating it takes more than equalling it
+    return replace(ungated, gate=float(middle) + width * _LOGIT_95, width=width)
+
+
+def _neighbours(best_S: Floats) -> Neighbours:
+    gate, middle = np.quantile(best_S, [_NEIGHBOUR_GATE, 0.5])
+    width = max(float(middle - gate) / _LOGIT_95, _LEAST_NEIGHBOUR_WIDTH)
+    # in a collection of duplicates every neighbour is at 1, and a copy must still pass the gate
+    return Neighbours(gate=float(middle) - width * _LOGIT_95, width=width)
+
+
+def _positions(rows: int) -> npt.NDArray[np.int64]:
+    """Evenly spaced positions of at most `_SAMPLE` rows."""
+    count = min(rows, _SAMPLE)
+    return np.arange(count, dtype=np.int64) * rows // max(count, 1)
+
+
+def _sample(parts: Sequence[LiveRows], dim: int) -> Vectors:
+    rows = sum(int(live.sum()) for _, live in parts)
+    wanted = _positions(rows)
+    found, first = [np.zeros((0, dim), dtype=np.float32)], 0
+    for block_ND in _blocks(parts):
+        inside = wanted[(wanted >= first) & (wanted < first + len(block_ND))] - first
+        found.append(block_ND[inside])
+        first += len(block_ND)
+    return np.concatenate(found)
+
+
+def _blocks(parts: Sequence[LiveRows]) -> Iterator[Vectors]:
+    """The live rows as float32, a block at a time, in order."""
+    for vectors_ND, live_N in parts:
+        for start in range(0, len(vectors_ND), _ROWS_AT_ONCE):
+            end = start + _ROWS_AT_ONCE
+            block_ND = vectors_ND[start:end][live_N[start:end]].astype(np.float32)
+            if len(block_ND):
+                yield block_ND
+
+
+def _logistic(x: Floats) -> Floats:
+    # clipped: exp(1000) overflows, and nobody reads the tenth nine
+    clipped: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0)))
+    return clipped

@@ -1,7 +1,7 @@
 """What scans one segment's rows for a search: its ANN structure, all of it exactly, or a few rows.
 
 `indexer.search.searcher` takes a `LiveSegment`'s own scanner, or where a filter is given one of
-`Selections`; `indexer.search.candidates` asks it for rows and scores them.
+`Selections`; `indexer.search.ranking` asks it for rows and scores them.
 
 An `AnnScan`'s effort is the recorded operating point's unless the search names another. It grows
 with the number of results wanted, and where only some rows may be returned: what a graph walk keeps
@@ -36,7 +36,7 @@ from indexer.format.entries import AnnEntry, Structure
 from indexer.format.field_table import columns_of, rows_where
 from indexer.format.items import Item
 from indexer.format.segment import HalfVectors, Segment
-from indexer.search.candidates import STEP, Scanner, rescore
+from indexer.search.ranking import STEP, Scanner, rescore
 from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
 from models.vectors import Vectors
 
@@ -50,7 +50,7 @@ inverse of the share, so it gives up sooner.
 
 
 class AnnScan:
-    """Proposals from an ANN structure; an `indexer.search.candidates.Proposer`. Thread-safe."""
+    """Proposals from an ANN structure; an `indexer.search.ranking.Proposer`. Thread-safe."""
 
     exact: Literal[False] = False
 

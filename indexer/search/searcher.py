@@ -1,6 +1,6 @@
 """Search in one version of an index: from query vectors to a page of hits.
 
-Each segment's rows are scanned (`indexer.search.scanners`), `indexer.search.candidates` scores what
+Each segment's rows are scanned (`indexer.search.scanners`), `indexer.search.ranking` scores what
 that finds, `indexer.search.ranking` puts it in order, with the ranking by words
 (`indexer.search.words`) where that is wanted, and here the page is cut. It knows segments and which
 of their rows live; not how versions are opened, nor who asks.
@@ -20,9 +20,8 @@ from indexer.filters.language import Filter, check_filter
 from indexer.format.entries import Modality
 from indexer.format.manifest import Manifest
 from indexer.format.segment import Segment
-from indexer.search.candidates import Scanner, candidates
 from indexer.search.options import SearchOptions, Target
-from indexer.search.ranking import DEPTH, Ranked, distinct, fuse, ranked
+from indexer.search.ranking import DEPTH, Ranked, Scanner, candidates, distinct, fuse, ranked
 from indexer.search.reader import Hit
 from indexer.search.scanners import AnnScan, LiveSegment, Selections
 from indexer.search.words import WordSearch

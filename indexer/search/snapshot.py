@@ -22,11 +22,11 @@ from indexer.format.entries import RelevanceEntry
 from indexer.format.integrity import Verify
 from indexer.format.manifest import Head, check_encoder, read_head, read_manifest
 from indexer.format.version import OpenVersion, open_version
-from indexer.search.background import Background
 from indexer.search.facets import facets
 from indexer.search.options import DEFAULTS, SearchOptions
 from indexer.search.reader import Facet, Hit, IndexInfo, Item, QueryKind, Target
-from indexer.search.relevance import read_background
+from indexer.search.relevance import Background
+from indexer.search.relevance_file import read_background
 from indexer.search.scanners import LiveSegment
 from indexer.search.searcher import Searcher
 from models.encoder import Fingerprint

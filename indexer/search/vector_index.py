@@ -7,7 +7,7 @@ multiplied: 32 against 200 ms for one query, 180 against 263 ms for sixteen at o
 against 392 ms for sixty-four; a service batches fewer. `tests/bench/search_exact.py` repeats it.
 
 Approximate: a graph (HNSW) or an inverted file over compressed rows. Its answers are proposals,
-which `indexer.search.candidates` scores again from the stored rows. A stored structure is used
+which `indexer.search.ranking` scores again from the stored rows. A stored structure is used
 where it is mapped, too: FAISS takes codes and links as views of the file.
 
 It knows rows and scores, nothing of items, files or versions.

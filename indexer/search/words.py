@@ -1,7 +1,4 @@
-"""The ranking of one query by words: which rows of which segments, in order, with their cosines.
-
-Joins BM25 (`indexer.search.words`) with what a search allows: living rows, selected by a filter. It
-knows segments; how the ranking is fused with another is `indexer.search.ranking`'s business.
+"""Search by words: which living rows hold a query's words, best first, with their cosines.
 
 BM25 over the word tables of several segments, as if they were one (Robertson & Zaragoza 2009).
 
@@ -17,6 +14,9 @@ segments or dropping dead rows changes no ranking. A filter does not enter the s
 
 A row need hold only one of the terms: people type sentences, and with all terms required most
 would find nothing; rows that hold more and rarer terms come first anyway.
+
+`WordIndex` scores; `WordSearch` joins that with what a search allows, and `indexer.search.ranking`
+fuses its ranking with the one by cosine.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ import numpy.typing as npt
 
 from indexer.format.items import ItemsReader
 from indexer.format.word_table import Postings, terms
-from indexer.search.candidates import Candidates, rescore
-from indexer.search.ranking import DEPTH, Ranked, ranked
+from indexer.search.ranking import DEPTH, Candidates, Ranked, ranked, rescore
 from indexer.search.scanners import LiveSegment
 from models.errors import InputError
 from models.vectors import Vectors

@@ -42,7 +42,7 @@ from indexer.format.manifest import (
     read_manifest,
 )
 from indexer.format.segment import SegmentWriter
-from indexer.search.relevance import (
+from indexer.search.relevance_file import (
     describe,
     encode_background,
     measure_version,

@@ -20,7 +20,7 @@ from indexer.format.entries import Modality
 from indexer.format.manifest import CURRENT, SourceEntry, check_encoder, read_manifest
 from indexer.format.segment import HalfVectors, SegmentWriter
 from indexer.search.background_queries import list_id
-from indexer.search.relevance import embed_background
+from indexer.search.relevance_file import embed_background
 from indexer.store.writer import IndexWriter, require_index_or_empty
 from indexer.transfer.clip_retrieval import is_layout, read_folders
 from indexer.transfer.exports import copy_index

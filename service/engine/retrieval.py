@@ -3,7 +3,7 @@
 `Retrieval.steps` embeds the query, searches and judges; `Engine.search` and the HTTP resources
 drive it. Where many search at once, searches that ask the same of the same version share a run
 (`BatchedSearch`): FAISS reads the rows once for all of them, which is what a large index spends its
-time on. The numbers of relevance are the index's (`indexer.search.background`); what kind of query
+time on. The numbers of relevance are the index's (`indexer.search.relevance`); what kind of query
 it was and what the answer says is decided here.
 
 Shapes: P parts, Q queries, K hits, D embedding.

@@ -35,7 +35,7 @@ from indexer.maintain.edit import (  # noqa: E402
     rollback,
 )
 from indexer.maintain.purge import purge  # noqa: E402
-from indexer.search.relevance import embed_background  # noqa: E402
+from indexer.search.relevance_file import embed_background  # noqa: E402
 from indexer.store.history import history  # noqa: E402
 from indexer.store.writer import IndexWriter  # noqa: E402
 from models.encoder import PreparedImage, PreparedText  # noqa: E402

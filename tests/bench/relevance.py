@@ -28,7 +28,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from indexer.format.version import OpenVersion, open_version
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from models.encoder import Encoder
 from models.encoders.registry import load_encoder
 from models.vectors import Vectors

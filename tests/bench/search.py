@@ -12,7 +12,7 @@ than those that are timed. `time` loads every index in a process of its own, one
 and sweeps each library's search parameter: all queries in one call (`batch`) and one call a query
 (`single`). Peers get the cheapest setting that meets the recall on
 the very queries that are timed; ours is also timed at the operating point that it recorded without
-them. `ours` are rows and cosines from `indexer.search.candidates`, scored again from the stored
+them. `ours` are rows and cosines from `indexer.search.ranking`, scored again from the stored
 rows; what `Snapshot.search` adds by loading items is shown apart. The last line is JSON, kept with
 the Pareto plot under `tests/bench/results/`.
 """
@@ -134,8 +134,8 @@ def one(arguments: argparse.Namespace) -> None:
 def ours(arguments: argparse.Namespace) -> tuple[search_peers.Search, list[int], dict[str, Any]]:
     import faiss
 
-    from indexer.search.candidates import candidates
     from indexer.search.options import SearchOptions
+    from indexer.search.ranking import candidates
     from indexer.search.snapshot import open_snapshot
 
     faiss.omp_set_num_threads(arguments.threads)

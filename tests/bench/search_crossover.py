@@ -23,7 +23,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from indexer.search.candidates import candidates
+from indexer.search.ranking import candidates
 from indexer.search.scanners import FEWEST_SHARE, RowScan
 from indexer.search.snapshot import open_snapshot
 

@@ -26,7 +26,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexer.search.candidates import candidates
+from indexer.search.ranking import candidates
 from indexer.search.scanners import _SELECTIVE, RowScan
 from indexer.search.snapshot import open_snapshot
 

@@ -20,7 +20,7 @@ from indexes import build
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
 from indexer.search.options import SearchOptions
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.errors import NotFoundError
 from models.images.decode import decode_image

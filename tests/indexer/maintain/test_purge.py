@@ -20,7 +20,7 @@ from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
 from indexer.search.options import SearchOptions
-from indexer.search.relevance import read_background
+from indexer.search.relevance_file import read_background
 from indexer.search.snapshot import open_snapshot
 from indexer.store.history import history
 from indexer.store.sweep import Sweeper

@@ -1,206 +1,248 @@
-"""Relevance end to end: kept in the index, carried by every answer, and honest where unknown."""
+"""The background: its closed forms against loops, and right answers known by construction."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
-from fakes import COLOURS, ColourEncoder, halves, solid
-from indexes import build, opened, record
-from starlette.testclient import TestClient
+from fakes import COLOURS, ColourEncoder, solid
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from indexer.format.manifest import read_manifest
-from indexer.maintain.verify import verify_index
-from indexer.search.options import SearchOptions
-from models.errors import IndexCorruptError
-from service.engine.engine import Engine
-from service.engine.queries import (
-    ComposedQuery,
-    EmbeddingQuery,
-    ImageQuery,
-    ItemQuery,
-    SearchAnswer,
-    SearchQuery,
-    TextQuery,
-    Weighted,
+from indexer.search.background_queries import background_queries, list_id
+from indexer.search.relevance import (
+    MIN_NEIGHBOURS,
+    Background,
+    LiveRows,
+    Neighbours,
+    Standing,
+    mean_vector,
+    measure,
 )
-from service.engine.retrieval import GATE
-from service.http.app import create_app
+from indexer.search.relevance_file import embed_background, still_good
+from models.images.decode import decode_image
+from models.vectors import Vectors, unit_rows
 
-THERE = ("red", "green", "blue")
-RECORDS = [record(f"{i}-{colour}", colour, colour) for i in range(4) for colour in THERE]
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("relevance") / "x.index"
-    build(RECORDS, path)
-    return path
+DIM = 6
 
 
-@pytest.fixture(scope="module")
-def engine(index: Path) -> Iterator[Engine]:
-    with opened(index) as snapshot:
-        yield Engine(ColourEncoder(), snapshot)
+def rows(count: int, seed: int = 0) -> Vectors:
+    return unit_rows(np.random.default_rng(seed).standard_normal((count, DIM)))
 
 
-def answer_to(engine: Engine, query: SearchQuery, **options: object) -> SearchAnswer:
-    return engine.search(query, SearchOptions(**options))  # type: ignore[arg-type]
+def parts(*segments: tuple[Vectors, list[bool]]) -> list[LiveRows]:
+    return [(vectors.astype(np.float16), np.array(live)) for vectors, live in segments]
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, "gibberish"])
-@pytest.mark.parametrize("target", ["images", "texts"])
-def test_what_is_there_is_relevant_and_what_is_not_is_not(
-    engine: Engine, colour: str, target: str
-) -> None:
-    answer = answer_to(engine, TextQuery(colour), k=12, target=target)
-    assert answer.no_good_match is (colour not in THERE)
-    assert answer.relevance_K is not None
-    named = [
-        colour in str(hit.item.id) and relevance > GATE
-        for hit, relevance in zip(answer.hits, answer.relevance_K, strict=True)
+def split(vectors_ND: Vectors) -> list[LiveRows]:
+    """Two segments with a dead row in the middle that must not count."""
+    half = len(vectors_ND) // 2
+    dead = np.ones((1, DIM), dtype=np.float32)
+    first = np.concatenate([vectors_ND[:half], dead])
+    return parts(
+        (first, [*[True] * half, False]), (vectors_ND[half:], [True] * (len(vectors_ND) - half))
+    )
+
+
+def test_list_is_fixed_and_without_repeats() -> None:
+    queries = background_queries()
+    assert len(set(queries)) == len(queries) == 313
+    # changing it makes every index measure anew: a decision, not an accident
+    assert list_id().startswith("2e752e15960bf8e0")
+
+
+def test_mean_is_the_loop_over_live_rows() -> None:
+    vectors = rows(25)
+    stored = [row for matrix, live in split(vectors) for row in matrix[live]]
+    expected = sum(row.astype(np.float64) for row in stored) / len(stored)
+    found, count = mean_vector(split(vectors), DIM)
+    assert count == 25
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    empty, none = mean_vector([], DIM)
+    assert none == 0
+    assert not empty.any()
+
+
+def test_standing_is_the_loop() -> None:
+    images, queries = rows(40, 1), rows(50, 2)
+    stored = np.concatenate([matrix[live] for matrix, live in split(images)]).astype(np.float64)
+    found = measure(queries, split(images), []).targets["images"]
+    mean = stored.mean(axis=0)
+    excess, nonsense = [], []
+    for i, query in enumerate(queries.astype(np.float64)):
+        excess.append(max(float(query @ row) for row in stored) - float(query @ mean))
+        others = [float(query @ other) for j, other in enumerate(queries) if j != i]
+        nonsense.append(sum(others) / len(others))
+    standing = found.text
+    assert standing is not None
+    assert standing.excess_mean == pytest.approx(np.mean(excess), abs=1e-5)
+    assert standing.excess_std == pytest.approx(np.std(excess), abs=1e-5)
+    assert standing.nonsense_mean == pytest.approx(np.mean(nonsense), abs=1e-5)
+    assert standing.nonsense_std == pytest.approx(np.std(nonsense), abs=1e-5)
+    nearest = []
+    for i, one in enumerate(stored):
+        nearest.append(max(float(one @ other) for j, other in enumerate(stored) if j != i))
+    assert found.image is not None
+    assert found.image.gate == pytest.approx(np.quantile(nearest, 0.1), abs=1e-4)
+    assert found.rows == 40
+
+
+def test_mixed_probes_leave_their_own_picture_out() -> None:
+    images, queries = rows(12, 3), rows(30, 4)
+    stored = images.astype(np.float16).astype(np.float64)
+    mean, middle = stored.mean(axis=0), queries.mean(axis=0)
+    excess, nonsense = [], []
+    for i, query in enumerate(queries):
+        own = i % len(stored)
+        mixed = unit_rows((query + stored[own])[None])[0].astype(np.float64)
+        best = max(float(mixed @ row) for j, row in enumerate(stored) if j != own)
+        excess.append(best - float(mixed @ mean))
+        nonsense.append(float(mixed @ middle))
+    found = measure(queries, parts((images, [True] * 12)), []).targets["images"].mixed
+    assert found is not None
+    assert found.excess_mean == pytest.approx(np.mean(excess), abs=1e-4)
+    assert found.nonsense_mean == pytest.approx(np.mean(nonsense), abs=1e-4)
+
+
+def test_share_of_background_queries_above_the_gate() -> None:
+    queries = rows(400, 5)
+    background = measure(queries, split(rows(60, 6)), [])
+    stored = np.concatenate([matrix[live] for matrix, live in split(rows(60, 6))])
+    best = [
+        background.relevance(query, [float((stored @ query).max())], kind="text", target="images")
+        for query in queries
     ]
-    assert sum(named) == (4 if colour in THERE else 0)
-    # and nothing of another colour passes
-    assert sum(relevance > GATE for relevance in answer.relevance_K) == sum(named)
+    relevance = np.array([one[0] for one in best if one])
+    assert (relevance > 0.5).mean() == pytest.approx(0.05, abs=0.02)
+    assert np.median(relevance) == pytest.approx(0.05, abs=0.02)
 
 
-@pytest.mark.parametrize("colour", list(COLOURS))
-def test_pictures_are_judged_by_the_collections_own_neighbours(engine: Engine, colour: str) -> None:
-    answer = answer_to(engine, ImageQuery(solid(colour)))
-    assert answer.relevance_K is not None
-    assert (answer.relevance_K[0] > GATE) == (colour in THERE)
-    assert answer.no_good_match is (colour not in THERE)
-
-
-def test_composed_queries_are_judged(engine: Engine) -> None:
-    def composed(word: str) -> SearchAnswer:
-        parts = (Weighted(TextQuery(word)), Weighted(ImageQuery(solid("red"))))
-        return answer_to(engine, ComposedQuery(parts))
-
-    assert composed("red").no_good_match is False
-    assert composed("gibberish").no_good_match is True
-
-
-def test_more_like_this_is_judged_as_a_picture(engine: Engine) -> None:
-    answer = answer_to(engine, ItemQuery("0-red"))
-    assert answer.relevance_K is not None
-    assert answer.hits[0].item.id == "1-red"
-    assert answer.relevance_K[0] > GATE > answer.relevance_K[-1]
-
-
-def test_an_embedding_of_unknown_origin_is_not_judged(engine: Engine) -> None:
-    answer = answer_to(engine, EmbeddingQuery([1.0] + [0.0] * 8))
-    assert answer.relevance_K is None
-    assert answer.no_good_match is None
-
-
-def test_a_later_page_is_judged_by_the_best_hit(engine: Engine) -> None:
-    answer = answer_to(engine, TextQuery("red"), k=3, offset=6)
-    assert answer.relevance_K is not None
-    assert max(answer.relevance_K) < GATE
-    assert answer.no_good_match is False
-    assert answer_to(engine, TextQuery("cyan"), k=3, offset=6).no_good_match is True
-
-
-def test_each_version_is_measured(tmp_path: Path) -> None:
-    path = tmp_path / "x.index"
-    build(RECORDS, path)
-    build([record("0-red", "cyan", "cyan")], path)
-    first = json.loads((path / "manifests" / "00000001.json").read_text())["relevance"]
-    second = read_manifest(path).relevance
-    assert second is not None
-    assert second.file == "00000002.npy" != first["file"]
-    assert second.sha256 != first["sha256"]
-    with opened(path) as snapshot:
-        assert (
-            answer_to(Engine(ColourEncoder(), snapshot), TextQuery("cyan")).no_good_match is False
-        )
-        about = snapshot.info().relevance
-    assert about is not None
-    assert about["images"] == {"rows": 12, "queries": 313, "kinds": ["text", "image", "mixed"]}
-    assert verify_index(path).ok
-
-
-def test_a_large_index_keeps_a_background_that_is_still_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.floats(-1, 1), min_size=2, max_size=20),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(["text", "image", "mixed"]),
+)
+def test_relevance_never_falls_when_the_score_rises(
+    scores: list[float], seed: int, kind: str
 ) -> None:
-    monkeypatch.setattr("indexer.search.relevance._ALWAYS", 0)  # every index counts as large
-    path = tmp_path / "x.index"
-    build(RECORDS, path)
-    build([record("new", "red", "red")], path)
-    kept = read_manifest(path).relevance
-    assert kept is not None
-    assert kept.file == "00000001.npy"
-    assert kept.images.rows == 12
-    build([record(f"more-{i}", "green", "green") for i in range(3)], path)
-    measured = read_manifest(path).relevance
-    assert measured is not None
-    assert (measured.file, measured.images.rows) == ("00000003.npy", 16)
-    assert verify_index(path).ok
-    # the writer sweeps what nothing names; older versions still name both
-    assert sorted(file.name for file in (path / "relevance").iterdir()) == [
-        "00000001.npy",
-        "00000003.npy",
-    ]
+    background = measure(rows(40, 7), parts((rows(20, 8), [True] * 20)), [])
+    ordered = sorted(scores)
+    found = background.relevance(rows(1, seed)[0], ordered, kind=kind, target="images")  # type: ignore[arg-type]
+    assert found is not None
+    assert all(0.0 <= one <= 1.0 for one in found)
+    assert all(a <= b for a, b in pairwise(found))
 
 
-def test_background_queries_are_embedded_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [0, 1, 2, MIN_NEIGHBOURS - 1, MIN_NEIGHBOURS])
+def test_small_collections_judge_what_they_can(count: int) -> None:
+    background = measure(rows(40), parts((rows(count, 9), [True] * count)), [])
+    target = background.targets["images"]
+    assert (target.text is not None) == (count >= 2)
+    assert (target.image is not None) == (target.mixed is not None) == (count >= MIN_NEIGHBOURS)
+    judged = background.relevance(rows(1)[0], [0.5], kind="image", target="images")
+    assert (judged is not None) == (count >= MIN_NEIGHBOURS)
+    # nothing to look for among texts
+    assert background.relevance(rows(1)[0], [0.5], kind="text", target="texts") is None
+
+
+def colour_background(names: list[str]) -> tuple[ColourEncoder, Background, Vectors]:
     encoder = ColourEncoder()
-    build(RECORDS, tmp_path / "x.index", encoder, segment_rows=2)
-    assert encoder.texts_embedded == 12 + 313
-    build([record("new", "cyan", "cyan")], tmp_path / "x.index", encoder)
-    assert encoder.texts_embedded == 12 + 313 + 1
+    pictures = [encoder.prepare_image(decode_image(solid(name))) for name in names]
+    vectors = encoder.embed_images(pictures)
+    queries = embed_background(encoder)
+    assert queries is not None
+    images = [(vectors.astype(np.float16), np.ones(len(vectors), dtype=bool))]
+    return encoder, measure(queries, images, []), vectors
 
 
-def test_without_a_background_relevance_is_null(tmp_path: Path) -> None:
-    path = tmp_path / "x.index"
-    build(RECORDS, path, relevance=False)
-    assert read_manifest(path).relevance is None
-    with (
-        opened(path) as snapshot,
-        TestClient(create_app(Engine(ColourEncoder(), snapshot))) as http,
-    ):
-        answer = http.post("/v1/search", json={"query": {"text": "red"}}).json()
-        assert snapshot.info().relevance is None
-    assert answer["no_good_match"] is None
-    assert {hit["relevance"] for hit in answer["hits"]} == {None}
+def test_colours_that_are_there_stand_out_and_others_do_not() -> None:
+    there = ["red", "green", "blue"] * 4
+    encoder, background, vectors = colour_background(there)
+    for name in [*COLOURS, "gibberish"]:
+        query = encoder.embed_texts([encoder.prepare_text(name)])[0]
+        best = float((vectors @ query).max())
+        found = background.relevance(query, [best], kind="text", target="images")
+        assert found is not None
+        assert (found[0] > 0.5) == (name in there), (name, found)
 
 
-def test_too_few_items_are_not_judged(tmp_path: Path) -> None:
-    path = tmp_path / "x.index"
-    build([record("one", "red", "red")], path)
-    with opened(path) as snapshot:
-        answer = answer_to(Engine(ColourEncoder(), snapshot), TextQuery("red"))
-    assert (answer.relevance_K, answer.no_good_match) == (None, None)
+def test_pictures_unlike_the_collection_do_not_stand_out() -> None:
+    encoder, background, vectors = colour_background(["red", "green", "blue"] * 4)
+    for name in COLOURS:
+        query = encoder.embed_images([encoder.prepare_image(decode_image(solid(name)))])[0]
+        found = background.relevance(
+            query, [float((vectors @ query).max())], kind="image", target="images"
+        )
+        assert found is not None
+        assert (found[0] > 0.5) == (name in ("red", "green", "blue"))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_background_is_found(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "x.index"
-    build(RECORDS, path)
-    file = path / "relevance" / "00000001.npy"
-    data = bytearray(file.read_bytes())
-    data[200] ^= 1
-    file.unlink()
-    if damage != "gone":
-        file.write_bytes(bytes(data) if damage == "flip" else bytes(data[:-4]))
-    with pytest.raises(IndexCorruptError, match=r"relevance/00000001\.npy"):
-        opened(path)
-    report = verify_index(path)
-    assert [problem.file for problem in report.problems] == ["relevance/00000001.npy"]
+def test_formula_by_hand() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    mean = np.array([0.5, 0.0], dtype=np.float32)
+    standing = Standing(
+        excess_mean=0.1,
+        excess_std=0.2,
+        nonsense_mean=0.3,
+        nonsense_std=0.4,
+        low=-1.0,
+        gate=2.0,
+        width=0.5,
+    )
+    base = measure(queries, parts(), [])
+    judged = replace(base.targets["images"], text=standing, image=Neighbours(0.8, 0.05))
+    background = replace(
+        base, mean_D={**base.mean_D, "images": mean}, targets={**base.targets, "images": judged}
+    )
+    query = np.array([1.0, 0.0], dtype=np.float32)
+    # excess (0.9 - 0.5 - 0.1) / 0.2 = 1.5, nonsense (0.5 - 0.3) / 0.4 = 0.5; t = min(1, 10) = 1
+    [found] = background.relevance(query, [0.9], kind="text", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp((2.0 - 1.0) / 0.5)), abs=1e-6)
+    # excess (0.4 - 0.5 - 0.1) / 0.2 = -1, so 4 x (-1 + 1) = 0 is below -1 - 0.5 = -1.5: t = -1.5
+    [found] = background.relevance(query, [0.4], kind="text", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp((2.0 + 1.5) / 0.5)), abs=1e-6)
+    [found] = background.relevance(query, [0.85], kind="image", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
 
 
-def test_http_carries_it(engine: Engine) -> None:
-    with TestClient(create_app(engine)) as http:
-        good = http.post("/v1/search/text-to-image", json={"text": "red", "k": 12}).json()
-        bad = http.post("/v1/search/text-to-image", json={"text": "qwerty"}).json()
-        pixels = {"image": ("x.png", halves("red", "blue"))}
-        seen = http.post("/v1/search/image-to-text", files=pixels).json()
-    relevance = [hit["relevance"] for hit in good["hits"]]
-    assert relevance == sorted(relevance, reverse=True)
-    assert (good["no_good_match"], bad["no_good_match"]) == (False, True)
-    assert isinstance(seen["no_good_match"], bool)
-    assert all(0 <= hit["relevance"] <= 1 for hit in seen["hits"])
+def test_large_indexes_are_measured_again_after_a_tenth_changed() -> None:
+    from indexer.format.entries import FileEntry, RelevanceEntry, SegmentEntry, TargetEntry
+    from indexer.format.manifest import Live
+
+    def entry(images: int, texts: int) -> RelevanceEntry:
+        def target(count: int) -> TargetEntry:
+            return TargetEntry(rows=count, text=None, mixed=None, image=None)
+
+        return RelevanceEntry(
+            file="00000001.npy",
+            size=1,
+            sha256="0" * 64,
+            queries="0" * 64,
+            count=1,
+            images=target(images),
+            texts=target(texts),
+        )
+
+    def written(version: int, rows: int) -> SegmentEntry:
+        file = FileEntry(size=1, sha256="0" * 64)
+        files = {"vectors.npy": file, "items.sqlite": file}
+        name = f"{version:08d}-image-aa"
+        return SegmentEntry(id=name, modality="image", rows=rows, files=files)  # type: ignore[arg-type]
+
+    def good(then: RelevanceEntry, images: int, texts: int, *segments: SegmentEntry) -> bool:
+        return still_good(then, Live(images=images, texts=texts), segments)
+
+    assert not good(entry(1000, 0), 1000, 0)
+    assert good(entry(100_000, 0), 109_000, 0)
+    assert not good(entry(100_000, 0), 111_000, 0)
+    assert not good(entry(100_000, 0), 89_000, 0)
+    assert not good(entry(100_000, 0), 100_000, 1)
+    # rows that replaced as many others
+    assert good(entry(100_000, 0), 100_000, 0, written(1, 100_000), written(2, 9_000))
+    assert not good(
+        entry(100_000, 0), 100_000, 0, written(1, 100_000), written(2, 9_000), written(3, 9_000)
+    )

@@ -13,7 +13,7 @@ from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
-from indexer.search.relevance import measure_version, read_background
+from indexer.search.relevance_file import measure_version, read_background
 
 RECORDS = [
     record(f"{number}-{colour}", colour, f"{colour} thing", f"one {colour} {'red ' * number}")
@@ -62,7 +62,7 @@ def test_a_background_follows_every_edit(tmp_path: Path) -> None:
 def test_a_large_index_measures_again_when_many_rows_were_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.search.relevance._ALWAYS", 0)  # every index counts as large
+    monkeypatch.setattr("indexer.search.relevance_file._ALWAYS", 0)  # every index counts as large
     path = tmp_path / "x.index"
     build(RECORDS, path)
     build([record(RECORDS[0].key, "black", "black", "night")], path)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.search.candidates import candidates, rescore
+from indexer.search.ranking import candidates, rescore
 from indexer.search.vector_index import ExactIndex
 from models.vectors import unit_rows
 

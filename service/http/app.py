@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -104,19 +105,6 @@ def create_app(
         fetcher=settings.fetcher,
         guarded=settings.guard is not None,
     )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # a request that got its turn does not wait for a thread as well
-        to_thread.current_default_thread_limiter().total_tokens = threads(settings.admission)
-        for engine in state.engines.values():
-            await run_in_threadpool(engine.warm_up)
-        with IndexWatcher([*state.engines.values()], settings.poll_s):
-            state.warm = True
-            metrics.READY.set(1)
-            yield
-            state.drain()
-
     app = FastAPI(
         title="Diptych",
         version=version("diptych"),
@@ -124,7 +112,7 @@ def create_app(
         description="Errors are RFC 9457 `application/problem+json`, always. Where too much waits "
         "already, requests are refused with 429 and `Retry-After`. `X-Request-Timeout` says how "
         "many seconds an answer is worth waiting for; after them it is 504.",
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, state, settings),
         openapi_url=None,  # ours is a route like any other
         docs_url=None,
         redoc_url=None,
@@ -139,9 +127,27 @@ def create_app(
     problems.install(app)
     for router in (*(resource.router for resource in RESOURCES), page_router()):
         app.include_router(router)
-    endpoints = EndpointTable(app.routes)
     openapi.install(app, keys=settings.guard is not None)
-    # each that is added surrounds those before
+    _surround(app, state, settings)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(state: AppState, settings: ServiceSettings, _: FastAPI) -> AsyncIterator[None]:
+    # a request that got its turn does not wait for a thread as well
+    to_thread.current_default_thread_limiter().total_tokens = threads(settings.admission)
+    for engine in state.engines.values():
+        await run_in_threadpool(engine.warm_up)
+    with IndexWatcher([*state.engines.values()], settings.poll_s):
+        state.warm = True
+        metrics.READY.set(1)
+        yield
+        state.drain()
+
+
+def _surround(app: FastAPI, state: AppState, settings: ServiceSettings) -> None:
+    """Put the layers around the routes; each that is added surrounds those before."""
+    endpoints = EndpointTable(app.routes)
     app.add_middleware(Idempotency, answers=Answers(), endpoints=endpoints)
     app.add_middleware(Admission, control=state.admission, endpoints=endpoints)
     if settings.guard is not None:
@@ -151,7 +157,6 @@ def create_app(
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Limits, limits=settings.limits)
     app.add_middleware(RequestFrame, closing=lambda: state.draining)
-    return app
 
 
 def _by_name(engines: Sequence[Engine]) -> dict[str, Engine]:

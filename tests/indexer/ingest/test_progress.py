@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from clocks import Clock
+
 from indexer.ingest.options import Pacing
 from indexer.ingest.progress import Stages
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_shares_are_of_the_time_the_embedding_thread_spent() -> None:

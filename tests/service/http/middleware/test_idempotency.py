@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from clocks import Clock
+
 from service.http.middleware.idempotency import Answers
 from service.http.middleware.problems import Problem
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_the_first_answer_is_repeated_for_a_day() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     answers = Answers(now=clock)
     assert answers.begin(b"k", b"request") is None
     busy = answers.begin(b"k", b"request")

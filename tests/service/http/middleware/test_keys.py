@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from clocks import Clock
 
 from models.errors import InputError, KeyFileError, NotFoundError
 from service.http.middleware.keys import KeyFile, KeyRing, LiveKeys, StoredKey, mint
@@ -153,13 +154,6 @@ def test_odd_files_are_refused(file: KeyFile, tmp_path: Path) -> None:
         KeyFile(tmp_path / "pipe").read()
     with pytest.raises(KeyFileError):
         KeyFile(tmp_path / "nowhere" / "keys.json").add(mint("x")[1])
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_keys_rotate_while_in_use(file: KeyFile) -> None:

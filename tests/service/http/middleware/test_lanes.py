@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic
 
 import pytest
+from clocks import Clock
 
 from models.errors import DeadlineError
 from service.engine.deadline import Deadline
@@ -18,14 +19,6 @@ from service.http.middleware.lanes import (
     lane_rules,
     threads,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def lane(slots: int = 2, capacity: int = 1000, timeout_s: float = 2.0) -> tuple[Lane, Clock]:

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from clocks import Clock
 
 from service.http.middleware.auth import Throttle
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_burst_then_a_rate() -> None:

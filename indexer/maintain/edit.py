@@ -39,7 +39,7 @@ from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing
 from indexer.ingest.rejects import RejectsList
 from indexer.search.options import Target
-from indexer.store.copies import Rows, recaption
+from indexer.store.copies import RowSet, recaption
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
@@ -167,8 +167,8 @@ def _resolve(
     filter: Filter | None,
     target: Target,
     report: EditReport,
-) -> tuple[Rows, list[str]]:
-    """Rows to bury and ids to erase; notes counts and missing ids."""
+) -> tuple[RowSet, list[str]]:
+    """RowSet to bury and ids to erase; notes counts and missing ids."""
     if filter is not None:
         ids = list(dict.fromkeys([*ids, *resolve_filter(version, filter, target)]))
     found = resolve_ids(version, ids)
@@ -179,7 +179,7 @@ def _resolve(
     return found.rows, [one for one in ids if one in known]
 
 
-def _count(version: OpenVersion, rows: Rows, report: EditReport) -> None:
+def _count(version: OpenVersion, rows: RowSet, report: EditReport) -> None:
     for position, _ in rows:
         if version.segments[position].entry.modality == "image":
             report.removed_images += 1
@@ -204,13 +204,13 @@ class Resolved:
         known: the ids with any row, live or dead.
     """
 
-    rows: Rows = field(default_factory=set)
+    rows: RowSet = field(default_factory=set)
     live: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
 
 
 def resolve_ids(version: OpenVersion, ids: Sequence[str]) -> Resolved:
-    """Rows of the records and texts with these ids.
+    """RowSet of the records and texts with these ids.
 
     Raises:
         IndexCorruptError: a segment's database is damaged.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from indexer.filters.declared import Field, values_of
 from indexer.format.items import Item
 from indexer.format.segment import NewRow, Segment, SegmentWriter
 from indexer.format.version import OpenVersion
+
+RowSet: TypeAlias = set[tuple[int, int]]
+"""Rows of a version: (position of a segment, row)."""
 
 _BLOCK: Final = 500
 _SCAN: Final = 65_536
@@ -114,13 +117,9 @@ def _texts(item: Item, captions: Mapping[str, Sequence[str]]) -> tuple[str, ...]
     return tuple(found)
 
 
-Rows = set[tuple[int, int]]
-"""(position of a segment, row)."""
-
-
 def recaption(
-    version: OpenVersion, dead: Rows, into: SegmentWriter, fields: Sequence[Field]
-) -> Rows:
+    version: OpenVersion, dead: RowSet, into: SegmentWriter, fields: Sequence[Field]
+) -> RowSet:
     """Write the pictures of texts that are about to die alone into a new image segment.
 
     Args:
@@ -137,7 +136,7 @@ def recaption(
         for item in segment.items.items(rows).values():
             if item.image_id is not None:
                 lost.setdefault(item.image_id, []).append(item)
-    replaced: Rows = set()
+    replaced: RowSet = set()
     for image_id, gone in lost.items():
         for position, row in _rows_of(version, image_id, "image", dead):
             segment = version.segments[position]
@@ -159,7 +158,7 @@ def recaption(
     return replaced
 
 
-def _captions(version: OpenVersion, image_id: str, dead: Rows) -> list[Item]:
+def _captions(version: OpenVersion, image_id: str, dead: RowSet) -> list[Item]:
     """What is left of a picture's captions, in the order they were stored."""
     return [
         version.segments[position].items.items([row])[row]
@@ -167,7 +166,9 @@ def _captions(version: OpenVersion, image_id: str, dead: Rows) -> list[Item]:
     ]
 
 
-def _rows_of(version: OpenVersion, record: str, modality: str, dead: Rows) -> list[tuple[int, int]]:
+def _rows_of(
+    version: OpenVersion, record: str, modality: str, dead: RowSet
+) -> list[tuple[int, int]]:
     return [
         (position, row)
         for position, segment in enumerate(version.segments)

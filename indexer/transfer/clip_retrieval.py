@@ -28,7 +28,7 @@ from indexer.format.segment import NewRow
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
 from indexer.transfer.parquet_files import arrow, open_parquet, plain
-from indexer.transfer.rows import BLOCK, Rows, TransferReport, captions, live_rows
+from indexer.transfer.rows import BLOCK, RowBlock, TransferReport, captions, live_rows
 from models.errors import SourceError
 from models.sources.records import UNDETERMINED
 
@@ -156,7 +156,9 @@ def is_layout(source: Path) -> bool:
     return any((source / folder).is_dir() for folder, _ in _SIDES)
 
 
-def read_folders(source: Path, fields: tuple[Field, ...], report: TransferReport) -> Iterator[Rows]:
+def read_folders(
+    source: Path, fields: tuple[Field, ...], report: TransferReport
+) -> Iterator[RowBlock]:
     """Rows of all files, a block at a time: pictures, then texts, of the same rows.
 
     Raises:
@@ -213,7 +215,7 @@ class _Reader:
 
     def take(
         self, sides: list[npt.NDArray[Any] | None], told: list[dict[str, Any]]
-    ) -> Iterator[Rows]:
+    ) -> Iterator[RowBlock]:
         images, texts = sides
         chosen: tuple[list[int], list[int]] = ([], [])
         made: tuple[list[NewRow], list[NewRow]] = ([], [])
@@ -231,9 +233,9 @@ class _Reader:
                 chosen[1].append(i)
                 made[1].append(self._text(image_id if is_image else None, image_id, one))
         if chosen[0] and images is not None:
-            yield Rows("image", images[chosen[0]], made[0])
+            yield RowBlock("image", images[chosen[0]], made[0])
         if chosen[1] and texts is not None:
-            yield Rows("text", texts[chosen[1]], made[1])
+            yield RowBlock("text", texts[chosen[1]], made[1])
 
     @staticmethod
     def _absent(vector: npt.NDArray[Any], one: dict[str, Any], column: str) -> bool:

@@ -30,7 +30,7 @@ from indexer.format.manifest import (
 from indexer.format.version import open_version
 from indexer.transfer.clip_retrieval import write_folders
 from indexer.transfer.parquet_files import arrow, write_parquet
-from indexer.transfer.rows import OnRows, Rows, TransferReport, live_rows, whole_directory
+from indexer.transfer.rows import OnRows, RowBlock, TransferReport, live_rows, whole_directory
 from models.errors import IndexCorruptError
 
 Format = Literal["clip-retrieval", "parquet", "copy"]
@@ -151,7 +151,7 @@ def _counted(on_rows: OnRows | None, total: int) -> Callable[[int], None]:
     return lambda count: None if on_rows is None else on_rows(count, total)
 
 
-def _told(blocks: Iterator[Rows], total: int, on_rows: OnRows | None) -> Iterator[Rows]:
+def _told(blocks: Iterator[RowBlock], total: int, on_rows: OnRows | None) -> Iterator[RowBlock]:
     for block in blocks:
         yield block
         if on_rows is not None:

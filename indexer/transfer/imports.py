@@ -25,7 +25,7 @@ from indexer.store.writer import IndexWriter, require_index_or_empty
 from indexer.transfer.clip_retrieval import is_layout, read_folders
 from indexer.transfer.exports import copy_index
 from indexer.transfer.parquet_files import parquet_parts, read_parquet, stored_about
-from indexer.transfer.rows import OnRows, Rows, TransferReport, require_new, storable
+from indexer.transfer.rows import OnRows, RowBlock, TransferReport, require_new, storable
 from models.encoder import Encoder
 from models.errors import IndexNotFoundError, InvalidVectorError, SourceError
 from models.vectors import Vectors
@@ -116,7 +116,7 @@ def _size(paths: Iterable[Path]) -> int:
 
 def _fill(
     writer: IndexWriter,
-    blocks: Iterable[Rows],
+    blocks: Iterable[RowBlock],
     report: TransferReport,
     on_rows: OnRows | None,
 ) -> Iterator[SegmentWriter]:
@@ -137,7 +137,9 @@ def _fill(
             on_rows(len(block.rows), None)
 
 
-def _acceptable(block: Rows, there: dict[Modality, set[str]], report: TransferReport) -> list[int]:
+def _acceptable(
+    block: RowBlock, there: dict[Modality, set[str]], report: TransferReport
+) -> list[int]:
     """Rows with an id of their own, and whose picture, if they name one, is there."""
     kept = []
     taken: set[str] = set()
@@ -154,7 +156,7 @@ def _acceptable(block: Rows, there: dict[Modality, set[str]], report: TransferRe
 
 
 def _good(
-    block: Rows, kept: list[int], dim: int, report: TransferReport
+    block: RowBlock, kept: list[int], dim: int, report: TransferReport
 ) -> tuple[HalfVectors | Vectors, list[int]]:
     """The vectors of the rows in `kept` that have a direction, ready to store."""
     try:

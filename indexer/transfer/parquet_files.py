@@ -24,7 +24,7 @@ from indexer.format.entries import Modality
 from indexer.format.items import Item, Picture
 from indexer.format.manifest import Manifest
 from indexer.format.segment import NewRow
-from indexer.transfer.rows import BLOCK, Rows, TransferReport
+from indexer.transfer.rows import BLOCK, RowBlock, TransferReport
 from models.encoder import Fingerprint
 from models.errors import InputError, ModelError, SourceError
 from models.sources.records import UNDETERMINED
@@ -85,7 +85,7 @@ def schema(manifest: Manifest) -> pa.Schema:
 
 
 def write_parquet(
-    out: Path, manifest: Manifest, blocks: Iterable[Rows], *, rows_a_file: int = _ROWS_A_FILE
+    out: Path, manifest: Manifest, blocks: Iterable[RowBlock], *, rows_a_file: int = _ROWS_A_FILE
 ) -> None:
     """Write rows to new files in an empty directory."""
     pa = arrow()
@@ -107,7 +107,7 @@ def write_parquet(
             writer.close()
 
 
-def _table(pa: Any, form: pa.Schema, block: Rows) -> pa.Table:
+def _table(pa: Any, form: pa.Schema, block: RowBlock) -> pa.Table:
     items = [row.item for row in block.rows]
     halves = np.ascontiguousarray(block.vectors_BD, dtype="<f2")
     columns: dict[str, Any] = {
@@ -155,7 +155,7 @@ def stored_about(parts: list[Path]) -> tuple[Fingerprint | None, tuple[Field, ..
 
 def read_parquet(
     parts: list[Path], fields: tuple[Field, ...], report: TransferReport
-) -> Iterator[Rows]:
+) -> Iterator[RowBlock]:
     """Rows of all files, a block at a time, split by modality.
 
     Raises:
@@ -182,7 +182,7 @@ def open_parquet(path: Path) -> Any:
 
 def _rows(
     batch: pa.RecordBatch, fields: tuple[Field, ...], report: TransferReport
-) -> Iterator[Rows]:
+) -> Iterator[RowBlock]:
     names = set(batch.schema.names)
     vector = batch.column(batch.schema.get_field_index("vector"))
     told = batch.select([name for name in batch.schema.names if name != "vector"]).to_pylist()
@@ -195,7 +195,7 @@ def _rows(
         if at:
             flat = vector.take(arrow().array(at)).flatten().to_numpy(zero_copy_only=False)
             rows = [_row(told[i], modality, names, fields) for i in at]
-            yield Rows(modality, flat.reshape(len(at), dim), rows)
+            yield RowBlock(modality, flat.reshape(len(at), dim), rows)
     for i, one in enumerate(told):
         if kinds[i] not in modalities:
             report.reject(str(one["id"]), f"modality is {kinds[i]!r}")

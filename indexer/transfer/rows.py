@@ -1,6 +1,6 @@
 """Rows on their way out of an index or into one: what exports and imports share, with their report.
 
-Rows travel as `Rows`: vectors as stored, and everything else about them. Formats are modules of
+Rows travel as `RowBlock`: vectors as stored, and everything else about them. Formats are modules of
 their own (`indexer.transfer.parquet_files`, `indexer.transfer.clip_retrieval`); this knows none.
 """
 
@@ -31,7 +31,7 @@ BLOCK: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowBlock:
     """B rows of one modality: vectors [B, D] and what belongs to each."""
 
     modality: Modality
@@ -72,7 +72,7 @@ class TransferReport:
         return asdict(self)
 
 
-def live_rows(version: OpenVersion) -> Iterator[Rows]:
+def live_rows(version: OpenVersion) -> Iterator[RowBlock]:
     """Every live row of a version, `BLOCK` at a time: pictures, with their texts, then texts."""
     order = sorted(range(len(version.segments)), key=lambda at: version.segments[at].entry.modality)
     for position in order:
@@ -83,7 +83,7 @@ def live_rows(version: OpenVersion) -> Iterator[Rows]:
             rows = load_rows(segment, part, version.manifest.declared)
             if segment.entry.modality == "image":
                 rows = [replace(row, texts=_texts(version, row)) for row in rows]
-            yield Rows(segment.entry.modality, segment.vectors_ND[part], rows)
+            yield RowBlock(segment.entry.modality, segment.vectors_ND[part], rows)
 
 
 def captions(version: OpenVersion, picture: NewRow) -> Iterator[tuple[int, int]]:

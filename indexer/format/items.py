@@ -121,6 +121,27 @@ class Picture:
     pixels: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """An item about to be stored, and what is stored with it.
+
+    Attributes:
+        record: the key of its source record.
+        thumbnail: JPEG bytes.
+        values: of the index's filterable fields, in their order; none are known if empty.
+        texts: what search by words finds the row by: a picture's texts. None takes the item's own;
+            empty leaves the row to `ItemsWriter.take_words`.
+        picture: what is known of it; None for texts and where nothing is.
+    """
+
+    record: str
+    item: Item
+    thumbnail: bytes | None = None
+    values: tuple[Value, ...] = ()
+    texts: tuple[str, ...] | None = None
+    picture: Picture | None = None
+
+
 class ItemsReader:
     """A verified `items.sqlite`, opened immutable; safe to use from several threads.
 
@@ -314,30 +335,13 @@ class ItemsWriter:
         self._words = self._do(lambda: WordTableWriter(self._db))
         self._rows = 0
 
-    def add(
-        self,
-        row: int,
-        record: str,
-        item: Item,
-        thumbnail: bytes | None,
-        values: Sequence[Value] = (),
-        texts: Sequence[str] | None = None,
-        picture: Picture | None = None,
-    ) -> None:
-        """Store one row; rows come in order from 0.
-
-        Args:
-            record: the key of its source record.
-            thumbnail: JPEG bytes.
-            values: of the declared fields, in their order; none are known if empty.
-            texts: what search by words finds it by: a picture's texts. None takes the item's own;
-                empty leaves the row to `take_words`.
-            picture: what is known of it; None for texts and where nothing is.
-        """
+    def add(self, new: NewRow) -> None:
+        """Store the next row; the first is row 0."""
+        row, item, picture = self._rows, new.item, new.picture
         columns = (
             row,
             item.id,
-            record,
+            new.record,
             item.uri,
             item.text,
             item.language,
@@ -347,15 +351,13 @@ class ItemsWriter:
             bytes.fromhex(item.content_hash),
         )
         self._do(lambda: self._db.execute(_INSERT, columns))
-        self._do(lambda: self._table.add(row, item.label, item.language, values))
-        if texts is None:
-            texts = () if item.text is None else (item.text,)
-        self._words.add(row, texts)
+        self._do(lambda: self._table.add(row, item.label, item.language, new.values))
+        own = () if item.text is None else (item.text,)
+        self._words.add(row, own if new.texts is None else new.texts)
         self._rows = row + 1
-        if thumbnail is not None:
-            pair = (row, thumbnail)
+        if new.thumbnail is not None:
+            pair = (row, new.thumbnail)
             self._do(lambda: self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", pair))
-
         if picture is not None:
             known = (row, picture.width, picture.height, picture.size, picture.pixels)
             self._do(lambda: self._db.execute("INSERT INTO pictures VALUES (?,?,?,?,?)", known))

@@ -21,7 +21,6 @@ import io
 import mmap
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -29,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.files.fs import FileDigest, Fs, Spool
-from indexer.filters.declared import Field, Value
+from indexer.filters.declared import Field
 from indexer.format.entries import (
     ANN_FILE,
     ITEMS_FILE,
@@ -40,7 +39,7 @@ from indexer.format.entries import (
     SegmentEntry,
 )
 from indexer.format.integrity import Checked, open_checked
-from indexer.format.items import Item, ItemsReader, ItemsWriter, Picture
+from indexer.format.items import ItemsReader, ItemsWriter, NewRow
 from indexer.format.manifest import HINT, SEGMENTS, unreadable
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
@@ -156,22 +155,6 @@ def _same_file(root: Path, name: str, file: io.FileIO) -> None:
         raise IndexCorruptError(name, "it was replaced while it was being opened", hint=HINT)
 
 
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """An item about to be stored, the key of its source record, and its thumbnail.
-
-    `values` are those of the index's filterable fields, in their order; none are known if empty.
-    `texts` are what search by words finds the row by: a picture's texts; None takes the item's own.
-    """
-
-    record: str
-    item: Item
-    thumbnail: bytes | None = None
-    values: tuple[Value, ...] = ()
-    texts: tuple[str, ...] | None = None
-    picture: Picture | None = None
-
-
 class SegmentWriter:
     """Collects rows into a scratch directory of its own. Not thread-safe."""
 
@@ -201,16 +184,8 @@ class SegmentWriter:
         assert vectors_BD.shape == (len(rows), self._dim)
         assert np.isfinite(vectors_BD).all(), "a vector without a direction is never stored"
         assert self._ann is None, "the structure would not know these rows"
-        for position, new in enumerate(rows):
-            self._items.add(
-                self.rows + position,
-                new.record,
-                new.item,
-                new.thumbnail,
-                new.values,
-                new.texts,
-                new.picture,
-            )
+        for new in rows:
+            self._items.add(new)
         self._spool.write(np.ascontiguousarray(vectors_BD, dtype="<f2").data)
         self.rows += len(rows)
 

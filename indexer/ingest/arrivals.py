@@ -17,8 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 from indexer.filters.declared import Field, Value, values_of
 from indexer.format.entries import Modality
 from indexer.format.erasures import Erasures
-from indexer.format.items import Item, Picture
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow, Picture
 from models.encoder import Encoder, PreparedImage, PreparedText, embed_each
 from models.errors import DiptychError
 from models.images.pictures import Seen

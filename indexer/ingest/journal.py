@@ -25,8 +25,7 @@ import numpy as np
 import xxhash
 
 from indexer.format.entries import Modality
-from indexer.format.items import Item, Picture
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow, Picture
 from indexer.ingest.arrivals import Arrival, ItemRow
 from models.sources.records import Reject
 

@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from indexer.filters.declared import Field, values_of
-from indexer.format.items import Item
-from indexer.format.segment import NewRow, Segment, SegmentWriter
+from indexer.format.items import Item, NewRow
+from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion
 
 RowSet: TypeAlias = set[tuple[int, int]]

@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.filters.declared import Field, values_of
-from indexer.format.items import Item
+from indexer.format.items import Item, NewRow
 from indexer.format.npy import npy_header
-from indexer.format.segment import NewRow
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
 from indexer.transfer.parquet_files import arrow, open_parquet, plain

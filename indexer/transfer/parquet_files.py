@@ -21,9 +21,8 @@ import numpy as np
 
 from indexer.filters.declared import Field, parse_fields, values_of
 from indexer.format.entries import Modality
-from indexer.format.items import Item, Picture
+from indexer.format.items import Item, NewRow, Picture
 from indexer.format.manifest import Manifest
-from indexer.format.segment import NewRow
 from indexer.transfer.rows import BLOCK, RowBlock, TransferReport
 from models.encoder import Fingerprint
 from models.errors import InputError, ModelError, SourceError

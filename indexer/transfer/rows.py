@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from indexer.files.fs import storage_error
 from indexer.format.entries import Modality
-from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors, NewRow
+from indexer.format.items import NewRow
+from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
 from models.errors import InputError, StoreError

@@ -24,8 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.format.items import Item
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow
 from indexer.format.version import open_version
 from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.duplicates import find_duplicates

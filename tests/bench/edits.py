@@ -27,13 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from fakes import ColourEncoder, solid  # noqa: E402
 
-from indexer.format.items import Item  # noqa: E402
-from indexer.format.segment import NewRow  # noqa: E402
-from indexer.maintain.edit import (  # noqa: E402
-    Editor,
-    delete_items,
-    rollback,
-)
+from indexer.format.items import Item, NewRow  # noqa: E402
+from indexer.maintain.edit import Editor, delete_items, rollback  # noqa: E402
 from indexer.maintain.purge import purge  # noqa: E402
 from indexer.search.relevance_file import embed_background  # noqa: E402
 from indexer.store.history import history  # noqa: E402

@@ -26,8 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.format.items import Item
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from indexer.store.writer import IndexWriter

@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.format.items import Item, ItemsReader, ItemsWriter
+from indexer.format.items import Item, ItemsReader, ItemsWriter, NewRow
 
 WORDS = "a man dog red shirt on the beach two children play with ball snow mountain bike"
 
@@ -45,7 +45,7 @@ def fill(path: Path, rows: int) -> None:
         text = " ".join(rng.choices(WORDS.split(), k=11))
         about = {"year": 2000 + row % 25, "camera": "X100V", "place": f"place {row % 1000}"}
         item = Item(name, "image", f"file:///{name}", text, "en", None, None, about, digest)
-        writer.add(row, name, item, None)
+        writer.add(NewRow(name, item))
     writer.close()
 
 

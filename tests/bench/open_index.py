@@ -33,8 +33,7 @@ def make(path: Path, rows: int, dim: int) -> None:
     """One image segment of `rows` rows, written through the project's own writer."""
     import numpy as np
 
-    from indexer.format.items import Item
-    from indexer.format.segment import NewRow
+    from indexer.format.items import Item, NewRow
     from indexer.store.writer import IndexWriter
     from models.encoder import Fingerprint
     from models.vectors import unit_rows

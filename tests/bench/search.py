@@ -41,8 +41,7 @@ SINGLE = 300
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    from indexer.format.items import Item
-    from indexer.format.segment import NewRow
+    from indexer.format.items import Item, NewRow
     from indexer.maintain.optimize import optimize
     from indexer.store.writer import IndexWriter
     from models.encoder import Fingerprint

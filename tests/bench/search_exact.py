@@ -22,8 +22,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from indexer.format.items import Item
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import open_snapshot
 from indexer.search.vector_index import ExactIndex

@@ -25,8 +25,7 @@ from search_exact import SEGMENT, K, cpu, timed
 
 from indexer.filters.declared import parse_fields, values_of
 from indexer.filters.language import Filter, parse_filter
-from indexer.format.items import Item
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.writer import IndexWriter

@@ -49,8 +49,7 @@ def wide_index(path: Path, rows: int) -> None:
 
     import numpy as np
 
-    from indexer.format.items import Item
-    from indexer.format.segment import NewRow
+    from indexer.format.items import Item, NewRow
     from indexer.store.writer import IndexWriter
     from models.vectors import unit_rows
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.filters.declared import parse_fields, values_of
-from indexer.format.items import Item
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow
 from indexer.store.writer import IndexWriter
 from models.encoder import Fingerprint
 from models.vectors import Vectors, unit_rows

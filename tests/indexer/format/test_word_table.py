@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.format.items import Item, ItemsReader, ItemsWriter
+from indexer.format.items import Item, ItemsReader, ItemsWriter, NewRow
 from indexer.format.word_table import Postings, decode, encode, terms
 from indexer.search.words import K1, B, WordIndex
 from models.errors import IndexCorruptError
@@ -77,7 +77,7 @@ def item(row: int, text: str | None) -> Item:
 def store(path: Path, texts: list[str | None]) -> ItemsReader:
     writer = ItemsWriter(path)
     for row, text in enumerate(texts):
-        writer.add(row, f"r{row}", item(row, text), None)
+        writer.add(NewRow(f"r{row}", item(row, text)))
     writer.close()
     return ItemsReader(path, "text")
 
@@ -164,9 +164,9 @@ def test_words_taken_over_equal_words_written(tmp_path: Path) -> None:
         for row, text in enumerate(part):
             if rng.random() < 0.7:
                 target[n][row] = len(texts)
-                writer.add(len(texts), "r", item(len(texts), text), None, texts=())
+                writer.add(NewRow("r", item(len(texts), text), texts=()))
                 texts.append(text)
-    writer.add(len(texts), "r", item(len(texts), "a new zebra"), None)
+    writer.add(NewRow("r", item(len(texts), "a new zebra")))
     texts.append("a new zebra")
     for source, rows in zip(sources, target, strict=True):
         writer.take_words(source, rows)

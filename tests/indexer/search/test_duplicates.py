@@ -14,8 +14,7 @@ from indexes import build, ids, opened
 from PIL import Image, PngImagePlugin
 from serving import command, environment, run
 
-from indexer.format.items import Item, Picture
-from indexer.format.segment import NewRow
+from indexer.format.items import Item, NewRow, Picture
 from indexer.format.version import open_version
 from indexer.search.duplicates import Group, find_duplicates
 from indexer.store.writer import IndexWriter

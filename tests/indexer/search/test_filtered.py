@@ -21,9 +21,8 @@ from indexes import build, opened, record, rejects_of
 
 from indexer.filters.declared import parse_fields, values_of
 from indexer.filters.language import parse_filter
-from indexer.format.items import Item
+from indexer.format.items import Item, NewRow
 from indexer.format.manifest import read_manifest
-from indexer.format.segment import NewRow
 from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
 from indexer.search.options import SearchOptions

@@ -12,7 +12,8 @@ from crashing import FailingFs
 
 from indexer.files.fs import Fs, Spool
 from indexer.format.entries import ANN_FILE, AnnEntry, OperatingPoint, Structure
-from indexer.format.segment import NewRow, SegmentWriter
+from indexer.format.items import NewRow
+from indexer.format.segment import SegmentWriter
 from indexer.maintain.structures import Questions, Trial, exact_scores, recipes
 from indexer.search.scanners import AnnScan
 from indexer.search.vector_index import (

@@ -25,8 +25,8 @@ CANARIES: Final = 8
 
 Modality = Literal["image", "text"]
 Structure = Literal["hnsw", "ivf"]
-QueryKind = Literal["texts", "background", "images"]
-"""Measured with: texts of the index against its pictures; embedded background queries, where it
+MeasuredWith = Literal["texts", "background", "images"]
+"""Texts of the index against its pictures; embedded background queries, where it
 has no texts; pictures of the index against its texts."""
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -61,7 +61,7 @@ class OperatingPoint(CurvePoint):
     """
 
     queries: Whole
-    kind: QueryKind
+    kind: MeasuredWith
 
 
 class Canary(Entry):

@@ -34,15 +34,17 @@ import sqlite3
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from indexer.format.field_table import Query
 
 TOKENIZER: Final = 1
 """Stored with every word table; one made by another version of this module is not searched."""
@@ -86,10 +88,6 @@ def _pattern() -> re.Pattern[str]:
     """
     marks = "".join(chr(at) for at in range(0x20000) if unicodedata.category(chr(at))[0] == "M")
     return re.compile(rf"((?:(?![{_UNSPACED}_])[\w{marks}])+)|((?:(?!_)[{_UNSPACED}])+)")
-
-
-Query: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
-"""Runs one SELECT; `indexer.format.items.ItemsReader` provides it."""
 
 
 class WordSource(Protocol):

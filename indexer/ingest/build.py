@@ -28,7 +28,7 @@ from indexer.ingest.options import (
 )
 from indexer.ingest.pipeline import Pipeline
 from indexer.ingest.progress import Stages, Tally
-from indexer.ingest.rejects import Rejects, RejectsFile
+from indexer.ingest.rejects import Rejects, RejectsFile, rejects_path
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import InputError, StoreError
@@ -66,7 +66,7 @@ def build_index(
     if options.batch_size < 1 or options.segment_rows < 1 or options.thumbnail_side < 1:
         raise InputError("batch size, segment rows and thumbnail side must be at least 1")
     with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
-        path = options.rejects or out.absolute().with_name(out.absolute().name + ".rejects.jsonl")
+        path = options.rejects or rejects_path(out)
         rejects = RejectsFile(path)
         stamps = Stamps(
             stamps_path(out),

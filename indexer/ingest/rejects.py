@@ -16,6 +16,11 @@ from models.sources.records import Reject
 _MAX_DETAIL: Final = 500
 
 
+def rejects_path(root: Path) -> Path:
+    """Where builds put the rejects of an index unless told otherwise: beside it."""
+    return root.absolute().with_name(root.absolute().name + ".rejects.jsonl")
+
+
 class Rejects(Protocol):
     """Where a build puts what was refused; `count` is how many there were."""
 

@@ -33,7 +33,7 @@ from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.journal import journal_path
 from indexer.ingest.known import stamps_path
-from indexer.ingest.rejects import scrub_rejects
+from indexer.ingest.rejects import rejects_path, scrub_rejects
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
@@ -104,8 +104,7 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
         writer.drop_versions()
         report.version = writer.manifest.version
         report.erased = len(writer.erasures)
-        rejects = root.absolute().with_name(root.absolute().name + ".rejects.jsonl")
-        report.rejects = scrub_rejects(rejects, writer.erasures)
+        report.rejects = scrub_rejects(rejects_path(root), writer.erasures)
         for beside in (stamps_path(root), journal_path(root)):  # builds do without
             with suppress(OSError):
                 beside.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ from indexer.search.vector_index import build_ann, make_canaries
 from indexer.store.commit import Changes, commit
 from indexer.store.copies import copy_rows
 from indexer.store.history import vouched
-from indexer.store.sweep import manifest_numbers
+from indexer.store.sweep import empty_scratch, manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError
 
 
@@ -106,8 +106,7 @@ def repair(
             fs.make_dir(root / name, exist_ok=True)
         work = _Repair(root, fs, yes, drop_damaged)
         work.run()
-        for path in (root / SCRATCH).iterdir():
-            fs.remove(path)
+        empty_scratch(fs, root)
         return work.report
     finally:
         lock.release()

@@ -26,7 +26,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from indexer.format.entries import AnnEntry, CurvePoint, OperatingPoint, QueryKind, Structure
+from indexer.format.entries import AnnEntry, CurvePoint, MeasuredWith, OperatingPoint, Structure
 from indexer.format.segment import HalfVectors
 from indexer.search.ranking import STEP
 from indexer.search.vector_index import (
@@ -77,7 +77,7 @@ class Questions:
     """Queries of the other modality, float32 [Q, D], and where they are from."""
 
     queries_QD: Vectors
-    kind: QueryKind
+    kind: MeasuredWith
 
 
 def recipes(rows: int, dim: int, choice: Choice, memory: int | None) -> list[Recipe]:

@@ -11,6 +11,7 @@ Shapes: Q queries, K hits, D embedding, N rows, M some rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -57,42 +58,15 @@ class Searcher:
         live = self.segments[modality]
         scanners = self._scanners(live, options)
         total = sum(scanner.live for scanner in scanners)
-        offset, want = options.offset, min(options.offset + options.k, total)
-        if want <= offset or not len(queries_QD):
+        if options.offset >= total or not len(queries_QD):
             return [[] for _ in queries_QD]
-        segments = [one.segment for one in live]
-        vectors = [segment.vectors_ND for segment in segments]
         worded: list[Ranked | None] = [None] * len(queries_QD)
-        hybrid, deduplicate = options.hybrid, options.deduplicate
-        if hybrid:
+        if options.hybrid:
             worded = self._by_words(modality, queries_QD, texts, options.filter)
-
-        def rank(chosen_Q: list[int], depth: int) -> list[Ranked]:
-            depth = min(total, max(depth, DEPTH)) if hybrid else min(total, depth)
-            found = candidates(scanners, vectors, queries_QD[chosen_Q], depth)
-            named = bool(hybrid) or deduplicate is not None
-            rankings = [ranked(segments, one, depth, named=named) for one in found]
-            return [
-                one if words is None else fuse(one, words, hybrid)
-                for one, words in zip(rankings, [worded[i] for i in chosen_Q], strict=True)
-            ]
-
-        if deduplicate is None:
-            page: _Page = [(place, []) for place in range(offset, want)]
-            every = rank(list(range(len(queries_QD))), want)
-            return _hits(segments, [(one, page) for one in every], options)
-        kept_Q: list[tuple[Ranked, _Page] | None] = [None] * len(queries_QD)
-        pending, depth = list(range(len(queries_QD))), want
-        while pending:
-            # deeper until each query has its distinct hits, or has seen everything
-            depth = min(total, _DEEPER * depth)
-            rankings = dict(zip(pending, rank(pending, depth), strict=True))
-            for number, one in rankings.items():
-                kept = distinct(one, vectors, deduplicate, want)
-                if len(kept) == want or depth == total:
-                    kept_Q[number] = (one, kept[offset:])
-                    pending.remove(number)
-        return _hits(segments, [one for one in kept_Q if one is not None], options)
+        segments = [one.segment for one in live]
+        pages = _Pages(segments, scanners, total, queries_QD, worded, options)
+        found = pages.all() if options.deduplicate is None else pages.distinct(options.deduplicate)
+        return _hits(segments, found, options)
 
     def _scanners(
         self, segments: Sequence[LiveSegment], options: SearchOptions
@@ -134,6 +108,62 @@ class Searcher:
                 f"a query has {queries_QD.shape[1]} dimensions, the index has {dim}"
             )
         return queries_QD
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """One call's queries, and the page of its ranking that each of them gets.
+
+    Attributes:
+        scanners: one per segment, of the rows that may be found; `total` of them in all.
+        worded: per query its ranking by words, or None.
+    """
+
+    segments: Sequence[Segment]
+    scanners: Sequence[Scanner | AnnScan]
+    total: int
+    queries_QD: Vectors
+    worded: Sequence[Ranked | None]
+    options: SearchOptions
+
+    @property
+    def want(self) -> int:
+        """How far down the ranking the page ends."""
+        return min(self.options.offset + self.options.k, self.total)
+
+    def all(self) -> list[tuple[Ranked, _Page]]:
+        """Every row counts."""
+        page: _Page = [(place, []) for place in range(self.options.offset, self.want)]
+        return [(one, page) for one in self._ranked(range(len(self.queries_QD)), self.want)]
+
+    def distinct(self, threshold: float) -> list[tuple[Ranked, _Page]]:
+        """Near-duplicates of a better row do not count."""
+        vectors = [segment.vectors_ND for segment in self.segments]
+        found: dict[int, tuple[Ranked, _Page]] = {}
+        pending, depth = list(range(len(self.queries_QD))), self.want
+        while pending:
+            # deeper until each query has its distinct hits, or has seen everything
+            depth = min(self.total, _DEEPER * depth)
+            for number, one in zip(pending, self._ranked(pending, depth), strict=True):
+                kept = distinct(one, vectors, threshold, self.want)
+                if len(kept) == self.want or depth == self.total:
+                    found[number] = (one, kept[self.options.offset :])
+            pending = [number for number in pending if number not in found]
+        return [found[number] for number in range(len(self.queries_QD))]
+
+    def _ranked(self, chosen_Q: Sequence[int], depth: int) -> list[Ranked]:
+        """Rankings of some of the queries, `depth` rows of each at least, or all there are."""
+        hybrid = self.options.hybrid
+        depth = min(self.total, max(depth, DEPTH) if hybrid else depth)
+        vectors = [segment.vectors_ND for segment in self.segments]
+        # ids decide ties of fused scores, and name duplicates
+        named = bool(hybrid) or self.options.deduplicate is not None
+        rankings = []
+        found_Q = candidates(self.scanners, vectors, self.queries_QD[chosen_Q], depth)
+        for number, found in zip(chosen_Q, found_Q, strict=True):
+            one, words = ranked(self.segments, found, depth, named=named), self.worded[number]
+            rankings.append(one if words is None else fuse(one, words, hybrid))
+        return rankings
 
 
 def _hits(

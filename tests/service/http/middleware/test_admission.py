@@ -18,11 +18,12 @@ from models.errors import DeadlineError
 from service.engine import deadline
 from service.http.middleware.admission import Admission, AdmissionControl
 from service.http.middleware.endpoints import EndpointTable
-from service.http.middleware.lanes import AdmissionLimits
+from service.http.middleware.lanes import AdmissionLimits, LaneName
 from service.http.middleware.problems import ProblemError, of_domain
-from service.http.resources import health, search
+from service.http.resources import health, item_writes, items, search
 
-ENDPOINTS = EndpointTable([*search.router.routes, *health.router.routes])
+ROUTERS = [resource.router for resource in (search, health, items, item_writes)]
+ENDPOINTS = EndpointTable([route for router in ROUTERS for route in router.routes])
 
 
 class Slow:
@@ -266,3 +267,19 @@ def test_giving_up_ends_what_waits_with_503_and_refuses_what_comes() -> None:
     assert late.headers["retry-after"].isdigit()
     assert health.status == 200
     assert slow.begun == 2, "the first, and health, which is never refused"
+
+
+@pytest.mark.parametrize(("method", "lane"), [("DELETE", "write"), ("GET", "light")])
+def test_what_has_no_body_takes_its_place_at_its_head(method: str, lane: LaneName) -> None:
+    shared = AdmissionControl()
+    seen: list[int] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(shared.lanes[lane].cost)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    app = Admission(application, shared, ENDPOINTS)
+    call = asyncio.run(Call(method=method, path="/v1/items/a").run(app))
+    assert (call.status, call.read, seen) == (204, 0, [1])
+    assert shared.lanes[lane].cost == shared.in_flight == 0

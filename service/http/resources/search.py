@@ -275,7 +275,9 @@ class SearchResponse(BaseModel):
 
 
 def search_query(given: Query | list[Query], fetch: Fetch) -> SearchQuery:
-    """Blocks where `_needs_thread` says so.
+    """The engine's query of a request's: base64 decoded, addresses fetched.
+
+    Blocks where `_needs_thread` says so.
 
     Raises:
         ProblemError: base64 that is none, or an address where nothing is fetched.
@@ -361,7 +363,7 @@ async def search(
 async def answered(
     request: Request, engine: Engine, query: SearchQuery, options: SearchOptions
 ) -> Response:
-    """Search, and answer in this resource's shape."""
+    """Search, and answer in this resource's shape; in a thread where more than waiting is done."""
     reads_more = not options.include.isdisjoint(("embedding", "thumbnail"))
     if only_waits(query) and not reads_more and options.k <= _SMALL_PAGE:
         # no thread for what only waits: each would have to be woken twice, and 32 of them at once

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +27,6 @@ FORMATS = [1, 2]
 def maker(number: int) -> ModuleType:
     """The script that made a golden index; its `answers` asks what is compared."""
     path = HERE / f"index_format_{number}.py"
-    if str(HERE) not in sys.path:  # the script of format 2 builds on that of format 1
-        sys.path.append(str(HERE))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
 from models.errors import SourceError
-from models.sources.fields import MAX_TEXT_BYTES, FieldError, ReadOptions
+from models.sources.fields import MAX_TEXT_BYTES, ReadOptions
 from models.sources.files import BOM, MAX_LINE_BYTES, count_lines, open_text
 from models.sources.manifest import Format, Found, check_columns
+from models.sources.records import RefusedError
 
 _DELIMITERS: Final = ",\t;"
 _MAX_ROW_LINES: Final = 1000
@@ -47,11 +48,11 @@ class CsvFormat(Format):
             names, delimiter = _header(path, file)
             for number, cells in _Rows(file, delimiter):
                 where = f"line={number}"
-                if isinstance(cells, FieldError):
+                if isinstance(cells, RefusedError):
                     yield where, cells
                 elif len(cells) != len(names):
                     detail = f"{len(cells)} cells; the header has {len(names)}"
-                    yield where, FieldError("bad-row", detail)
+                    yield where, RefusedError("bad-row", detail)
                 else:
                     yield where, self._typed(dict(zip(names, cells, strict=True)))
 
@@ -122,9 +123,9 @@ class _Rows:
         self._begun: list[tuple[int, int]] = []
         """(number, offset) of the line after each line that the current row has taken."""
         self._size = 0
-        self._problem: FieldError | None = None
+        self._problem: RefusedError | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | FieldError]]:
+    def __iter__(self) -> Iterator[tuple[int, list[str] | RefusedError]]:
         # a module-wide setting, and the only way past 128 KiB, less than one picture in base64
         csv.field_size_limit(MAX_LINE_BYTES)
         reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
@@ -136,7 +137,7 @@ class _Rows:
             except StopIteration:
                 return
             except csv.Error as error:
-                why = self._known_problem() or FieldError("bad-row", str(error))
+                why = self._known_problem() or RefusedError("bad-row", str(error))
                 # go on behind the row's first line: only that one is known to be bad
                 self._next = self._begun[0]
                 self._file.seek(self._next[1])
@@ -148,7 +149,7 @@ class _Rows:
             elif cells:
                 yield number, cells
 
-    def _known_problem(self) -> FieldError | None:
+    def _known_problem(self) -> RefusedError | None:
         """What `_lines` found wrong with the current row."""
         return self._problem
 
@@ -160,24 +161,24 @@ class _Rows:
                     if rest.endswith(b"\n"):
                         break
                 line = b"\n"
-                self._problem = FieldError("line-too-long", f"longer than {MAX_LINE_BYTES} bytes")
+                self._problem = RefusedError("line-too-long", f"longer than {MAX_LINE_BYTES} bytes")
                 self._next = (number + 1, self._file.tell())
             else:
                 self._next = (number + 1, offset + len(line))
             self._begun.append(self._next)
             self._size += len(line)
             if len(self._begun) > _MAX_ROW_LINES or self._size > MAX_LINE_BYTES:
-                self._problem = FieldError("bad-row", "a quote that does not end")
+                self._problem = RefusedError("bad-row", "a quote that does not end")
                 raise csv.Error
             if line.count(self._delimiter.encode()) >= _MAX_CELLS:
-                self._problem = FieldError("bad-row", f"more than {_MAX_CELLS} cells")
+                self._problem = RefusedError("bad-row", f"more than {_MAX_CELLS} cells")
                 line = b"\n"
             if b"\0" in line:
-                self._problem = FieldError("bad-row", "holds NUL")
+                self._problem = RefusedError("bad-row", "holds NUL")
                 line = line.replace(b"\0", b"")
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
-                self._problem = FieldError("not-utf8", f"not UTF-8 at byte {error.start}")
+                self._problem = RefusedError("not-utf8", f"not UTF-8 at byte {error.start}")
                 text = line.decode("ascii", "replace")
             yield text

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from models.sources.records import UNDETERMINED
+from models.sources.records import UNDETERMINED, RefusedError
 
 CAPTION_KEYS = ("captions", "caption", "text", "txt", "title", "TEXT")
 """Where captions are looked for when no field is named; the first one present wins."""
@@ -33,7 +33,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 Fetch: TypeAlias = Callable[[str], bytes]
-"""URL -> the picture's bytes; raises `models.sources.files.FileRefusedError` to refuse one."""
+"""URL -> the picture's bytes; raises `models.sources.records.RefusedError` to refuse one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,6 @@ class ReadOptions:
             object.__setattr__(self, "text_field", (self.text_field,))
 
 
-class FieldError(ValueError):
-    """A field of one record is unusable; readers turn it into a `Reject` with `code`."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-
-
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What a metadata object says about its picture; see `Record` for the three parts."""
@@ -95,22 +86,22 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Decode one JSON object (UTF-8, a byte order mark is tolerated).
 
     Raises:
-        FieldError: `bad-json` for anything that is not an object of standard JSON: NaN and
+        RefusedError: `bad-json` for anything that is not an object of standard JSON: NaN and
             Infinity, lone surrogates and absurd nesting included, because an index could not
             store them.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FieldError("not-utf8", f"not UTF-8 at byte {error.start}") from error
+        raise RefusedError("not-utf8", f"not UTF-8 at byte {error.start}") from error
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise FieldError("bad-json", "nested too deeply") from error
+        raise RefusedError("bad-json", "nested too deeply") from error
     except ValueError as error:
-        raise FieldError("bad-json", str(error)) from error
+        raise RefusedError("bad-json", str(error)) from error
     if not isinstance(value, dict):
-        raise FieldError("bad-json", f"expected an object, found {_kind(value)}")
+        raise RefusedError("bad-json", f"expected an object, found {_kind(value)}")
     _check_storable(value)
     return value
 
@@ -150,13 +141,13 @@ def caption_lines(data: bytes) -> list[str]:
     """Captions of a `.txt` file, one a line.
 
     Raises:
-        FieldError: `not-utf8`.
+        RefusedError: `not-utf8`.
     """
     try:
         # not splitlines(): it also breaks at U+2028 and form feeds, which captions contain
         return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise FieldError("not-utf8", f"not UTF-8 at byte {error.start}") from error
+        raise RefusedError("not-utf8", f"not UTF-8 at byte {error.start}") from error
 
 
 def interpret(
@@ -171,7 +162,8 @@ def interpret(
         consumed: top-level keys the reader has used already (the picture's path, the id).
 
     Raises:
-        FieldError: `bad-caption` or `bad-label` when the field holds another type, `text-too-long`.
+        RefusedError: `bad-caption` or `bad-label` when the field holds another type,
+            `text-too-long`.
     """
     paths = [tagged_path(text) for text in options.text_field] or [
         (None, key) for key in CAPTION_KEYS if key in data
@@ -223,7 +215,7 @@ def _texts(value: Any, language: str) -> dict[str, tuple[str, ...]]:
     for captions in by_language.values():
         longest = max(map(len, captions), default=0)
         if longest > MAX_TEXT_BYTES:
-            raise FieldError("text-too-long", f"a caption of {longest} characters")
+            raise RefusedError("text-too-long", f"a caption of {longest} characters")
     cleaned = {tag: clean_captions(captions) for tag, captions in by_language.items()}
     return {tag: captions for tag, captions in cleaned.items() if captions}
 
@@ -235,7 +227,9 @@ def _strings(value: Any) -> list[str]:
         return [value]
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return value
-    raise FieldError("bad-caption", f"captions must be text or a list of texts, not {_kind(value)}")
+    raise RefusedError(
+        "bad-caption", f"captions must be text or a list of texts, not {_kind(value)}"
+    )
 
 
 def _label(value: Any) -> str | None:
@@ -245,7 +239,7 @@ def _label(value: Any) -> str | None:
         return unicodedata.normalize("NFC", value).strip() or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise FieldError("bad-label", f"a label must be text or a whole number, not {_kind(value)}")
+    raise RefusedError("bad-label", f"a label must be text or a whole number, not {_kind(value)}")
 
 
 def _tag_of_path(path: str | None) -> str:
@@ -268,13 +262,13 @@ def _check_storable(value: Any) -> None:
     while stack:
         entry, depth = stack.pop()
         if depth > MAX_DEPTH:
-            raise FieldError("bad-json", f"nested deeper than {MAX_DEPTH} levels")
+            raise RefusedError("bad-json", f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(entry, dict):
             stack += [(child, depth + 1) for pair in entry.items() for child in pair]
         elif isinstance(entry, list):
             stack += [(child, depth + 1) for child in entry]
         elif isinstance(entry, str) and _SURROGATE.search(entry):
-            raise FieldError("bad-json", "holds half of a surrogate pair, which is not Unicode")
+            raise RefusedError("bad-json", "holds half of a surrogate pair, which is not Unicode")
 
 
 def _refuse_constant(name: str) -> Any:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from models.errors import SourceError
 from models.sources.fields import MAX_TEXT_BYTES
-from models.sources.records import Record
+from models.sources.records import Record, RefusedError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
@@ -40,19 +40,11 @@ _COMPRESSED = {
 }
 
 
-class FileRefusedError(Exception):
-    """One file was not read; readers turn it into a `Reject` with `code` and `detail`."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-
-    @classmethod
-    def from_os(cls, error: OSError) -> FileRefusedError:
-        code = _CODES.get(error.errno or 0, "unreadable")
-        detail = error.strerror or str(error)
-        return cls(code, "a symbolic link" if code == "symlink-skipped" else detail)
+def refused_by_os(error: OSError) -> RefusedError:
+    """What the operating system says of a file of a row."""
+    code = _CODES.get(error.errno or 0, "unreadable")
+    detail = error.strerror or str(error)
+    return RefusedError(code, "a symbolic link" if code == "symlink-skipped" else detail)
 
 
 def open_plain(path: str) -> tuple[BinaryIO, int]:
@@ -91,14 +83,14 @@ def read_regular(name: bytes, *, limit: int, dir_fd: int | None = None) -> bytes
     """The bytes of a regular file of at most `limit` bytes.
 
     Raises:
-        FileRefusedError: `symlink-skipped`, `not-a-regular-file`, `file-too-large`,
+        RefusedError: `symlink-skipped`, `not-a-regular-file`, `file-too-large`,
             `empty-file`, `file-changed` (while it was read), `permission-denied`,
             `file-missing` or `unreadable`.
     """
     try:
         mode = os.lstat(name, dir_fd=dir_fd).st_mode
         if stat.S_ISLNK(mode):
-            raise FileRefusedError("symlink-skipped", "a symbolic link")
+            raise RefusedError("symlink-skipped", "a symbolic link")
         # asked before opening, because opening a device can already have an effect
         _require_regular(mode)
         # O_NONBLOCK: should a FIFO take the file's place in between, opening it must not hang
@@ -111,14 +103,14 @@ def read_regular(name: bytes, *, limit: int, dir_fd: int | None = None) -> bytes
             data = _read_at_most(file.fileno(), limit + 1)
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise FileRefusedError.from_os(error) from error
+        raise refused_by_os(error) from error
     if len(data) > limit:
         raise _too_large(len(data), limit)
     if not data:
-        raise FileRefusedError("empty-file", "0 bytes")
+        raise RefusedError("empty-file", "0 bytes")
     # half of the old picture and half of the new one may well decode
     if len(data) != after.st_size or after.st_mtime_ns != status.st_mtime_ns:
-        raise FileRefusedError("file-changed", "it changed while it was read")
+        raise RefusedError("file-changed", "it changed while it was read")
     return data
 
 
@@ -135,11 +127,11 @@ def read_confined(root: bytes, relative: bytes, *, limit: int) -> bytes:
     this runs gains nothing.
 
     Raises:
-        FileRefusedError: as `read_regular`, and `path-outside` for a path that leaves `root`.
+        RefusedError: as `read_regular`, and `path-outside` for a path that leaves `root`.
     """
     parts = [part for part in relative.split(b"/") if part not in (b"", b".")]
     if relative.startswith(b"/") or b".." in parts or b"\0" in relative or not parts:
-        raise FileRefusedError("path-outside", "the path leaves its root")
+        raise RefusedError("path-outside", "the path leaves its root")
     try:
         here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -152,7 +144,7 @@ def read_confined(root: bytes, relative: bytes, *, limit: int) -> bytes:
         finally:
             os.close(here)
     except OSError as error:
-        raise FileRefusedError.from_os(error) from error
+        raise refused_by_os(error) from error
 
 
 def display_name(raw: bytes) -> str:
@@ -199,15 +191,13 @@ def _open_step(part: bytes, here: int) -> int:
     except NotADirectoryError:
         # Linux answers ENOTDIR, not ELOOP, for a link opened with O_DIRECTORY | O_NOFOLLOW
         if stat.S_ISLNK(os.lstat(part, dir_fd=here).st_mode):
-            raise FileRefusedError("symlink-skipped", "a symbolic link on the way") from None
+            raise RefusedError("symlink-skipped", "a symbolic link on the way") from None
         raise
 
 
 def _require_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise FileRefusedError(
-            "not-a-regular-file", f"a {_KINDS.get(stat.S_IFMT(mode), 'special')}"
-        )
+        raise RefusedError("not-a-regular-file", f"a {_KINDS.get(stat.S_IFMT(mode), 'special')}")
 
 
 _KINDS = {
@@ -219,8 +209,8 @@ _KINDS = {
 }
 
 
-def _too_large(size: int, limit: int) -> FileRefusedError:
-    return FileRefusedError("file-too-large", f"{size} bytes; the limit is {limit}")
+def _too_large(size: int, limit: int) -> RefusedError:
+    return RefusedError("file-too-large", f"{size} bytes; the limit is {limit}")
 
 
 def _read_at_most(descriptor: int, limit: int) -> bytes:

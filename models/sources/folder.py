@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 from models.errors import SourceError
 from models.sources.fields import (
     MAX_TEXT_BYTES,
-    FieldError,
     Fields,
     ReadOptions,
     caption_lines,
@@ -32,18 +31,19 @@ from models.sources.fields import (
 from models.sources.files import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
-    FileRefusedError,
     absolute,
     display_name,
     file_uri,
     open_directory,
     read_regular,
+    refused_by_os,
     suffix_of,
 )
 from models.sources.records import (
     Kept,
     Plan,
     Record,
+    RefusedError,
     Reject,
     Row,
     SeenKeys,
@@ -106,7 +106,7 @@ class FolderSource(Source):
 
     def _sizes(self) -> Iterator[int]:
         for directory, listing in self._directories():
-            if isinstance(listing, FileRefusedError):
+            if isinstance(listing, RefusedError):
                 continue
             for name, status in listing.items():
                 is_picture = suffix_of(name) in IMAGE_SUFFIXES and stat.S_ISREG(status.st_mode)
@@ -121,7 +121,7 @@ class FolderSource(Source):
     def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
         seen = SeenKeys()
         for directory, listing in self._directories():
-            if isinstance(listing, FileRefusedError):
+            if isinstance(listing, RefusedError):
                 yield self._reject(directory + b"/", listing)
                 continue
             sidecars = {
@@ -140,7 +140,7 @@ class FolderSource(Source):
                     else:
                         yield row
 
-    def _directories(self) -> Iterator[tuple[bytes, _Listing | FileRefusedError]]:
+    def _directories(self) -> Iterator[tuple[bytes, _Listing | RefusedError]]:
         """(relative directory, its files in byte order or why it cannot be read).
 
         Depth first with a stack of our own: Python's would overflow at a depth of 1,000.
@@ -151,7 +151,7 @@ class FolderSource(Source):
             try:
                 listing = self._list(directory)
             except OSError as error:
-                yield directory, FileRefusedError.from_os(error)
+                yield directory, refused_by_os(error)
                 continue
             files: _Listing = {}
             below = []
@@ -183,7 +183,7 @@ class FolderSource(Source):
         is_picture = suffix_of(name) in IMAGE_SUFFIXES
         if stat.S_ISLNK(mode):
             if is_picture or not self._leads_to_a_file(relative):
-                yield self._reject(relative, FileRefusedError("symlink-skipped", "a symbolic link"))
+                yield self._reject(relative, RefusedError("symlink-skipped", "a symbolic link"))
             return
         if stat.S_ISREG(mode) and not is_picture:
             return
@@ -198,12 +198,12 @@ class FolderSource(Source):
             # even if the directory is renamed or replaced by a link meanwhile
             here = open_directory(os.path.join(self._root, directory))  # noqa: PTH118 (bytes)
         except OSError as error:
-            yield self._reject(relative, FileRefusedError.from_os(error))
+            yield self._reject(relative, refused_by_os(error))
             return
         try:
             image = read_regular(name, limit=MAX_IMAGE_BYTES, dir_fd=here)
             fields, problems = self._captions(name, here, sidecars)
-        except FileRefusedError as error:
+        except RefusedError as error:
             yield self._reject(relative, error)
             return
         finally:
@@ -240,10 +240,10 @@ class FolderSource(Source):
 
     def _captions(
         self, name: bytes, here: int, sidecars: _Sidecars
-    ) -> tuple[Fields, list[tuple[bytes, FileRefusedError | FieldError]]]:
+    ) -> tuple[Fields, list[tuple[bytes, RefusedError]]]:
         """What stands beside a picture; a broken sidecar costs the caption, not the picture."""
         stem = name.rpartition(b".")[0]
-        problems: list[tuple[bytes, FileRefusedError | FieldError]] = []
+        problems: list[tuple[bytes, RefusedError]] = []
         data: dict[str, Any] = {}
         sidecar = name
         for suffix in ("txt", "json"):
@@ -255,15 +255,13 @@ class FolderSource(Source):
                 data |= (
                     {"txt": caption_lines(content)} if suffix == "txt" else parse_object(content)
                 )
-            except FileRefusedError as error:
+            except RefusedError as error:
                 if error.code != "empty-file":  # a picture whose captions were left blank
                     problems.append((sidecar, error))
-            except FieldError as error:
-                problems.append((sidecar, error))
         fields = Fields({}, None, {})
         try:
             fields = interpret(data, self._options)
-        except FieldError as error:
+        except RefusedError as error:
             problems.append((sidecar, error))
         return fields, problems
 
@@ -273,8 +271,8 @@ class FolderSource(Source):
         except OSError:  # dangling, or a loop
             return False
 
-    def _reject(self, relative: bytes, error: FileRefusedError | FieldError) -> Reject:
-        return Reject(self.name, display_name(relative), error.code, error.detail)
+    def _reject(self, relative: bytes, error: RefusedError) -> Reject:
+        return error.reject(self.name, display_name(relative))
 
 
 def _passed_over(name: bytes) -> bool:

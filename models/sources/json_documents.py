@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SourceError
-from models.sources.fields import FieldError, ReadOptions
+from models.sources.fields import ReadOptions
 from models.sources.files import open_text
 from models.sources.json_stream import JsonStream, count_where, images
 from models.sources.manifest import Format, Found
+from models.sources.records import RefusedError
 
 
 def json_format(path: str, options: ReadOptions) -> Format:
@@ -74,7 +75,7 @@ class ArrayFormat(Format):
             stream = JsonStream(file, path)
             for number, (row, _, _) in enumerate(stream.elements(), start=1):
                 good = isinstance(row, dict)
-                yield f"row={number}", row if good else FieldError("bad-json", "not an object")
+                yield f"row={number}", row if good else RefusedError("bad-json", "not an object")
             stream.end()
 
 
@@ -102,7 +103,7 @@ class KarpathyFormat(Format):
                     continue
                 try:
                     yield f"image={number}", _karpathy_row(image)
-                except FieldError as error:
+                except RefusedError as error:
                     yield f"image={number}", error
         if missing := self._splits - seen.keys():
             raise SourceError(
@@ -122,15 +123,15 @@ _KARPATHY_ATTRIBUTES: Final = ("split", "imgid", "cocoid")
 
 def _karpathy_row(image: Any) -> Mapping[str, Any]:
     if not isinstance(image, dict):
-        raise FieldError("bad-json", "not an object")
+        raise RefusedError("bad-json", "not an object")
     name, folder, sentences = (image.get(k) for k in ("filename", "filepath", "sentences"))
     if not isinstance(name, str) or not isinstance(folder, str | None):
-        raise FieldError("bad-path", "filename and filepath must be text")
+        raise RefusedError("bad-path", "filename and filepath must be text")
     if not isinstance(sentences, list):
-        raise FieldError("bad-caption", "sentences must be a list")
+        raise RefusedError("bad-caption", "sentences must be a list")
     captions = [one.get("raw") if isinstance(one, dict) else None for one in sentences]
     if not all(isinstance(one, str) for one in captions):
-        raise FieldError("bad-caption", "a sentence without its raw text")
+        raise RefusedError("bad-caption", "a sentence without its raw text")
     return {
         "image": f"{folder.rstrip('/')}/{name}" if folder else name,
         "captions": captions,
@@ -167,11 +168,11 @@ class CocoFormat(Format):
             for number, image in images(JsonStream(file, path)):
                 try:
                     yield f"image={number}", index.row(image, file)
-                except FieldError as error:
+                except RefusedError as error:
                     yield f"image={number}", error
             for number in index.orphans():
                 detail = "the image it belongs to is not in the document"
-                yield f"annotation={number}", FieldError("image-unknown", detail)
+                yield f"annotation={number}", RefusedError("image-unknown", detail)
 
 
 @dataclass(slots=True)
@@ -194,7 +195,7 @@ class _Annotations:
                     owner = one.get("image_id") if isinstance(one, dict) else None
                     if not isinstance(owner, int | str) or isinstance(owner, bool):
                         detail = "an annotation without an image_id"
-                        yield f"annotation={number}", FieldError("bad-json", detail)
+                        yield f"annotation={number}", RefusedError("bad-json", detail)
                         owner = None
                     self.owners.append(0 if owner is None else _digest(owner))
                     self.places.append(place)
@@ -218,12 +219,12 @@ class _Annotations:
     def row(self, image: Any, file: BinaryIO) -> Mapping[str, Any]:
         """The row of one image, as a JSONL manifest would have it."""
         if not isinstance(image, dict):
-            raise FieldError("bad-json", "not an object")
+            raise RefusedError("bad-json", "not an object")
         name, number = image.get("file_name"), image.get("id")
         if not isinstance(name, str):
-            raise FieldError("bad-path", "file_name must be text")
+            raise RefusedError("bad-path", "file_name must be text")
         if not isinstance(number, int | str):
-            raise FieldError("bad-id", "an image's id must be a number or text")
+            raise RefusedError("bad-id", "an image's id must be a number or text")
         digest = np.uint64(_digest(number))
         first, last = (int(np.searchsorted(self.sorted_N, digest, side)) for side in _SIDES)
         self.used_N[first:last] = True
@@ -233,9 +234,9 @@ class _Annotations:
             try:
                 one = json.loads(data)
             except ValueError as error:
-                raise FieldError("file-changed", "the document changed meanwhile") from error
+                raise RefusedError("file-changed", "the document changed meanwhile") from error
             if not isinstance(one, dict):
-                raise FieldError("file-changed", "the document changed meanwhile")
+                raise RefusedError("file-changed", "the document changed meanwhile")
             if isinstance(one.get("caption"), str):
                 captions.append(one["caption"])
             elif (category := str(one.get("category_id"))) in self.categories:

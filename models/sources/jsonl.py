@@ -22,20 +22,18 @@ from models.errors import SourceError
 from models.sources.fields import (
     CAPTION_KEYS,
     MAX_TEXT_BYTES,
-    FieldError,
     ReadOptions,
     caption_lines,
     parse_object,
 )
 from models.sources.files import (
     MAX_LINE_BYTES,
-    FileRefusedError,
     count_lines,
     lines,
     open_text,
 )
 from models.sources.manifest import Format, Found, RowReader, decode_base64
-from models.sources.records import Reject, Row, SeenKeys, Source
+from models.sources.records import RefusedError, Row, SeenKeys, Source
 
 # base64, in which a writer may have escaped the slashes
 _LONG_BASE64 = re.compile(rb'"((?:data:[\w/+.;=-]{0,100},)?[A-Za-z0-9+/=\\]{4096,})"')
@@ -73,7 +71,7 @@ class ListFormat(JsonlFormat):
                     continue
                 try:
                     text = caption_lines(line)[0].strip()
-                except FieldError as error:
+                except RefusedError as error:
                     yield where, error
                     continue
                 if text and not text.startswith("#"):
@@ -89,7 +87,7 @@ def json_lines(file: BinaryIO) -> Iterator[Found]:
         where = f"line={number}"
         try:
             yield where, _parse(line) if complete else _too_long()
-        except FieldError as error:
+        except RefusedError as error:
             yield where, error
 
 
@@ -112,9 +110,9 @@ def _parse(line: bytes) -> dict[str, Any]:
     raise _too_long()
 
 
-def _too_long() -> FieldError:
+def _too_long() -> RefusedError:
     detail = f"longer than {MAX_TEXT_BYTES} bytes without its picture"
-    return FieldError("line-too-long", f"{detail}, or {MAX_LINE_BYTES} with it")
+    return RefusedError("line-too-long", f"{detail}, or {MAX_LINE_BYTES} with it")
 
 
 class StdinSource(Source):
@@ -154,16 +152,4 @@ class StdinSource(Source):
     def _rows(self, file: BinaryIO) -> Iterator[Row]:
         seen = SeenKeys()
         for where, found in json_lines(file):
-            place = where.replace("=", " ")
-            try:
-                if isinstance(found, FieldError):
-                    raise found
-                record = self._reader.record(where, found)
-            except (FieldError, FileRefusedError) as error:
-                yield Reject(self.name, place, error.code, error.detail)
-                continue
-            if not seen.add(record.key):
-                detail = f"{place}: the key occurs twice"
-                yield Reject(self.name, record.key, "duplicate-key", detail)
-                continue
-            yield record
+            yield self._reader.row(self.name, where, found, seen)

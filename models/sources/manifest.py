@@ -22,7 +22,6 @@ from models.errors import SourceError
 from models.sources.fields import (
     CAPTION_KEYS,
     MAX_TEXT_BYTES,
-    FieldError,
     ReadOptions,
     interpret,
     select,
@@ -30,14 +29,13 @@ from models.sources.fields import (
 )
 from models.sources.files import (
     MAX_IMAGE_BYTES,
-    FileRefusedError,
     absolute,
     display_name,
     file_uri,
     open_text,
     read_confined,
 )
-from models.sources.records import Plan, Record, Reject, Row, SeenKeys, Source
+from models.sources.records import Plan, Record, RefusedError, Reject, Row, SeenKeys, Source
 
 ID_KEYS: Final = ("id", "key")
 PATH_KEYS: Final = ("image", "path", "filepath", "file_name", "filename", "image_path")
@@ -54,7 +52,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Picture = tuple[bytes | None, bytes | None, str | None]
 """(content, path below the root if it is a file, its name as the row has it)"""
-Found: TypeAlias = tuple[str, Mapping[str, Any] | FieldError]
+Found: TypeAlias = tuple[str, Mapping[str, Any] | RefusedError]
 """(place, e.g. `line=7`; the row, or why it cannot be read). Places are unique within a file."""
 _SAMPLE = 100
 
@@ -142,33 +140,14 @@ class ManifestSource(Source):
     def __iter__(self) -> Iterator[Row]:
         seen = SeenKeys()
         for path, reader in zip(self._paths, self._readers, strict=True):
+            source = self.name if len(self._paths) == 1 else path
             try:
                 for where, found in self._form.rows(path):
-                    yield self._row(path, reader, seen, where, found)
+                    yield reader.row(source, where, found, seen)
             except SourceError as error:
                 if len(self._paths) == 1 and error.code != "source-damaged":
                     raise  # removed or replaced since it was named
                 yield Reject(path, "", error.code, error.message)
-
-    def _row(
-        self,
-        path: str,
-        reader: RowReader,
-        seen: SeenKeys,
-        where: str,
-        found: Mapping[str, Any] | FieldError,
-    ) -> Row:
-        source = self.name if len(self._paths) == 1 else path
-        place = where.replace("=", " ")
-        if isinstance(found, FieldError):
-            return Reject(source, place, found.code, found.detail)
-        try:
-            record = reader.record(where, found)
-        except (FieldError, FileRefusedError) as error:
-            return Reject(source, place, error.code, error.detail)
-        if not seen.add(record.key):
-            return Reject(source, record.key, "duplicate-key", f"{place}: the key occurs twice")
-        return record
 
 
 class RowReader:
@@ -191,13 +170,28 @@ class RowReader:
             self._place = f"{file_uri(manifest)}#"
         self._root = root_of(manifest, options)
 
+    def row(
+        self, source: str, where: str, found: Mapping[str, Any] | RefusedError, seen: SeenKeys
+    ) -> Row:
+        """The record of what a format found, or why there is none; `seen` are the keys so far."""
+        place = where.replace("=", " ")
+        try:
+            if isinstance(found, RefusedError):
+                raise found
+            record = self.record(where, found)
+        except RefusedError as error:
+            return error.reject(source, place)
+        if not seen.add(record.key):
+            return Reject(source, record.key, "duplicate-key", f"{place}: the key occurs twice")
+        return record
+
     def record(self, where: str, data: Mapping[str, Any]) -> Record:
         """The record of a row; `where` is its place, such as `line=7`, for rows without a name.
 
         Raises:
-            FieldError: `bad-path`, `bad-base64`, `bad-id`, `bad-caption`, `bad-label`,
+            RefusedError: `bad-path`, `bad-base64`, `bad-id`, `bad-caption`, `bad-label`,
                 `text-too-long`, `no-image`.
-            FileRefusedError: as `read_confined`, and `url-not-allowed`.
+            RefusedError: as `read_confined`, and `url-not-allowed`.
         """
         options = self._options
         key_name = options.id_field or next((k for k in ID_KEYS if data.get(k) is not None), None)
@@ -206,7 +200,7 @@ class RowReader:
         consumed = (*used, *BASE64_KEYS, *([key_name] if key_name else ()))
         fields = interpret(data, options, consumed=consumed)
         if image is None and not fields.texts:
-            raise FieldError("no-image", f"none of {', '.join(PATH_KEYS + BASE64_KEYS)}")
+            raise RefusedError("no-image", f"none of {', '.join(PATH_KEYS + BASE64_KEYS)}")
         uri = self._place + where
         if relative is not None:
             uri = file_uri(self._root.rstrip(b"/") + b"/" + relative)
@@ -219,7 +213,7 @@ class RowReader:
         attributes = {k: v for k, v in fields.attributes.items() if not isinstance(v, bytes)}
         for attribute, value in attributes.items():
             if isinstance(value, str) and len(value) > MAX_TEXT_BYTES:
-                raise FieldError("text-too-long", f"{attribute} has {len(value)} characters")
+                raise RefusedError("text-too-long", f"{attribute} has {len(value)} characters")
         return Record(key, uri, image, fields.texts, fields.label, attributes)
 
     def _picture(self, data: Mapping[str, Any]) -> tuple[tuple[str, ...], _Picture]:
@@ -256,11 +250,11 @@ class RowReader:
         if isinstance(value, bytes):
             return _checked(value), None, name
         if not isinstance(value, str):
-            raise FieldError("bad-base64" if encoded else "bad-path", f"{field} must be text")
+            raise RefusedError("bad-base64" if encoded else "bad-path", f"{field} must be text")
         if encoded or value[:5] == "data:":
             return decode_base64(value), None, name
         if not value:
-            raise FieldError("bad-path", f"{field} is empty")
+            raise RefusedError("bad-path", f"{field} is empty")
         if _SCHEME.match(value):
             return self._fetched(value), None, value
         relative = self._relative(value)
@@ -268,7 +262,7 @@ class RowReader:
 
     def _fetched(self, url: str) -> bytes:
         if self._options.fetch is None or url[:5].lower() == "pipe:":
-            raise FileRefusedError("url-not-allowed", "the picture is a URL; none is fetched")
+            raise RefusedError("url-not-allowed", "the picture is a URL; none is fetched")
         return _checked(self._options.fetch(url))
 
     def _relative(self, path: str) -> bytes:
@@ -276,9 +270,9 @@ class RowReader:
         try:
             raw = os.fsencode(path)
         except UnicodeEncodeError as error:
-            raise FieldError("bad-path", "the path is not valid Unicode") from error
+            raise RefusedError("bad-path", "the path is not valid Unicode") from error
         if len(raw) > _MAX_PATH_BYTES:
-            raise FieldError("bad-path", f"a path of {len(raw)} bytes")
+            raise RefusedError("bad-path", f"a path of {len(raw)} bytes")
         prefix = self._root.rstrip(b"/") + b"/"
         relative = raw.removeprefix(prefix) if raw.startswith(prefix) else raw
         while relative.startswith(b"./"):
@@ -303,7 +297,7 @@ def decode_base64(value: str | bytes) -> bytes:
     """The bytes of base64 text, with or without a `data:` prefix.
 
     Raises:
-        FieldError: `bad-base64`, `empty-file` or `file-too-large`.
+        RefusedError: `bad-base64`, `empty-file` or `file-too-large`.
     """
     comma = "," if isinstance(value, str) else b","
     if value[:5] in ("data:", b"data:"):
@@ -311,15 +305,15 @@ def decode_base64(value: str | bytes) -> bytes:
     try:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FieldError("bad-base64", str(error)) from error
+        raise RefusedError("bad-base64", str(error)) from error
     return _checked(data)
 
 
 def _checked(data: bytes) -> bytes:
     if not data:
-        raise FieldError("empty-file", "0 bytes")
+        raise RefusedError("empty-file", "0 bytes")
     if len(data) > MAX_IMAGE_BYTES:
-        raise FieldError("file-too-large", f"{len(data)} bytes; the limit is {MAX_IMAGE_BYTES}")
+        raise RefusedError("file-too-large", f"{len(data)} bytes; the limit is {MAX_IMAGE_BYTES}")
     return data
 
 
@@ -327,11 +321,11 @@ def _key(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise FieldError("bad-id", "an id must be text or a whole number")
+        raise RefusedError("bad-id", "an id must be text or a whole number")
     if len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        raise FieldError("bad-id", f"an id has at most {MAX_ID_BYTES} bytes")
+        raise RefusedError("bad-id", f"an id has at most {MAX_ID_BYTES} bytes")
     if _CONTROL.search(value):
-        raise FieldError("bad-id", "an id holds a line break or another control character")
+        raise RefusedError("bad-id", "an id holds a line break or another control character")
     return value
 
 

@@ -22,7 +22,6 @@ from models.sources.fields import (
     CAPTION_KEYS,
     LABEL_KEYS,
     MAX_TEXT_BYTES,
-    FieldError,
     ReadOptions,
     tagged_path,
 )
@@ -36,6 +35,7 @@ from models.sources.manifest import (
     Found,
     check_columns,
 )
+from models.sources.records import RefusedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,7 +141,7 @@ class _Table:
                     raise ValueError(f"it declares {declared} rows and holds {done}")
             except self._errors as error:
                 detail = f"row group {group}: {_line(error)}"
-                yield f"row={number + done + 1}", FieldError("row-group-damaged", detail)
+                yield f"row={number + done + 1}", RefusedError("row-group-damaged", detail)
             number += max(declared, done)
 
     def _is_read(self, field: pa.Field, options: ReadOptions) -> bool:
@@ -167,7 +167,7 @@ class _Table:
         by_mean = _BATCH_BYTES * rows // size
         return max(min(_BATCH_ROWS, by_mean, max(_DICTIONARY_BYTES // size, _LEAST_ROWS)), 1)
 
-    def _mappings(self, batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | FieldError]:
+    def _mappings(self, batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | RefusedError]:
         columns = {
             name: getattr(column, "storage", column)  # what an extension type stores
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
@@ -176,9 +176,9 @@ class _Table:
             try:
                 row = {name: _value(column[at].as_py()) for name, column in columns.items()}
             except UnicodeDecodeError as error:
-                yield FieldError("not-utf8", f"not UTF-8 at byte {error.start}")
+                yield RefusedError("not-utf8", f"not UTF-8 at byte {error.start}")
             except self._errors as error:
-                yield FieldError("bad-row", _line(error))
+                yield RefusedError("bad-row", _line(error))
             else:
                 yield self._named(row)
 

@@ -76,6 +76,18 @@ class Reject:
         return {"source": self.source, "key": self.key, "code": self.code, "detail": self.detail}
 
 
+class RefusedError(ValueError):
+    """A row, or the file or field it is made of, cannot be used; readers make a `Reject` of it."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+    def reject(self, source: str, key: str) -> Reject:
+        return Reject(source, key, self.code, self.detail)
+
+
 Row: TypeAlias = Record | Reject
 
 

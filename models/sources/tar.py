@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 from models.errors import SourceError
 from models.sources.fields import (
     MAX_TEXT_BYTES,
-    FieldError,
     Fields,
     ReadOptions,
     caption_lines,
@@ -34,7 +33,7 @@ from models.sources.files import (
     file_uri,
     open_plain,
 )
-from models.sources.records import Plan, Record, Reject, Row, SeenKeys, Source
+from models.sources.records import Plan, Record, RefusedError, Reject, Row, SeenKeys, Source
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1024 * 1024
@@ -147,15 +146,15 @@ class TarSource(Source):
         for suffix, (name, content) in group.texts.items():
             try:
                 found = _parse(suffix, content)
-            except FieldError as error:
-                yield Reject(shard, display_name(name), error.code, error.detail)
+            except RefusedError as error:
+                yield error.reject(shard, display_name(name))
             else:
                 data = data | found if suffix == "json" else found | data
         fields = Fields({}, None, {})
         try:
             fields = interpret(data, self._options)
-        except FieldError as error:
-            yield Reject(shard, display_name(group.key), error.code, error.detail)
+        except RefusedError as error:
+            yield error.reject(shard, display_name(group.key))
         if group.picture is None and (group.picture_refused or not fields.texts):
             return
         member = group.picture[0] if group.picture else next(iter(group.texts.values()))[0]

@@ -116,7 +116,7 @@ def reading_options(function: F) -> F:
 def _fetcher() -> Callable[[str], bytes]:
     from models.errors import UrlError
     from models.sources.fetch import Fetcher
-    from models.sources.files import FileRefusedError
+    from models.sources.records import RefusedError
 
     fetcher = Fetcher()
 
@@ -124,6 +124,6 @@ def _fetcher() -> Callable[[str], bytes]:
         try:
             return fetcher.fetch(url)
         except UrlError as error:
-            raise FileRefusedError(error.code, error.message) from error
+            raise RefusedError(error.code, error.message) from error
 
     return fetch

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.sources.fields import (
-    FieldError,
     ReadOptions,
     caption_lines,
     clean_captions,
@@ -18,6 +17,7 @@ from models.sources.fields import (
     parse_object,
     select,
 )
+from models.sources.records import RefusedError
 
 DATA = {"captions": {"en": ["a cat", "one cat"], "zh_CN": "猫"}, "names": ["tabby", "cat"], "n": 3}
 
@@ -94,7 +94,7 @@ def test_keys_that_are_no_language_tags_are_undetermined() -> None:
     ],
 )
 def test_wrong_types_are_named(data: dict[str, object], code: str) -> None:
-    with pytest.raises(FieldError) as caught:
+    with pytest.raises(RefusedError) as caught:
         interpret(data)
     assert caught.value.code == code
 
@@ -117,7 +117,7 @@ def test_wrong_types_are_named(data: dict[str, object], code: str) -> None:
     ],
 )
 def test_what_is_not_an_object_of_standard_json_is_refused(data: bytes) -> None:
-    with pytest.raises(FieldError):
+    with pytest.raises(RefusedError):
         parse_object(data)
 
 
@@ -150,7 +150,7 @@ def test_any_object_is_either_interpreted_or_refused_by_name(data: dict[str, obj
     assert parsed == data
     try:
         code, attributes = None, interpret(parsed).attributes
-    except FieldError as error:
+    except RefusedError as error:
         code, attributes = error.code, {}
     assert code in {None, "bad-caption", "bad-label"}
     json.dumps(attributes)

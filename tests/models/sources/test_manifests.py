@@ -22,10 +22,9 @@ from models.sources import Plan, Record, Reject, files, is_source, open_source
 from models.sources.csv_rows import convert
 from models.sources.embedded import prepare_rows
 from models.sources.fields import ReadOptions
-from models.sources.files import FileRefusedError
 from models.sources.folder import Globs
 from models.sources.jsonl import StdinSource
-from models.sources.records import SeenKeys
+from models.sources.records import RefusedError, SeenKeys
 
 RED = solid("red", size=(8, 8))
 
@@ -122,7 +121,7 @@ def test_a_url_is_fetched_only_by_the_callers_function(tmp_path: Path) -> None:
 
     def fetch(url: str) -> bytes:
         if "gone" in url:
-            raise FileRefusedError("url-fetch-failed", "it could not be fetched")
+            raise RefusedError("url-fetch-failed", "it could not be fetched")
         assert url.startswith("https://")
         return RED
 

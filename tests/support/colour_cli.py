@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from fakes import ColourEncoder  # noqa: E402
 
 from models.encoder import PreparedImage  # noqa: E402
+from models.encoders import registry  # noqa: E402
 from models.vectors import Vectors  # noqa: E402
 from service.cli.main import main  # noqa: E402
 
@@ -40,10 +40,6 @@ def load_encoder(model: str = "colours", **options: object) -> WatchedEncoder:
     return WatchedEncoder(name=name)
 
 
-# before anything imports the real one, and torch with it
-registry = types.ModuleType("models.encoders.registry")
-registry.load_encoder = load_encoder  # type: ignore[attr-defined]
-sys.modules["models.encoders.registry"] = registry
-
 if __name__ == "__main__":
+    registry.load_encoder = load_encoder
     main()

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from console import diptych
 from fakes import solid
 from indexes import ids, opened
-
-DRIVER = Path(__file__).resolve().parents[2] / "support" / "colour_cli.py"
-
-
-def diptych(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    run = subprocess.run(
-        [sys.executable, str(DRIVER), *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert "Traceback" not in run.stderr, run.stderr
-    return run
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from console import diptych
 from fakes import COLOURS, encode, solid
 from indexes import ids, opened, rejects_of, scratch
 from PIL import Image
@@ -40,13 +41,6 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, **environment)
-    out, err = process.communicate(timeout=120)
-    assert "Traceback" not in err, err
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import console
 import pytest
 from fakes import COLOURS, solid
 from indexes import ids, opened
@@ -21,16 +22,7 @@ DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 def diptych(
     *arguments: str | Path, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), "index", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return console.diptych("index", *arguments, stdin=stdin, **environment)
 
 
 def answer(*arguments: str | Path, code: int = 0, stdin: str = "") -> dict[str, object]:
@@ -171,7 +163,10 @@ def test_of_twenty_writers_at_once_exactly_one_proceeds(home: Path) -> None:
 
     def add(_: int) -> subprocess.CompletedProcess[str]:
         # long enough that the first is still at it when the last has started
-        return diptych("add", home / "more", "--index", out, COLOUR_DELAY="25")
+        return subprocess.run(
+            [sys.executable, DRIVER, "index", "add", home / "more", "--index", out],
+            env={**os.environ, "COLOUR_DELAY": "25"}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(20) as pool:
         done = list(pool.map(add, range(20)))

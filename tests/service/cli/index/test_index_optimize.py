@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from clustered import fill, pictures, texts
+from console import diptych
 from fakes import COLOURS
 from indexes import build, record
 
@@ -17,17 +16,6 @@ from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
 from service.cli.index.optimize import ByteSize
 from service.cli.plots import draw_curves, pareto
-
-DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
-
-
-def diptych(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run(
-        [sys.executable, str(DRIVER), *map(str, arguments)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert "Traceback" not in found.stderr, found.stderr
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def label_of(record: Record) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EmbeddedPicture:
     """One picture of a source, embedded, or the error that refused it.
 
     Attributes:
@@ -150,7 +150,7 @@ class SourceClassifier:
         top_k: int | None = None,
         level: int | None = None,
         advance: Advance = _unseen,
-    ) -> Iterator[tuple[Picture, ImageResult]]:
+    ) -> Iterator[tuple[EmbeddedPicture, ImageResult]]:
         """Every picture of the sources in order, judged; one that is refused carries its error.
 
         Args:
@@ -241,17 +241,19 @@ class SourceClassifier:
 
     def embedded(
         self, sources: Sequence[Source], advance: Advance = _unseen
-    ) -> Iterator[list[Picture]]:
+    ) -> Iterator[list[EmbeddedPicture]]:
         """Every picture of the sources in order, a batch at a time; records of text only are left
         out."""
-        waiting: list[tuple[Picture, PreparedImage | None]] = []
+        waiting: list[tuple[EmbeddedPicture, PreparedImage | None]] = []
         for source in sources:
             for ready in prepare_rows(source, self.encoder.prepare_image, source=source.name):
                 if isinstance(ready, Reject):
                     error = ImageError(ready.detail, code=ready.code)
-                    waiting.append((Picture(_shown(source, ready.key), error=error), None))
+                    waiting.append((EmbeddedPicture(_shown(source, ready.key), error=error), None))
                 elif ready[1] is not None:
-                    waiting.append((Picture(_shown(source, ready[0].key), ready[0]), ready[1]))
+                    waiting.append(
+                        (EmbeddedPicture(_shown(source, ready[0].key), ready[0]), ready[1])
+                    )
                 if len(waiting) == _BATCH:
                     yield self._embed(waiting)
                     advance(len(waiting))
@@ -260,7 +262,9 @@ class SourceClassifier:
             yield self._embed(waiting)
             advance(len(waiting))
 
-    def _embed(self, waiting: Sequence[tuple[Picture, PreparedImage | None]]) -> list[Picture]:
+    def _embed(
+        self, waiting: Sequence[tuple[EmbeddedPicture, PreparedImage | None]]
+    ) -> list[EmbeddedPicture]:
         prepared = [image for _, image in waiting if image is not None]
         rows = iter(self.encoder.embed_images(prepared))
         return [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.engine.label_sets import LabelSet
     from service.engine.queries import ImageResult
     from service.engine.sorter import Placer, Sorter
-    from service.engine.source_classifier import Picture, SourceClassifier
+    from service.engine.source_classifier import EmbeddedPicture, SourceClassifier
 
 
 @click.command(
@@ -107,7 +107,7 @@ def _classify(given: ClassifyArguments) -> int:
 
 
 def _line(
-    picture: Picture, result: ImageResult, placer: Placer | None, heat: HeatMaps | None
+    picture: EmbeddedPicture, result: ImageResult, placer: Placer | None, heat: HeatMaps | None
 ) -> Line | None:
     """A picture's answer, once it is sorted and drawn; None where it was sorted before."""
     line = Line(picture.name, result)

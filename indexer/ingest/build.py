@@ -2,8 +2,8 @@
 
 A version is committed every `segment_rows` pictures, and sooner where they are slow (`Pacing`).
 Running the same command again embeds only what is new or changed, and a build that was killed goes
-on where it was (`indexer.ingest.journal`). What was deleted stays out unless it is asked for. The
-stages are joined in `indexer.ingest.pipeline`. It prints nothing.
+on where it was (its journal, `indexer.ingest.side_files`). What was deleted stays out unless it is
+asked for. The stages are joined in `indexer.ingest.pipeline`. It prints nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any, Final
 from indexer.files.fs import Fs
 from indexer.format.manifest import Operation
 from indexer.format.version import open_version
-from indexer.ingest.journal import Journal, journal_path
-from indexer.ingest.known import KnownRecords, Mirror, Stamps, stamps_path
 from indexer.ingest.options import (
     Build,
     BuildOptions,
@@ -28,7 +26,16 @@ from indexer.ingest.options import (
 )
 from indexer.ingest.pipeline import Pipeline
 from indexer.ingest.progress import Stages, Tally
-from indexer.ingest.rejects import Rejects, RejectsFile, rejects_path
+from indexer.ingest.reader import KnownRecords, Mirror
+from indexer.ingest.side_files import (
+    Journal,
+    Rejects,
+    RejectsFile,
+    Stamps,
+    journal_path,
+    rejects_path,
+    stamps_path,
+)
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import InputError, StoreError

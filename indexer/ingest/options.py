@@ -17,9 +17,9 @@ from models.encoder import Encoder, Fingerprint
 
 if TYPE_CHECKING:
     from indexer.format.version import OpenVersion
-    from indexer.ingest.journal import Journal
-    from indexer.ingest.known import KnownRecords, Mirror, Stamps
     from indexer.ingest.progress import Stages, Tally
+    from indexer.ingest.reader import KnownRecords, Mirror
+    from indexer.ingest.side_files import Journal, Stamps
     from indexer.store.writer import IndexWriter
     from models.sources.records import Source
 
@@ -71,7 +71,7 @@ class BuildOptions:
         relevance: keep a background (`indexer.search.relevance`) so that hits carry a relevance;
             an index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
-            more than half of the index (`indexer.ingest.known`).
+            more than half of the index (`indexer.ingest.reader`).
         rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from indexer.ingest.options import STAGES, BuildProgress, BuildReport, Stage, StageName
-from indexer.ingest.rejects import Rejects
+from indexer.ingest.side_files import Rejects
 from models.sources.records import Reject
 
 _POINTS: Final = 240

@@ -1,14 +1,19 @@
 """The reading stage: rows of sources -> the records that a build has work with.
 
 Here it is decided, in the order of the sources, what is unchanged, what only moved, what was
-deleted and stays out, and what is refused before anything is decoded. It knows what the index
-holds; it decodes and stores nothing. One thread at a time.
+deleted and stays out, and what is refused before anything is decoded; and at the end, for a mirror,
+what is gone. `KnownRecords` is what the index holds. Nothing is decoded or stored. One thread at a
+time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
+from indexer.format.version import OpenVersion
 from indexer.ingest.arrivals import (
     Arrival,
     Texts,
@@ -18,8 +23,158 @@ from indexer.ingest.arrivals import (
     text_ids,
 )
 from indexer.ingest.options import Build
-from models.errors import SourceError
-from models.sources.records import Kept, Record, Reject, Row, Source, Stamp
+from models.errors import InputError, SourceError
+from models.sources.records import Kept, Record, Reject, Row, SeenKeys, Source, Stamp
+
+State = Literal["new", "unchanged", "moved", "changed"]
+
+_BATCH: Final = 500
+_URI_BYTES: Final = 8
+_SCAN: Final = 65_536
+_COLUMNS: Final = "row, record, content_hash, uri"
+
+
+class KnownRecords:
+    """The live records of a version, or those of some keys."""
+
+    def __init__(self, base: OpenVersion, only: Collection[str] | None = None) -> None:
+        """Read them.
+
+        Args:
+            base: stays open as long as this is used.
+            only: keys to look up; None reads all there are.
+
+        Raises:
+            IndexCorruptError: a segment's database is damaged.
+        """
+        self._base = base
+        self._states: dict[str, bytes] = {}
+        for position, dead in enumerate(base.dead):
+            for row, record, digest, uri in self._rows(position, only):
+                if not dead[row]:
+                    self._states[record] = digest + _short(uri)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._states
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states)
+
+    def state(self, record: Record, digest: str) -> State:
+        """What a record of this content hash (hex) is to the index; moved: only its `uri` is."""
+        stored = self._states.get(record.key)
+        if stored is None:
+            return "new"
+        if stored[:-_URI_BYTES] != bytes.fromhex(digest):
+            return "changed"
+        return "unchanged" if stored[-_URI_BYTES:] == _short(record.uri) else "moved"
+
+    def holds(self, key: str, content: bytes, uri: str) -> bool:
+        """Whether a record is in the index with this start of its content hash, and this `uri`."""
+        stored = self._states.get(key)
+        return (
+            stored is not None
+            and stored[: len(content)] == content
+            and stored[-_URI_BYTES:] == _short(uri)
+        )
+
+    def live_rows(self, key: str) -> list[tuple[int, int]]:
+        """(position of the segment, row) of everything live that came from a record."""
+        return [
+            (position, row)
+            for position, segment in enumerate(self._base.segments)
+            for row in segment.items.rows_of(key)
+            if not self._base.dead[position][row]
+        ]
+
+    def _rows(
+        self, position: int, only: Collection[str] | None
+    ) -> Iterator[tuple[int, str, bytes, str]]:
+        query = self._base.segments[position].items.query
+        if only is not None:
+            keys = list(only)
+            for start in range(0, len(keys), _BATCH):
+                part = keys[start : start + _BATCH]
+                marks = ", ".join("?" * len(part))
+                yield from query(
+                    f"SELECT {_COLUMNS} FROM items WHERE record IN ({marks})",  # noqa: S608
+                    part,
+                )
+            return
+        start = 0
+        select = f"SELECT {_COLUMNS} FROM items WHERE row >= ? ORDER BY row LIMIT ?"  # noqa: S608
+        while block := query(select, (start, _SCAN)):
+            yield from block
+            start = block[-1][0] + 1
+
+
+def _short(uri: str) -> bytes:
+    return hashlib.blake2b(uri.encode(), digest_size=_URI_BYTES).digest()
+
+
+MOST: Final = 0.5
+"""The largest share of its records that an index loses without `mirror_all`."""
+
+_HARMLESS: Final = frozenset({"duplicate-key", "duplicate-id"})
+
+
+@dataclass(slots=True)
+class Mirror:
+    """What a build saw of its sources, for judging afterwards what is gone.
+
+    Only sources read to their end tell that. A row that a reader refused without telling whose it
+    is might be any record's, and a disk that is not mounted looks like an empty folder. So a mirror
+    removes nothing when in doubt, and never more than half without being told so.
+    """
+
+    seen: SeenKeys = field(default_factory=SeenKeys)
+    _refused: set[str] = field(default_factory=set)
+    _folders: list[str] = field(default_factory=list)
+    _nameless: int = 0
+
+    def refused(self, source: Source, reject: Reject) -> None:
+        """Take note of a row that a reader refused: whatever it is, it is not gone."""
+        if reject.code in _HARMLESS:
+            return
+        if not source.keys_are_paths:  # a line, a byte offset or a member, not the record's key
+            self._nameless += 1
+        elif reject.key.endswith("/"):
+            self._folders.append("" if reject.key == "/" else reject.key)
+        else:
+            self._refused.add(reject.key)
+
+    def gone(self, known: KnownRecords, *, remove_all: bool) -> list[str]:
+        """Keys of the records that no source has any more.
+
+        Raises:
+            InputError: it cannot be told, or there are too many of them.
+        """
+        gone = [
+            key
+            for key in known
+            if key not in self._refused
+            and not any(key.startswith(folder) for folder in self._folders)
+            and self.seen.add(key)
+        ]
+        if not gone:
+            return []
+        if self._nameless:
+            raise InputError(
+                f"nothing was removed: {self._nameless} rows could not be read, "
+                f"and may be among the {len(gone)} records that seem to be gone",
+                code="mirror-uncertain",
+                hint="mend the source, whose rejects file names each, and run again",
+            )
+        if len(gone) > MOST * len(known) and not remove_all:
+            raise InputError(
+                f"nothing was removed: {len(gone)} of {len(known)} records seem to be gone",
+                code="mirror-too-much",
+                hint="see that every source is there and was named; --mirror-all removes them",
+            )
+        return gone
 
 
 class Reader:

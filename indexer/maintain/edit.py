@@ -37,7 +37,7 @@ from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.arrivals import check_record
 from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing
-from indexer.ingest.rejects import RejectsList
+from indexer.ingest.side_files import RejectsList
 from indexer.search.options import Target
 from indexer.store.copies import RowSet, recaption
 from indexer.store.history import history, read_version

@@ -31,9 +31,7 @@ from indexer.format.erasures import Erasures, erased_rows
 from indexer.format.manifest import Manifest, read_manifest
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
-from indexer.ingest.journal import journal_path
-from indexer.ingest.known import stamps_path
-from indexer.ingest.rejects import rejects_path, scrub_rejects
+from indexer.ingest.side_files import journal_path, rejects_path, scrub_rejects, stamps_path
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter

@@ -14,7 +14,7 @@ from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
 from indexer.format.manifest import read_manifest
-from indexer.ingest.journal import journal_path
+from indexer.ingest.side_files import journal_path
 from indexer.maintain.edit import delete_items
 from indexer.maintain.verify import verify_index
 from models.encoder import PreparedImage

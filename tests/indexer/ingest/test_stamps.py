@@ -9,10 +9,10 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import ids, opened
 
-import indexer.ingest.known
+import indexer.ingest.side_files
 import models.sources.folder
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
-from indexer.ingest.known import Stamps, stamps_path
+from indexer.ingest.side_files import Stamps, stamps_path
 from indexer.maintain.edit import delete_items
 from indexer.maintain.purge import purge
 from models.sources import open_source
@@ -36,7 +36,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 @pytest.fixture
 def old_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made by the test itself count as old: nothing but the margin depends on the clock."""
-    monkeypatch.setattr(indexer.ingest.known, "MARGIN_NS", -(10**15))
+    monkeypatch.setattr(indexer.ingest.side_files, "MARGIN_NS", -(10**15))
 
 
 @pytest.fixture

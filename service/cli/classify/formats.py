@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 import click
 
 from service.cli.exits import one_line
 from service.cli.output import note
-from service.engine.queries import ImageResult, Prediction
+
+if TYPE_CHECKING:
+    from service.engine.queries import ImageResult, Prediction
 
 Format: TypeAlias = Literal["text", "json", "jsonl", "csv"]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.atomic import replace_file
+from models.figures import figure_class
 from models.training.config import TrainConfig
 from models.training.measuring import Recall, score
 from models.training.progress import Progress
@@ -99,13 +100,12 @@ def _summary_writer(directory: Path, step: int) -> Any:
 
 def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
     """The lines of `metrics.jsonl` -> a PNG; None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    kind = figure_class()
+    if kind is None:
         return None
     steps = [line for line in lines if "loss" in line]
     validations = [line for line in lines if "validation" in line]
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = kind(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     for panel, name, label in zip(
         panels, ("loss", "lr", "scale"), ("loss", "learning rate", "logit scale"), strict=False

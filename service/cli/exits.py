@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import traceback
+from types import TracebackType
 from typing import Final, NoReturn
 
 import click
 
+from models.environment import keep_caches_out
 from models.errors import (
     DiptychError,
     EncoderMismatchError,
@@ -55,6 +59,56 @@ _CODES: tuple[tuple[type[DiptychError], int], ...] = (
 )
 
 
+_OURS: Final = ("models", "indexer", "service")
+
+
+def of_the_machine(error: Exception) -> DiptychError | None:
+    """What went wrong outside of our code, as one of our errors; None for anything else.
+
+    No temporary folder can be written, or a library could not be imported: part of it is missing,
+    or it found the machine not to its liking. A traceback of its inside says neither.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "_get_default_tempdir" for frame in frames):
+        return StorageError(
+            "no folder for temporary files can be written",
+            hint="set TMPDIR to one that can, with some space left",
+        )
+    library = _imported(error)
+    if library is None:
+        return None
+    kind = NoSpaceError if getattr(error, "errno", None) == errno.ENOSPC else StorageError
+    why = str(error) or type(error).__name__
+    return kind(
+        f"{library} cannot be loaded: {why}",
+        hint="the installation is damaged, or this user may not use it",
+    )
+
+
+def _imported(error: Exception) -> str | None:
+    """The library whose import failed; None if none did, or if a module of ours is at fault."""
+    missing = error.name if isinstance(error, ImportError) else None
+    if missing is not None and missing.partition(".")[0] in _OURS:
+        return None
+    # the last module whose body was running, of ours or of a library
+    running = [name for name in _modules_running(error.__traceback__) if name != "__main__"]
+    last = running[-1].partition(".")[0] if running else ""
+    if last and last not in _OURS:
+        return last
+    # one of ours was, or none: then only an import can have been what failed
+    return missing if missing is None else missing.partition(".")[0]
+
+
+def _modules_running(trace: TracebackType | None) -> list[str]:
+    found = []
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "<module>":
+            found.append(str(frame.f_globals.get("__name__", "")))
+        trace = trace.tb_next
+    return found
+
+
 def exit_code(error: DiptychError) -> int:
     """The documented exit code of a domain error; anything not listed is a usage error."""
     if error.code == "loss-not-finite":
@@ -73,6 +127,7 @@ def run_and_exit(command: click.Command) -> NoReturn:
 
     A command answers its code, or None where all went well.
     """
+    keep_caches_out()
     try:
         code = command.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -86,4 +141,10 @@ def run_and_exit(command: click.Command) -> NoReturn:
     except DiptychError as error:
         click.echo(one_line(error), err=True)
         sys.exit(exit_code(error))
+    except Exception as error:
+        known = of_the_machine(error)
+        if known is None:
+            raise
+        click.echo(one_line(known), err=True)
+        sys.exit(exit_code(known))
     sys.exit(code if isinstance(code, int) else OK)

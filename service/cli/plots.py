@@ -1,7 +1,6 @@
 """PNGs that commands draw with `--plot`; the figures drawn are those the commands were given.
 
-Nothing is measured here. matplotlib comes with the extra `plots` and is loaded in one place, by its
-object interface: pyplot keeps figures in a global and may want a display.
+Nothing is measured here. matplotlib comes with the extra `plots`; `models.figures` loads it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import InputError, StoreError
+from models.figures import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 _BINS = 15
 
 
-def require_matplotlib() -> None:
+def require_matplotlib() -> type[Figure]:
     """Say in one line what is missing, before any work is done.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError as error:
+    found = figure_class()
+    if found is None:
         raise InputError(
             "plots need matplotlib, which is not installed",
             hint="pip install 'diptych[plots]', or leave out --plot",
-        ) from error
+        )
+    return found
 
 
 @contextmanager
@@ -46,10 +46,7 @@ def _figure(out: Path, width: float, height: float, dpi: int = 120) -> Iterator[
         InputError: no matplotlib.
         StoreError: `out` cannot be written.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    figure = require_matplotlib()(figsize=(width, height), dpi=dpi, layout="constrained")
     yield figure
     try:
         figure.savefig(out, format="png")

@@ -4,13 +4,14 @@
     torch   torch, the reference
     onnx    ONNX Runtime, or an error that says why not
 
-Like the number of threads it is a choice of the whole process. It imports no engine.
+Like the number of threads it is a choice of the whole process. Importing this imports no engine;
+`onnxruntime` is the one place that does, because what it would report home is forbidden there.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 from models.errors import ModelError
 
@@ -68,6 +69,23 @@ def resolve_backend(name: str | None, *, device: str, precision: str, supported:
 def installed() -> bool:
     """Whether the extra `onnx` is there."""
     return all(find_spec(name) is not None for name in _PACKAGES)
+
+
+def onnxruntime() -> Any:
+    """The module, with its telemetry off.
+
+    `models` sets the variable that keeps it from starting; a program that had imported
+    ONNX Runtime before is not reached by that, and is told here.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise not_installed() from error
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
 
 
 def not_installed() -> ModelError:

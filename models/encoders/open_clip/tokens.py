@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from models.encoder import PreparedText
 from models.encoders.base.weights_file import read_json_object
+from models.environment import hub_offline
 from models.errors import InvalidTextError, ModelError
 
 _CHARACTERS_PER_TOKEN = 16
@@ -114,8 +116,6 @@ class TextPreparer:
 
     def _hugging_face(self, name: str, folder: Path | None, options: dict[str, Any]) -> Any:
         require_transformers(name)
-        from open_clip.tokenizer import HFTokenizer
-
         source = name
         if folder is not None:
             if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -125,18 +125,28 @@ class TextPreparer:
                 )
             refuse_remote_code(folder)
             source = str(folder)
+        # as weights are: a copy is used without asking the hub, which is asked where there is none
+        if folder is None and not hub_offline():
+            with suppress(Exception):
+                return self._from_copies(source, options, only=True)
         try:
-            # without trust_remote_code=False transformers would ask on the terminal
-            return HFTokenizer(
-                source,
-                context_length=self.context_length,
-                tokenizer_mode=self._mode,
-                trust_remote_code=False,
-                **options,
-            )
+            return self._from_copies(source, options, only=folder is not None)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"the tokenizer {name} cannot be loaded: {reason}") from error
+
+    def _from_copies(self, source: str, options: dict[str, Any], *, only: bool) -> Any:
+        from open_clip.tokenizer import HFTokenizer
+
+        return HFTokenizer(
+            source,
+            context_length=self.context_length,
+            tokenizer_mode=self._mode,
+            # or transformers would ask on the terminal
+            trust_remote_code=False,
+            local_files_only=only,
+            **options,
+        )
 
     def _vocabulary_digest(self) -> str:
         if not self._hugging:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.encoders.base.backends import not_installed
+from models.encoders.base.backends import not_installed, onnxruntime
 from models.encoders.starter.towers import IMAGE_SIDE, ImageTower
 
 _OPSET = 17
@@ -42,16 +42,13 @@ class _OnnxNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, threads: int) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise not_installed() from error
-        options = onnxruntime.SessionOptions()
+        engine = onnxruntime()
+        options = engine.SessionOptions()
         options.intra_op_num_threads = threads
         # busy waiting would take from the decoders what it gives to the tower
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session: Any = onnxruntime.InferenceSession(
+        self._session: Any = engine.InferenceSession(
             graph(network), options, providers=["CPUExecutionProvider"]
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 from models.atomic import replace_file
 from models.encoders.starter.heads import read_parts, save_heads
 from models.encoders.starter.tuned_weights import copy_weights
+from models.figures import figure_class
 from models.training.starter.config import TrainConfig
 from models.training.starter.loop import TrainResult
 
@@ -55,11 +56,10 @@ def save_run(
 
 def draw_curve(result: TrainResult) -> bytes | None:
     """Loss by step and recall@10 by epoch as a PNG; None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    kind = figure_class()
+    if kind is None:
         return None
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = kind(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([step.step for step in result.steps], [step.loss for step in result.steps])
     left.set(xlabel="step", ylabel="InfoNCE loss", title="training loss")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import threading
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import open_clip
 import pytest
@@ -14,9 +17,10 @@ from safetensors.torch import save_file
 
 from models.encoders.open_clip.tokens import TextPreparer
 from models.encoders.registry import load_encoder
+from models.environment import hub_offline
 from models.errors import ModelError
 
-pytest.importorskip("transformers", reason="the extra diptych[hf] is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra diptych[hf] is not installed")
 
 WORDS = ["a", "red", "blue", "square", "dog", "cat", "on", "the", "beach", "photo", "of"]
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -128,3 +132,29 @@ def test_a_missing_configuration_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json") as caught:
         load_encoder(f"local-dir:{tmp_path}", device="cpu")
     assert "nowhere/bert" in str(caught.value.hint)
+
+
+def test_a_tokenizer_in_the_cache_is_used_without_asking_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "models--nowhere--bert"
+    shutil.copytree(folder, base / "snapshots" / ("0" * 40))
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("0" * 40)
+    for module in (huggingface_hub.constants, transformers.utils.hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
+    # the variable is read as the client is imported, which this file does before `models`
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    asked = []
+
+    def look_up(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert not hub_offline()
+    named = TextPreparer(TEXT, None)
+    assert asked == []
+    there = TextPreparer(TEXT, folder)
+    assert named("a red dog").tokens.tolist() == there("a red dog").tokens.tolist()

@@ -42,7 +42,7 @@ Reader: TypeAlias = Callable[[Sequence[str], str, ReadOptions], Source]
 """(files, what the user called them, options) -> the source."""
 
 
-def _manifest(form: Callable[[str, ReadOptions], Format]) -> Reader:
+def manifest_reader(form: Callable[[str, ReadOptions], Format]) -> Reader:
     """A reader of manifests; the first of several tells the format of them all."""
     return lambda files, name, options: ManifestSource(
         form(files[0], options), files, name=name, options=options
@@ -51,14 +51,14 @@ def _manifest(form: Callable[[str, ReadOptions], Format]) -> Reader:
 
 READERS: Final[Mapping[str, Reader]] = {
     ".tar": lambda files, name, options: TarSource(files, options, name=name),
-    ".jsonl": _manifest(JsonlFormat),
-    ".ndjson": _manifest(JsonlFormat),
-    ".csv": _manifest(CsvFormat),
-    ".tsv": _manifest(CsvFormat),
-    ".parquet": _manifest(ParquetFormat),
-    ".pq": _manifest(ParquetFormat),
-    ".json": _manifest(json_format),
-    ".txt": _manifest(ListFormat),
+    ".jsonl": manifest_reader(JsonlFormat),
+    ".ndjson": manifest_reader(JsonlFormat),
+    ".csv": manifest_reader(CsvFormat),
+    ".tsv": manifest_reader(CsvFormat),
+    ".parquet": manifest_reader(ParquetFormat),
+    ".pq": manifest_reader(ParquetFormat),
+    ".json": manifest_reader(json_format),
+    ".txt": manifest_reader(ListFormat),
 }
 """Who reads files of a suffix."""
 KINDS: Final = (

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes import solid
 from indexes import ListSource, record
 
-from models.sources import READERS, ReadOptions, is_source, open_source
+from models.errors import SourceError
+from models.sources import READERS, ReadOptions, is_source, manifest_reader, open_source
+from models.sources.files import count_lines
 from models.sources.jsonl import StdinSource
+from models.sources.manifest import Format, Found
 from models.sources.records import FirstRows, HoldOut, Record, RefusedError, Reject, Source
 
 
@@ -84,6 +88,41 @@ def test_every_suffix_of_the_table_is_a_source() -> None:
     assert all(is_source(f"photos{suffix.upper()}") for suffix in READERS if suffix != ".tar")
     assert is_source("photos.tar.gz")
     assert not is_source("photos.zip")
+
+
+class PipedFormat(Format):
+    """`path|caption` lines: a format as somebody else would write it."""
+
+    kind = "piped"
+
+    def __init__(self, _path: str, _options: ReadOptions) -> None:
+        pass
+
+    def count(self, path: str) -> int | None:
+        return count_lines(path)
+
+    def rows(self, path: str) -> Iterator[Found]:
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+            image, _, caption = line.partition("|")
+            yield f"line={number}", {"image": image, "caption": caption}
+
+
+def test_a_new_format_is_a_class_and_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red.png").write_bytes(solid("red"))
+    spec = str(tmp_path / "a.psv")
+    Path(spec).write_text("red.png|a red card\nblue.png|a blue one\nred.png|again\n")
+    with pytest.raises(SourceError, match="not a source"):
+        open_source(spec)
+    monkeypatch.setitem(READERS, ".psv", manifest_reader(PipedFormat))  # type: ignore[arg-type]
+    source = open_source(spec)
+    good, missing, again = source
+    assert isinstance(good, Record)
+    assert (source.kind, source.count(), good.texts) == ("piped", 3, {"und": ("a red card",)})
+    assert isinstance(missing, Reject)
+    assert isinstance(again, Reject)
+    assert (missing.code, again.code) == ("file-missing", "duplicate-key")
 
 
 def test_what_was_refused_says_where() -> None:

@@ -22,6 +22,7 @@ from typing import Final, Self
 
 from indexer.format.integrity import Verify
 from indexer.format.manifest import Head, read_head
+from indexer.search.reader import IndexHolder
 from indexer.search.snapshot import Snapshot, open_snapshot
 from models.encoder import Fingerprint
 from models.errors import IndexCorruptError, StoreError
@@ -48,7 +49,7 @@ class _Refused:
     until: float
 
 
-class SnapshotHolder:
+class SnapshotHolder(IndexHolder):
     """See the module. Every method may be called from several threads."""
 
     def __init__(

@@ -23,7 +23,7 @@ from indexer.format.manifest import Head, check_encoder, read_head, read_manifes
 from indexer.format.version import OpenVersion, open_version
 from indexer.search.facets import facets
 from indexer.search.options import DEFAULTS, SearchOptions
-from indexer.search.reader import Facet, Hit, IndexInfo, Item, QueryKind, Target
+from indexer.search.reader import Facet, Hit, IndexInfo, IndexReader, Item, QueryKind, Target
 from indexer.search.relevance import Background
 from indexer.search.relevance_file import read_background
 from indexer.search.scanners import LiveSegment
@@ -35,8 +35,8 @@ from models.vectors import Vectors, unit_rows
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Snapshot:
-    """An `indexer.search.reader.IndexReader`, whose docstrings say what each method answers.
+class Snapshot(IndexReader):
+    """See the module; what each method answers is `IndexReader`'s to say.
 
     Get one from `open_snapshot`; close it, or use it as a context manager.
 

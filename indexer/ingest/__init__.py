@@ -1,1 +1,1 @@
-"""Sources into rows of an index, and what a build takes and tells."""
+"""Sources into rows of an index: `indexer.ingest.build` is the way in."""

@@ -39,7 +39,7 @@ from indexer.ingest.side_files import (
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import InputError, StoreError
-from models.sources.records import Source
+from models.sources.records import Source, total_count
 
 __all__ = ["BuildOptions", "BuildProgress", "BuildReport", "build_index", "index_records"]
 
@@ -124,8 +124,7 @@ def index_records(
     started = time.monotonic()
     base = open_version(writer.root, writer.manifest)
     try:
-        counts = [source.count() for source in sources]
-        total = None if None in counts else sum(count or 0 for count in counts)
+        total = total_count(sources)
         stages = Stages()
         build = Build(
             sources=sources,

@@ -1,4 +1,4 @@
-"""Threads of a build: one that runs ahead and may not run away, one that follows and keeps order.
+"""The threads of a build's pipeline: a bounded queue filled ahead of use, and calls made in order.
 
 `Ahead` consumes an iterator into a bounded queue; `Following` executes calls one after the other.
 Both hand the exception of their thread to whoever uses them. `AheadHere` and `FollowingHere` do the

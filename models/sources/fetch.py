@@ -1,22 +1,15 @@
 """Fetch a picture from an address that a stranger named, without becoming their hands in here.
 
-The name is resolved once, every address it has must be public (`models.sources.fetch`), and one of
-those very addresses is dialled, so that no second look-up can answer differently; Host and the
-certificate's name stay the caller's. http and https on their own ports only, no credentials, at
+The service fetches for its callers, the command line for manifests (`--allow-urls`). The name is
+resolved once, every address it has must be public (`is_public`), and one of those very addresses is
+dialled, so that no second look-up can answer differently; Host and the certificate's name stay the
+caller's. http and https on their own ports only, no credentials, at
 most three redirects each judged anew, no proxies from the environment, no cookies, no encodings,
 and bounds on time and bytes that hold against a server that drips. What came is a picture by its
 first bytes, whatever its headers say. Nothing here decodes.
 
 After an address is judged by its text, every failure is one error with one message: whoever asks
 learns nothing about what else is reachable from this machine.
-
-Which internet addresses are public: everybody's, and neither ours nor a neighbour's.
-
-Python's `ipaddress.is_global` changed between versions and knows nothing of tunnels, in which an
-address holds another one. So: it must agree, and the table below as well. IPv6 is let in by what it
-must be (2000::/3, the only part in public use) rather than by what it must not. Of the transition
-mechanisms only NAT64 is unwrapped, because networks without IPv4 need it; the others are refused
-whole: 6to4, Teredo, ISATAP, IPv4-mapped, -compatible and -translated addresses, local NAT64.
 """
 
 from __future__ import annotations
@@ -80,7 +73,15 @@ _ISATAP: Final = frozenset({0x00005EFE, 0x02005EFE})
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, as text without a port, may be dialled for a stranger."""
+    """Whether an address, as text without a port, may be dialled for a stranger.
+
+    Everybody's, and neither ours nor a neighbour's. Python's `ipaddress.is_global` changed between
+    versions and knows nothing of tunnels, in which an address holds another one. So: it must agree,
+    and the table above as well. IPv6 is let in by what it must be (2000::/3, the only part in
+    public use) rather than by what it must not. Of the transition mechanisms only NAT64 is
+    unwrapped, because networks without IPv4 need it; the others are refused whole: 6to4, Teredo,
+    ISATAP, IPv4-mapped, -compatible and -translated addresses, local NAT64.
+    """
     try:
         address = ip_address(text)
     except ValueError:

@@ -1,13 +1,8 @@
-"""JSONL manifests: one JSON object a line; and plain lists: one path or URL a line.
+"""Rows one a line: JSONL manifests, the same on standard input, and plain lists of paths or URLs.
 
 `{"image": "cats/tom.jpg", "captions": {"en": "A cat."}, "label": "cat", "year": 2020}`. The path
 is relative to the manifest's folder and confined to it; `image_base64` holds the picture itself.
 Lines are read one at a time with a length limit, so memory stays flat whatever the file.
-
-JSONL on standard input (`-`): rows as they arrive, read once, never kept.
-
-A second iteration is refused instead of spooling the first to disk: a pipe may carry more than the
-disk holds, and a caller who needs two passes can say `> rows.jsonl` himself.
 """
 
 from __future__ import annotations
@@ -116,7 +111,12 @@ def _too_long() -> RefusedError:
 
 
 class StdinSource(Source):
-    """Paths are relative to the working directory, or to the root of the options."""
+    """JSONL on standard input (`-`): rows as they arrive, read once, never kept.
+
+    Paths are relative to the working directory, or to the root of the options. A second iteration
+    is refused instead of spooling the first to disk: a pipe may carry more than the disk holds, and
+    a caller who needs two passes can say `> rows.jsonl` himself.
+    """
 
     name = "-"
     kind = "stdin"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
@@ -184,6 +184,12 @@ class SourceWrapper(Source):
         wrapper = copy(self)
         SourceWrapper.__init__(wrapper, source)
         return wrapper
+
+
+def total_count(sources: Iterable[Source]) -> int | None:
+    """How many rows to expect of all of them; None where one cannot tell cheaply."""
+    counts = [source.count() for source in sources]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def is_held_out(key: str, one_in: int) -> bool:

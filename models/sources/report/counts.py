@@ -4,14 +4,6 @@
 thrown away, captions go through the model's own tokenizer, duplicates are told by digests. A
 million pictures and as many captions take about 50 MB, most of it two tables of eight-byte
 digests. It counts and judges nothing: `models.sources.report.checks` refuses and warns.
-
-The most repeated values of a stream, in memory that does not grow with it.
-
-Misra & Gries 1982, "Finding repeated elements". With k counters, every value that makes up more
-than 1 / (k + 1) of the stream is among those kept, and its count is too low by at most
-length / (k + 1).
-
-How long captions are, in characters: counts by length, so that quantiles are exact.
 """
 
 from __future__ import annotations
@@ -33,7 +25,12 @@ from models.sources.records import Record, Reject, Row, SeenKeys, Source, is_hel
 
 
 class Frequent:
-    """Counts a stream of texts in at most `counters` places."""
+    """The most repeated texts of a stream, in memory that does not grow with it.
+
+    Misra & Gries 1982, "Finding repeated elements". With k counters, every text that makes up more
+    than 1 / (k + 1) of the stream is among those kept, and its count is too low by at most
+    length / (k + 1).
+    """
 
     def __init__(self, counters: int = 512) -> None:
         self._most = counters

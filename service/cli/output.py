@@ -83,8 +83,9 @@ class Bar:
 
 def count_all(sources: Sequence[Source]) -> int | None:
     """How many records the sources hold together; None where one cannot tell."""
-    counts = [source.count() for source in sources]
-    return None if None in counts else sum(count or 0 for count in counts)
+    from models.sources.records import total_count
+
+    return total_count(sources)
 
 
 def size(count: float) -> str:

@@ -29,7 +29,7 @@ from typing import Final
 from urllib.parse import urljoin
 
 from models.errors import UrlError
-from models.images.magic import is_picture
+from models.images.decode import is_picture
 
 _REFUSED_V4: Final = tuple(
     ip_network(text)

@@ -2,7 +2,8 @@
 
 A request is judged at its head, before a byte of its body is read: one that could not be answered
 in time is refused there. It joins its lane when its body is complete, so that a caller who drips a
-body holds no place, is judged once more, and waits for a turn. Its deadline,
+body holds no place, is judged once more, and waits for a turn; what it asks for may then cost more
+than its bytes, which the route says (`charge`). Its deadline,
 `service.engine.deadline`'s current one, runs from then on; when the caller hangs up, that is
 cancelled. A place is held until the answer begins, so that a caller who does not read holds none
 either.
@@ -21,6 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import DeadlineError
 from service.engine import deadline
 from service.engine.deadline import Deadline
+from service.http.middleware.auth import caller_of
+from service.http.middleware.body_budget import SMALL_BYTES, Body, BodyBudget
 from service.http.middleware.endpoints import EndpointTable
 from service.http.middleware.lanes import (
     AdmissionLimits,
@@ -33,25 +36,7 @@ from service.http.middleware.lanes import (
 from service.http.middleware.problems import ProblemError, of_domain, refuse
 from service.operations import metrics
 
-# a body no larger is read and dropped after a refusal, which keeps the connection usable
-_DROPPED_BYTES = 64 << 10
 _TIMEOUT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?")
-
-
-@dataclass(slots=True)
-class BodyBudget:
-    """Bytes of request bodies in memory, of all requests together."""
-
-    limit: int
-    held: int = 0
-
-    def fits(self, size: int) -> bool:
-        return self.held + size <= self.limit
-
-    def add(self, size: int) -> None:
-        """Count bytes; negative when they are let go."""
-        self.held += size
-        metrics.BODY_BYTES.set(self.held)
 
 
 @dataclass(slots=True)
@@ -69,7 +54,7 @@ class AdmissionControl:
 
     def __post_init__(self) -> None:
         self.lanes = {name: Lane(rule) for name, rule in lane_rules(self.limits).items()}
-        self.bodies = BodyBudget(self.limits.body_bytes)
+        self.bodies = BodyBudget(self.limits.body_bytes, self.limits.caller_body_bytes)
 
     @property
     def in_flight(self) -> int:
@@ -88,13 +73,11 @@ class AdmissionControl:
     def close(self, allowed: Deadline) -> None:
         self._open.discard(allowed)
 
-    def judge(self, lane: Lane, cost: int, timeout_s: float, size: int = 0) -> None:
+    def judge(self, lane: Lane, cost: int, timeout_s: float) -> None:
         """Raises ProblemError if a request should not be taken on."""
         if self.closing:
             metrics.REJECTED.labels("shutting-down").inc()
             raise ProblemError(of_domain(DeadlineError("", code="shutting-down")))
-        if not self.bodies.fits(size):
-            raise overloaded("body-bytes", lane.retry_after())
         if lane.refuses(cost, timeout_s):
             raise overloaded("queue", lane.retry_after())
 
@@ -128,15 +111,20 @@ class Admission:
         visit: _Visit | None = None
         try:
             timeout_s = _timeout_s(scope, lane.rule, self._control.limits.most_s)
-            self._control.judge(lane, cost_of(size), timeout_s, size)
+            self._control.judge(lane, cost_of(size), timeout_s)
+            caller, bodies = caller_of(scope), self._control.bodies
+            if not bodies.fits(caller, size):
+                raise overloaded("body-bytes", bodies.retry_after(caller, size))
             with deadline.until(math.inf) as allowed:
-                visit = _Visit(self._control, lane, allowed, timeout_s, receive, send)
+                body = bodies.open(caller, size, allowed)
+                visit = _Visit(self._control, lane, body, timeout_s, receive, send)
                 if endpoint.cost == "one":  # has no body to wait for
                     await visit.join(1)
                 await self._app(scope, visit.receive, visit.send)
         except ProblemError as error:
             problem = error.problem
-            if size > _DROPPED_BYTES or _header(scope, b"transfer-encoding"):
+            # what is no larger is read and dropped, which keeps the connection usable
+            if size > SMALL_BYTES or _header(scope, b"transfer-encoding"):
                 problem = replace(problem, headers={**problem.headers, "Connection": "close"})
             await problem.send(scope, receive, send)
         finally:
@@ -168,41 +156,49 @@ class _Visit:
         self,
         control: AdmissionControl,
         lane: Lane,
-        allowed: Deadline,
+        body: Body,
         timeout_s: float,
         receive: Receive,
         send: Send,
     ) -> None:
         self._control = control
         self._lane = lane
-        self._allowed = allowed
+        self._body = body
+        self._allowed = body.allowed
         self._timeout_s = timeout_s
         self._receive = receive
         self._send = send
         self._gone = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
-        self._bytes = 0
         self._cost = 0
         self._turn = False
-        control.open(allowed)
+        control.open(body.allowed)
 
     async def receive(self) -> Message:
         """The application's `receive`: the last piece of a body comes when it is its turn."""
         if self._watcher is not None:
             await self._gone.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        try:
+            message = await self._body.piece(self._receive)
+        except TimeoutError:
+            self._allowed.cancel()
+            raise refuse(
+                "body-timeout",
+                "It stalled while others needed the room; send it again.",
+                headers={"Connection": "close"},
+            ) from None
         if message["type"] != "http.request":
             self._allowed.cancel()
             return message
         size = len(message.get("body", b""))
-        if not self._control.bodies.fits(size):
-            raise overloaded("body-bytes", 1, close=True)
-        self._bytes += size
-        self._control.bodies.add(size)
+        if not self._body.grow(size):
+            wait = self._control.bodies.retry_after(self._body.caller, size)
+            raise overloaded("body-bytes", wait, close=True)
         if not message.get("more_body", False) and self._cost == 0:
+            self._body.complete = True
             self._watcher = asyncio.create_task(self._watch())
-            await self.join(cost_of(self._bytes))
+            await self.join(cost_of(self._body.bytes))
         return message
 
     async def _watch(self) -> None:
@@ -249,7 +245,6 @@ class _Visit:
         """The request is over, however it went."""
         self._leave(served=False)
         self._control.close(self._allowed)
-        self._control.bodies.add(-self._bytes)
-        self._bytes = 0
+        self._body.close()
         if self._watcher is not None:
             self._watcher.cancel()

@@ -59,7 +59,7 @@ class Throttle:
         assert rate > 0, "a bucket fills"
         assert burst >= 1, "a bucket holds a token"
         self._rate, self._burst, self._capacity, self._clock = rate, burst, capacity, clock
-        # bucket -> (tokens, when), the one touched longest ago first
+        # network -> (tokens, when), the one touched longest ago first
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Throttle:
     def spend(self, address: str) -> float:
         """Count one failure: 0 if it was allowed, else the seconds until one will be."""
         now = self._clock()
-        bucket = _bucket(address)
+        bucket = _network(address)
         tokens, when = self._buckets.pop(bucket, (self._burst, now))
         tokens = min(self._burst, tokens + (now - when) * self._rate)
         wait = 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
@@ -79,7 +79,7 @@ class Throttle:
         return wait
 
 
-def _bucket(address: str) -> str:
+def _network(address: str) -> str:
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -88,6 +88,14 @@ def _bucket(address: str) -> str:
         # whoever has one IPv6 address has its whole /64
         return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
     return str(found)
+
+
+def caller_of(scope: Scope) -> str:
+    """Who a request counts for where there is only so much for each: its key, or its network."""
+    key = scope.get("state", {}).get("key")
+    if key is not None:
+        return f"key {key.id}"
+    return _network((scope.get("client") or ("", 0))[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class AdmissionLimits:
         long_timeout_s: the same for classification, explanations, batches and writes.
         most_s: the most that `X-Request-Timeout` can ask for.
         body_bytes: of all request bodies in memory together.
+        caller_body_bytes: the same of one caller's, by key or address.
         capacity: cost that a lane may have accepted and not answered.
     """
 
@@ -70,6 +71,7 @@ class AdmissionLimits:
     long_timeout_s: float = 30.0
     most_s: float = 120.0
     body_bytes: int = 256 << 20
+    caller_body_bytes: int = 64 << 20
     capacity: int = 1000
 
 

@@ -26,7 +26,9 @@ class RequestLimits:
 
     Attributes:
         body_bytes: room for a 20 MiB picture in base64.
-        body_seconds: allowed for any body, and one more second for each `body_pace` bytes.
+        body_seconds: without a byte until a body counts as given up; each `body_pace` bytes earn
+            one of them back, so that a caller who drips has no more than that either.
+        body_most_s: for all of a body, however steadily it comes.
         hosts: Host names answered; None for any. A service on the loopback interface answers only
             to loopback names, or any web page could reach it by DNS rebinding.
     """
@@ -34,6 +36,7 @@ class RequestLimits:
     body_bytes: int = 32 << 20
     body_seconds: float = 15.0
     body_pace: int = 10_000
+    body_most_s: float = 300.0
     uri_bytes: int = 8 << 10
     header_bytes: int = 32 << 10
     header_count: int = 100
@@ -107,15 +110,16 @@ class Limits:
         limits = self._limits
         received = 0
         finished = False
-        started: float | None = None
+        given_up_at = ends_at = 0.0
 
         async def bounded() -> Message:
-            nonlocal received, finished, started
+            nonlocal received, finished, given_up_at, ends_at
             if finished:
                 return await receive()  # only a disconnect can follow; it may take for ever
             now = asyncio.get_running_loop().time()
-            started = now if started is None else started
-            left = started + limits.body_seconds + received / limits.body_pace - now
+            if not ends_at:
+                given_up_at, ends_at = now + limits.body_seconds, now + limits.body_most_s
+            left = min(given_up_at, ends_at) - now
             try:
                 # not `wait_for`, which makes a task of every piece
                 async with asyncio.timeout(max(left, 0.001)):
@@ -125,7 +129,11 @@ class Limits:
                     "body-timeout", "Send the body faster.", headers={"Connection": "close"}
                 ) from None
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                received += size
+                # never further ahead than at the start: what came quickly buys no long silence
+                latest = asyncio.get_running_loop().time() + limits.body_seconds
+                given_up_at = min(given_up_at + size / limits.body_pace, latest)
                 if received > limits.body_bytes:
                     raise ProblemError(self._too_large())
                 finished = not message.get("more_body", False)

@@ -16,6 +16,7 @@ from stalling import answer, connected, request, serving, until
 
 from service.http import protocol
 from service.http.app import ServiceSettings, create_app
+from service.http.middleware.lanes import AdmissionLimits
 from service.http.middleware.limits import RequestLimits
 from service.http.protocol import ConnectionLimits
 from service.http.server import Server, ServerSettings, raise_file_limit
@@ -98,6 +99,61 @@ def test_honest_callers_notice_nothing_of_slow_ones(served: tuple[Server, int]) 
         return statuses
 
     assert set(asyncio.run(run())) == {200}
+
+
+BIG = (
+    b"POST /v1/search/image-to-text HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    b"Content-Length: %d\r\n\r\n"
+)
+
+
+async def _stalled(port: int, source: str, size: int) -> asyncio.StreamWriter:
+    """An upload that lacks its last byte."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+    writer.write(BIG % size + b"x" * (size - 1))
+    await writer.drain()
+    return writer
+
+
+def test_uploads_that_stall_shut_nobody_out_not_even_their_own_address(tmp_path: Path) -> None:
+    size = 512 << 10
+    settings = ServiceSettings(
+        limits=RequestLimits(body_seconds=3.5),
+        admission=AdmissionLimits(body_bytes=8 * size, caller_body_bytes=4 * size),
+    )
+    picture = b"x" * (100 << 10)
+
+    async def run(port: int) -> None:
+        held = [await _stalled(port, f"127.0.0.{2 + n % 3}", size) for n in range(11)]
+        await asyncio.sleep(0.3)
+        async with connected(port) as (reader, writer):
+            writer.write(request())  # a text has room of its own, at once
+            assert (await answer(reader))[0] == 200
+            writer.write(BIG % len(picture) + picture)
+            status, headers, document = await answer(reader)
+            assert (status, document["code"]) == (429, "overloaded")
+            assert 1 <= int(headers["retry-after"]) <= 4
+        await asyncio.sleep(2)  # now they stall, and make room: for others, and for their own
+        for source in ("127.0.0.1", "127.0.0.2"):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, local_addr=(source, 0)
+            )
+            writer.write(BIG % len(picture) + picture)
+            assert (await answer(reader))[0] == 422, "it was read, and is no picture"
+            writer.close()
+        await until(lambda: held_bytes() == 0, 5)  # the rest is given up by itself
+        for writer in held:
+            writer.close()
+
+    with (
+        colour_engine(build_colours(tmp_path / "colours.index")) as engine,
+        serving(create_app(engine, settings), ServerSettings(unready_s=0, drain_s=2)) as (_, port),
+    ):
+        asyncio.run(run(port))
+
+
+def held_bytes() -> float | None:
+    return metrics.REGISTRY.get_sample_value("diptych_body_bytes")
 
 
 def test_a_caller_who_never_reads_is_cut_off(served: tuple[Server, int]) -> None:

@@ -47,6 +47,7 @@ def ask(
     path: bytes = b"/",
     query: bytes = b"",
     stall: bool = False,
+    pace: float = 0,
     method: str = "POST",
 ) -> Answer:
     scope: dict[str, Any] = {
@@ -61,6 +62,8 @@ def ask(
         nonlocal consumed
         if consumed == len(pieces) and stall:
             await asyncio.sleep(3600)
+        if pace:
+            await asyncio.sleep(pace)
         piece = pieces[consumed]
         consumed += 1
         more = stall or consumed < len(pieces)
@@ -104,6 +107,14 @@ def test_a_length_that_is_no_number_is_refused(length: bytes) -> None:
 def test_a_body_that_stops_arriving_is_a_timeout() -> None:
     refused = ask(Limits(reader, LIMITS), chunks=[b"x"], stall=True)
     assert (refused.status, refused.code) == (408, "body-timeout")
+
+
+def test_bytes_that_came_quickly_buy_no_long_silence_nor_a_drip_for_ever() -> None:
+    limits = RequestLimits(body_seconds=0.1, body_pace=10, body_most_s=0.5)
+    at_once = ask(Limits(reader, limits), chunks=[b"x" * 10_000], stall=True)
+    assert (at_once.status, at_once.code) == (408, "body-timeout")
+    dripped = ask(Limits(reader, limits), chunks=[b"xx"] * 1000, pace=0.01)
+    assert (dripped.status, dripped.consumed < 60) == (408, True)
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"br", b"identity, gzip", b"GZIP"])

@@ -16,6 +16,7 @@ writer, when no kept version names them.
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def repair(
     try:
         for name in FOLDERS:
             fs.make_dir(root / name, exist_ok=True)
+        empty_scratch(fs, root)  # what a killed writer or repair left
         work = _Repair(root, fs, yes, drop_damaged)
         work.run()
         empty_scratch(fs, root)
@@ -359,7 +361,8 @@ def _rebuild(
         NoSpaceError, StoreError: it cannot be written.
     """
     entry = manifest.segments[position]
-    name = f"{manifest.version + 1:08d}-{entry.modality}-{entry.id[-8:]}"
+    # never a name used before: a repair that was killed may have left its own in place
+    name = f"{manifest.version + 1:08d}-{entry.modality}-{uuid.uuid4().hex[:8]}"
     source = Segment(root, entry, manifest.dim)
     scratch = root / SCRATCH
     writer = SegmentWriter(fs, scratch, name, entry.modality, manifest.dim, manifest.declared)

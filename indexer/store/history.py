@@ -9,6 +9,7 @@ themselves, and vouch in turn for their files. `history` and `read_version` serv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,18 +62,12 @@ def history(root: Path) -> list[VersionInfo]:
             damage to manifests is told in the answer.
     """
     head = read_head(root)
-    found = []
-    expected: str | None = head.sha256
-    for number in reversed([one for one in manifest_numbers(root) if one <= head.version]):
-        try:
-            manifest = read_vouched(root, number, expected, _SUCCESSOR)
-        except IndexCorruptError as error:
-            found.append(VersionInfo(number, current=number == head.version, problem=error.why))
-            expected = None
-        else:
-            found.append(_about(manifest, current=number == head.version))
-            expected = manifest.parent_sha256
-    return found
+    return [
+        _about(one, current=number == head.version)
+        if isinstance(one, Manifest)
+        else VersionInfo(number, current=number == head.version, problem=one.why)
+        for number, one in _chain(root, head, _SUCCESSOR)
+    ]
 
 
 def read_version(root: Path, version: int) -> Manifest:
@@ -91,13 +86,12 @@ def read_version(root: Path, version: int) -> Manifest:
             f"version {version} is not kept; kept are {numbers}",
             hint="`diptych index history` describes them",
         )
-    expected: str | None = head.sha256
-    for number in reversed(kept):
-        manifest = read_vouched(root, number, expected, _SUCCESSOR)
+    for number, one in _chain(root, head, _SUCCESSOR):
+        if isinstance(one, IndexCorruptError):
+            raise one
         if number == version:
-            return manifest
-        expected = manifest.parent_sha256
-    raise AssertionError("a kept version is found")
+            return one
+    raise NotFoundError(f"version {version} is not kept any more")  # collected meanwhile
 
 
 def _about(manifest: Manifest, *, current: bool) -> VersionInfo:
@@ -128,21 +122,39 @@ def vouched(root: Path, head: Head | None) -> tuple[dict[int, Manifest], list[In
     """
     found: dict[int, Manifest] = {}
     damage: list[IndexCorruptError] = []
+    for number, one in _chain(root, head, "{} was written"):
+        if isinstance(one, Manifest):
+            found[number] = one
+        else:
+            damage.append(one)
+    return found, damage
+
+
+def _chain(
+    root: Path, head: Head | None, voucher: str
+) -> Iterator[tuple[int, Manifest | IndexCorruptError]]:
+    """Every kept version from the newest down, and its manifest or what is wrong with that.
+
+    A manifest is held to what its successor says of its parent. The successor need not be the next
+    number: a repair goes back past damaged versions, and forgets them.
+
+    Args:
+        head, voucher: as `vouched`, and as `indexer.format.manifest.read_vouched`.
+    """
     numbers = manifest_numbers(root)
     if head is not None:
         # newer ones were never committed
         numbers = [number for number in numbers if number <= head.version]
         if head.version not in numbers:
             name = manifest_path(head.version)
-            damage.append(IndexCorruptError(name, "the file is missing", hint=HINT))
+            yield head.version, IndexCorruptError(name, "the file is missing", hint=HINT)
     expected = {} if head is None else {head.version: head.sha256}
     for number in reversed(numbers):
         try:
-            manifest = read_vouched(root, number, expected.get(number), "{} was written")
+            manifest = read_vouched(root, number, expected.get(number), voucher)
         except IndexCorruptError as error:
-            damage.append(error)
+            yield number, error
             continue
-        found[number] = manifest
         if manifest.parent is not None and manifest.parent_sha256 is not None:
             expected.setdefault(manifest.parent, manifest.parent_sha256)
-    return found, damage
+        yield number, manifest

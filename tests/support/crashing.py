@@ -132,6 +132,27 @@ class FailingFs(Fs):
         return call
 
 
+class KillingFs(Fs):
+    """Ends the process at the n-th primitive call (0-based), as a kill does: nothing is undone."""
+
+    CODE = 77
+
+    def __init__(self, kill_at: int) -> None:
+        super().__init__()
+        self.calls = 0
+        for name in PRIMITIVES:
+            setattr(self, name, self._wrap(getattr(self, name), kill_at))
+
+    def _wrap(self, real, kill_at: int):  # type: ignore[no-untyped-def]
+        def call(*arguments: object) -> object:
+            if self.calls == kill_at:
+                os._exit(self.CODE)
+            self.calls += 1
+            return real(*arguments)
+
+        return call
+
+
 @dataclass(frozen=True)
 class Event:
     kind: str

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from clustered import FINGERPRINT, fill, pictures, texts
+from crashing import KillingFs
 
 from indexer.format.manifest import read_manifest
 from indexer.maintain.optimize import OptimizeOptions, optimize
@@ -100,3 +103,33 @@ def test_verify_deep_asks_a_structure_what_it_answers(
     whys = [one.why for one in verify_index(path, deep=True).problems]
     assert whys
     assert all("canary" in why or "recall" in why for why in whys)
+
+
+def test_a_repair_killed_anywhere_while_it_rebuilds_can_be_run_again(
+    path: Path, tmp_path: Path
+) -> None:
+    """Killed: nothing is tidied up, neither what is in `scratch/` nor what was put in place."""
+    data = bytearray(structure(path).read_bytes())
+    data[len(data) // 2] ^= 8
+    structure(path).write_bytes(data)
+
+    def killed_at(call: int) -> bool:
+        copy = tmp_path / f"copy{call}"
+        shutil.copytree(path, copy)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                repair(copy, yes=True, fs=KillingFs(call))
+            finally:
+                os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KillingFs.CODE
+        again = repair(copy, yes=True)
+        assert again.ok, again.needs
+        assert verify_index(copy, deep=True).problems == []
+        shutil.rmtree(copy)
+        return killed
+
+    calls = 0
+    while killed_at(calls):
+        calls += 1
+    assert calls > 20

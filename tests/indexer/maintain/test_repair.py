@@ -14,10 +14,11 @@ from indexes import NAMES, build, ids, opened, record
 
 from indexer.format.erasures import hashes_in, read_erasures
 from indexer.format.manifest import manifest_path, read_manifest
-from indexer.maintain.edit import delete_items
+from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.repair import repair
 from indexer.maintain.verify import verify_index
 from indexer.search.holder import SnapshotHolder
+from indexer.store.history import history
 from indexer.store.writer import IndexWriter
 from models.errors import DiptychError, IndexCorruptError, IndexLockedError, IndexNotFoundError
 
@@ -262,3 +263,42 @@ def test_the_holder_takes_up_what_was_repaired(path: Path) -> None:
         repair(path, yes=True)
         assert held.refresh() is True
         assert held.version == 4
+
+
+# -- the chain of versions after a repair
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """Versions 1 to 5."""
+    path = tmp_path / "long.index"
+    for number, name in enumerate(NAMES[:5], 1):
+        build([record(f"k{number}", name, name)], path)
+    return path
+
+
+def test_versions_before_a_forgotten_one_can_be_gone_back_to(long: Path) -> None:
+    flip(long / manifest_path(3), 200)
+    with pytest.raises(IndexCorruptError):
+        rollback(long, 2)
+    assert repair(long, yes=True).ok
+    sound(long)
+    assert [(one.version, one.problem) for one in history(long)] == [
+        (number, None) for number in (5, 4, 2, 1, 0)
+    ]
+    report = delete_items(long, ["never-was"])
+    assert (report.erased, report.version) == (0, 5), "no damaged version can have known it"
+    for to in (4, 2, 1):
+        assert rollback(long, to).images == to
+
+
+def test_a_forgotten_version_does_not_vouch_for_another_manifest(long: Path) -> None:
+    """Without a voucher a manifest stands for itself; one that has a voucher is held to it."""
+    flip(long / manifest_path(3), 200)
+    repair(long, yes=True)
+    path = long / manifest_path(1)
+    path.write_text(path.read_text().replace('"created": "2', '"created": "1'))
+    assert [one.version for one in history(long) if one.problem] == [1]
+    with pytest.raises(IndexCorruptError, match="successor"):
+        rollback(long, 1)
+    assert rollback(long, 2).images == 2

@@ -52,7 +52,6 @@ FLOORS = {
         ("encoders",),
         ("training/features",),
         ("training",),
-        ("training/starter",),
         ("evaluation",),
         ("evaluation/captions",),
     ),

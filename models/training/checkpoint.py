@@ -1,8 +1,9 @@
 """A run's state on disk: written so that a kill at any instant leaves the old state or the new.
 
     training/state.json           which folder counts, with sums of its files; replaced last
-    training/step-00000120/       the pair itself (open_clip's layout, loads with local-dir:; while
-                                  low-rank updates learn, with their factors and for the run only),
+    training/step-00000120/       the exact weights (of an open_clip pair the pair itself, which
+                                  loads with local-dir:; while low-rank updates learn, with their
+                                  factors and for the run only),
                                   optimiser.safetensors, average.safetensors
     training/best-00000100.safetensors   the best weights so far, by validation
 
@@ -17,17 +18,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from torch import Tensor
 
 from models.atomic import replace_file
-from models.encoders.base.weights_file import WEIGHTS_NAME
 from models.errors import TrainingError
 from models.training.config import TrainConfig
 from models.training.pair import TrainablePair
-from models.training.progress import Progress
-from models.training.saving import save_pair
+from models.training.record import Progress
 from models.training.weights import Weights
 
 FORMAT: Final = 1
@@ -49,6 +48,42 @@ class Saved:
     scaler: dict[str, Any]
     best: Weights | None
     folder: Path
+
+
+class States(Protocol):
+    """Where a run's states go; `Checkpoints` keeps them, `Unkept` does not."""
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    def save(
+        self,
+        pair: TrainablePair,
+        progress: Progress,
+        *,
+        optimiser: Mapping[str, Tensor],
+        average: Mapping[str, Tensor] | None = None,
+        average_updates: int = 0,
+        scaler: Mapping[str, Any] | None = None,
+        best: Mapping[str, Tensor] | None = None,
+    ) -> object: ...
+
+    def best(self) -> Weights | None: ...
+
+
+class Unkept:
+    """The states of a run that leaves no files: only the best weights are remembered."""
+
+    folder = None
+
+    def __init__(self) -> None:
+        self._best: Weights | None = None
+
+    def save(self, *_: object, best: Mapping[str, Tensor] | None = None, **__: object) -> None:
+        self._best = self._best if best is None else dict(best)
+
+    def best(self) -> Weights | None:
+        return self._best
 
 
 class Checkpoints:
@@ -83,8 +118,9 @@ class Checkpoints:
         folder = self.folder / f"step-{progress.step:08d}"
         scratch = self.folder / f".{folder.name}.partial"
         shutil.rmtree(scratch, ignore_errors=True)
-        save_pair(pair, scratch)
-        files = {WEIGHTS_NAME: _sum_of(scratch / WEIGHTS_NAME)}
+        scratch.mkdir()
+        weights = pair.checkpoint(scratch)
+        files = {weights: _sum_of(scratch / weights)}
         files[_OPTIMISER] = write_tensors(scratch / _OPTIMISER, optimiser)
         if average is not None:
             files[_AVERAGE] = write_tensors(scratch / _AVERAGE, average)
@@ -98,6 +134,7 @@ class Checkpoints:
             "format": FORMAT,
             "run": self._described,
             "folder": folder.name,
+            "weights": weights,
             "files": files,
             "best": self._best,
             "progress": progress.to_dict(),
@@ -123,14 +160,14 @@ class Checkpoints:
             state = json.loads(path.read_bytes())
             if state["format"] != FORMAT:
                 raise damaged(path, f"format {state['format']!r}, this version reads {FORMAT}")
-            self._compare(state["run"])
+            refuse_other(self.folder.parent, state["run"], self._described)
             folder = self.folder / str(state["folder"])
-            files = state["files"]
+            files, weights = state["files"], str(state["weights"])
             self._best = None if state["best"] is None else tuple(state["best"])
             average = _AVERAGE in files
             return Saved(
                 progress=Progress.from_dict(state["progress"]),
-                weights=read_tensors(folder / WEIGHTS_NAME, files[WEIGHTS_NAME]),
+                weights=read_tensors(folder / weights, files[weights]),
                 optimiser=read_tensors(folder / _OPTIMISER, files[_OPTIMISER]),
                 average=read_tensors(folder / _AVERAGE, files[_AVERAGE]) if average else None,
                 average_updates=int(state["average_updates"]),
@@ -152,9 +189,6 @@ class Checkpoints:
         # first what makes the rest count
         (self.folder / STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _compare(self, found: Mapping[str, Any]) -> None:
-        refuse_other(self.folder.parent, found, self._described)
 
     def _sweep(self) -> None:
         """Drop what the committed state does not name."""

@@ -30,7 +30,7 @@ from models.labels.class_head import Adapter, ClassHead, Kind
 from models.labels.prompts import check_labels
 from models.labels.zeroshot import class_matrix
 from models.sources.embedded import Collected
-from models.training.pair import TrainablePair
+from models.training.open_clip import OpenClipPair
 from models.vectors import Vectors
 
 SHARE = 0.2
@@ -274,7 +274,7 @@ def fit_head(
     collected: Collected,
     *,
     templates: Sequence[str],
-    pair: Callable[[], TrainablePair] | None = None,
+    pair: Callable[[], OpenClipPair] | None = None,
     epochs: int | None = None,
     seed: int = 0,
 ) -> Tuned:

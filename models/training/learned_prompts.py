@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from models.errors import InvalidLabelsError, TrainingError
 from models.training.class_heads import held_back
-from models.training.pair import TrainablePair
+from models.training.open_clip import OpenClipPair
 from models.training.step import cached_backward
 from models.vectors import Vectors
 
@@ -61,7 +61,7 @@ class Context(nn.Module):
         InvalidLabelsError: a label that the context leaves no room for.
     """
 
-    def __init__(self, pair: TrainablePair, labels: Sequence[str], words: str = WORDS) -> None:
+    def __init__(self, pair: OpenClipPair, labels: Sequence[str], words: str = WORDS) -> None:
         super().__init__()
         self.pair = pair
         self._table = _token_table(pair.module)
@@ -96,7 +96,7 @@ class Context(nn.Module):
 
 
 def learn_prompts(
-    pair: TrainablePair,
+    pair: OpenClipPair,
     image_ND: Vectors,
     target_N: npt.NDArray[np.int64],
     labels: Sequence[str],
@@ -176,7 +176,7 @@ def _token_table(module: Any) -> nn.Embedding:
     return table
 
 
-def _span(pair: TrainablePair, words: str, token_CL: Tensor) -> slice:
+def _span(pair: OpenClipPair, words: str, token_CL: Tensor) -> slice:
     """Where the words' tokens stand, the same in every row."""
     alone_L = torch.from_numpy(pair.tokenizer(words).tokens)
     empty_L = torch.from_numpy(pair.tokenizer("").tokens)

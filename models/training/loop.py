@@ -1,35 +1,33 @@
 """The training loop: steps, validations, checkpoints, and the weights a run ends with.
 
-Reads top to bottom. It is given everything it uses and knows no files, formats or console;
-`models.training.run` puts the pieces together.
+Reads top to bottom. It is given everything it uses and knows no formats or console;
+`models.training.run` puts the pieces together. The same loop for every family of pairs.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 
-from models.errors import TrainingError
-from models.training.checkpoint import Checkpoints, Saved
+from models.errors import NoSpaceError, TrainingError
+from models.training.checkpoint import Saved, States
 from models.training.config import TrainConfig
 from models.training.distributed import World, wait_for_all
-from models.training.measuring import Validation, score
-from models.training.optimiser import load_optimiser, optimiser_tensors
-from models.training.pair import TrainablePair
-from models.training.progress import Progress, Step
-from models.training.record import Journal
-from models.training.samples import Batch
-from models.training.schedule import learning_rate
-from models.training.step import Stepper
-from models.training.stopping import not_finite
-from models.training.tuning import trainable
+from models.training.pair import Batch, Measured, TrainablePair
+from models.training.record import Journal, Progress, Step, score
+from models.training.step import Stepper, load_optimiser, optimiser_tensors
 from models.training.weights import MovingAverage, Weights, copy_of
+
+NAMED_KEYS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Cadence:
     minutes: float = 10.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """A run's pieces, put together by `models.training.run`."""
 
@@ -52,30 +50,30 @@ class Run:
     batches: Callable[[int], Iterator[Batch]]
     """first step -> its batch and those after it"""
     per_epoch: int
-    checkpoints: Checkpoints
-    journal: Journal | None
+    states: States
     measured: bool
     """whether there is a validation set, on every rank; `validation` itself is rank 0's"""
-    validation: Validation | None
-    cadence: Cadence
+    validation: Measured | None
     on_step: Callable[[Step], None]
+    journal: Journal | None = None
+    cadence: Cadence = field(default_factory=Cadence)
 
     @property
     def steps(self) -> int:
         return self.config.epochs * self.per_epoch
 
 
-def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
-    """Take the steps that are left -> (progress, the weights they came to, on the CPU).
+def train(run: Run, saved: Saved | None) -> Progress:
+    """Take the steps that are left, and leave the module with the weights they came to.
 
-    The weights are the moving average's where there is one, and those of the best validation where
-    there is one; the module holds them too.
+    These are the moving average's where there is one, and those of the best validation where
+    there is one.
 
     Raises:
         TrainingError: `loss-not-finite`; the last checkpoint is kept.
     """
-    module, config = run.pair.module, run.config
-    learning = dict(trainable(module))
+    config = run.config
+    learning = run.pair.learning()
     average = MovingAverage(learning, config.ema) if config.ema else None
     progress = Progress()
     if saved is not None:
@@ -107,14 +105,15 @@ def train(run: Run, saved: Saved | None) -> tuple[Progress, Weights]:
                 committed = time.monotonic()
     finally:
         batches.close()  # type: ignore[attr-defined]
-    return progress, _final(run, progress, average)
+    _final(run, progress, average)
+    return progress
 
 
 def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
     """`started` is when its batch was asked for: waiting for pictures counts as time too."""
     config = run.config
     # dropout of step n is a matter of seed, n and rank: nothing to save, nothing to restore
-    torch.manual_seed(_derived(config.seed, progress.step, run.world.rank))
+    torch.manual_seed(derived(config.seed, progress.step, run.world.rank))
     rate = learning_rate(progress.step, steps=run.steps, peak=config.lr, warmup=config.warmup)
     outcome = run.stepper(batch, rate)
     seconds = time.perf_counter() - started
@@ -140,13 +139,19 @@ def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
 
 
 def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
-    return not_finite(
-        step.step,
-        batch.keys,
-        what="gradient" if math.isfinite(step.loss) else "loss",
-        kept=f"in {run.checkpoints.folder}"
-        # updates of low rank are merged at the end only: until then it is no pair by itself
-        + ("" if run.config.tune == "lora" else " and loads with --model local-dir:"),
+    """The loss or a gradient is NaN or infinite: told with the records of its batch."""
+    what = "gradient" if math.isfinite(step.loss) else "loss"
+    named = ", ".join(batch.keys[:NAMED_KEYS])
+    more = len(batch.keys) - NAMED_KEYS
+    folder = run.states.folder
+    kept = "" if folder is None else f"; the last good state is in {folder}"
+    if folder is not None and run.pair.checkpoints_load:
+        kept += " and loads with --model local-dir:"
+    return TrainingError(
+        f"step {step.step}: the {what} is not finite; its batch was {named}"
+        + (f" and {more} more" if more > 0 else ""),
+        code="loss-not-finite",
+        hint=f"look at these records, or try a lower --lr or --precision fp32{kept}",
     )
 
 
@@ -195,10 +200,10 @@ def _commit(
     run: Run, progress: Progress, average: MovingAverage | None, best: Weights | None = None
 ) -> None:
     if run.world.main:
-        run.checkpoints.save(
+        run.states.save(
             run.pair,
             progress,
-            optimiser=optimiser_tensors(run.optimiser, run.pair.module),
+            optimiser=optimiser_tensors(run.optimiser, run.pair),
             average=None if average is None else average.average,
             average_updates=0 if average is None else average.updates,
             scaler=run.stepper.scaler.state_dict(),
@@ -210,7 +215,7 @@ def _commit(
 def _restore(run: Run, saved: Saved, average: MovingAverage | None) -> Progress:
     run.pair.module.load_state_dict(saved.weights)
     if saved.optimiser:
-        load_optimiser(run.optimiser, run.pair.module, saved.optimiser)
+        load_optimiser(run.optimiser, run.pair, saved.optimiser)
     if average is not None and saved.average is not None:
         average.updates = saved.average_updates
         for name, value in saved.average.items():
@@ -235,17 +240,53 @@ def _averaged(run: Run, average: MovingAverage | None) -> Iterator[None]:
         module.load_state_dict(own)
 
 
-def _final(run: Run, progress: Progress, average: MovingAverage | None) -> Weights:
+def _final(run: Run, progress: Progress, average: MovingAverage | None) -> None:
     # step 0 is no training at all: how much of that to keep is interpolation's to say
     kept = run.config.keep == "best" and progress.best_step > 0
-    weights = run.checkpoints.best() if kept else None
-    if weights is None:
-        weights = copy_of(run.pair.module)
-        if average is not None:
-            weights = average.over(weights)
-    run.pair.module.load_state_dict(weights)
-    return weights
+    weights = run.states.best() if kept else None
+    if weights is None and average is not None:
+        weights = average.over(copy_of(run.pair.module))
+    if weights is not None:
+        run.pair.module.load_state_dict(weights)
 
 
-def _derived(*parts: int) -> int:
+def derived(*parts: int) -> int:
+    """A seed of its own for each combination of numbers, below 2 ** 63."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def learning_rate(
+    step: int, *, steps: int, peak: float, warmup: float, floor: float = 0.0
+) -> float:
+    """The rate of step `step`, counted from 0.
+
+    Rises linearly over the first `warmup` share of the steps, then falls along half a cosine to
+    `floor` times the peak (Loshchilov & Hutter 2017).
+
+    Example:
+        >>> [round(learning_rate(s, steps=4, peak=1.0, warmup=0.5), 2) for s in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@contextmanager
+def room_in(directory: Path) -> Iterator[None]:
+    """A full disk, told as such: what was committed is intact, because it is replaced in one step.
+
+    Raises:
+        NoSpaceError
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpaceError(
+            f"no space left for {directory}",
+            hint="the last checkpoint is intact: free some space and run the same command again",
+        ) from error

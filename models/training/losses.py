@@ -298,7 +298,8 @@ class InfoNCEObjective(nn.Module):
     Args:
         log_scale: the parameter to adopt; by default a new one, at CLIP's 1 / 0.07.
         label_smoothing: see `info_nce`.
-        chunk: rows whose logits are held at once; None holds them all.
+        chunk: rows whose logits are held at once; None holds them all, computed once for both
+            ways.
     """
 
     def __init__(
@@ -334,6 +335,15 @@ class InfoNCEObjective(nn.Module):
         rows: slice | None = None,
     ) -> Tensor:
         with torch.autocast(image_BD.device.type, enabled=False):
+            if rows is None and self.chunk is None:
+                return info_nce(
+                    _full(image_BD),
+                    _full(text_BD),
+                    self.scale(),
+                    group_B=group_B,
+                    hard_HD=None if hard_HD is None else _full(hard_HD),
+                    label_smoothing=self.label_smoothing,
+                )
             return info_nce_rows(
                 _full(image_BD),
                 _full(text_BD),

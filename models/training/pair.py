@@ -1,58 +1,116 @@
-"""A pair that can be trained: its two towers, its scale, and what has to be saved beside them.
+"""What can be trained: two towers, a scale, and all that has to be saved beside them.
 
-Loading goes through the same two files as the encoder's (`openclip_source`, `openclip_build`), so
-a pair that cannot be searched with cannot be trained either. Knows no data and no optimiser.
+`TrainablePair` is what the loop, the checkpoints and the command line know of a model. A family of
+models implements it in one file and is named in `family_of`: `models.training.open_clip` for
+whatever open_clip loads, `models.training.starter` for the starter's heads and towers.
 
-Shapes: B pairs, D embedding, L tokens, H and W pixels.
+Shapes: B pairs, M captions (equally many a pair), D embedding; X is whatever a pair's towers take.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from models.encoders.base.model_id import ModelId
-from models.encoders.base.weights_file import inspect_weights
-from models.encoders.open_clip.assembly import build_fresh, build_pair
-from models.encoders.open_clip.lookup import find_fresh, find_source
-from models.encoders.open_clip.text_tower import TextTower, text_tower
-from models.encoders.open_clip.tokens import TextPreparer
-from models.errors import ModelError
+from models.devices import resolve_precision
+from models.encoder import PreparedText
+from models.encoders.base.model_id import STARTER
+from models.errors import SourceError
+from models.sources.records import Reject, Source
+from models.training.config import TrainConfig
+from models.training.data import Kind
+from models.training.distributed import World
+from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
+from models.training.record import Recall, Step
 
-FRESH_SIGMOID_SCALE = 10.0
-FRESH_SIGMOID_BIAS = -10.0
-"""Where SigLIP starts (Zhai et al. 2023, section 3.2): nearly every pair of a batch is a negative,
-and a bias of 0 would spend the first steps on learning that alone."""
+Tower: TypeAlias = Literal["image", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step of one rank takes.
+
+    Attributes:
+        image_BX: what the image tower takes.
+        text_MX: what the text tower takes; each picture's captions lie together, equally many.
+        group_B: int64; pairs of one group are not each other's negatives.
+        keys: which records these are, to be named when something is wrong with them.
+        hard_HX: disturbed captions, equally many a pair; None without any.
+    """
+
+    image_BX: Tensor
+    text_MX: Tensor
+    group_B: Tensor
+    keys: tuple[str, ...]
+    hard_HX: Tensor | None = None
+
+
+class Measured(Protocol):
+    """A validation set."""
+
+    def measure(self) -> Recall:
+        """Recall of the pair as it is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Sources of one kind, and how many pairs they hold."""
+
+    kind: Kind
+    sources: Sequence[Source]
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a run goes over.
+
+    Attributes:
+        per_epoch: batches of one pass.
+        batches: first step -> its batch and those after it, without end; a generator.
+        validation: makes the validation set, on rank 0 only; None where there is none.
+        described: what became of the sources, for the saved settings.
+    """
+
+    per_epoch: int
+    batches: Callable[[int], Iterator[Batch]]
+    validation: Callable[[], Measured] | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class TrainablePair:
-    """An open_clip module in fp32 with all that its directory holds.
+class Watching:
+    """Who is told what, as it goes."""
+
+    on_step: Callable[[Step], None] = field(default=lambda _: None)
+    on_reject: Callable[[Reject], None] = field(default=lambda _: None)
+    on_resume: Callable[[int, int], None] = field(default=lambda *_: None)
+    """(step it continues after, steps in all)"""
+    on_features: Callable[[str, int, int], None] = field(default=lambda *_: None)
+    """(`pictures` or `captions`, done, total), of towers at rest, before the first step"""
+    on_note: Callable[[str], None] = field(default=lambda _: None)
+
+
+class TrainablePair(ABC):
+    """A pair of towers that the trainer moves.
 
     Attributes:
-        module: open_clip's CLIP, CustomTextCLIP or CoCa.
-        model_cfg: what builds it again, in open_clip's terms.
-        preprocess_cfg: its preprocessing, every field stated.
-        tokenizer: of its text tower.
-        folder: where the tokenizer's files lie; None where they came from the hub.
-        weights_sha256: of the file it was loaded from; empty for a fresh pair.
+        module: all that learns or may learn, with the scale; its state dict is what is averaged,
+            interpolated and kept.
+        weights_sha256: of the file it was loaded from; empty for a pair that learned nothing yet.
+        checkpoints_load: whether a checkpoint's folder is a pair for `--model local-dir:`.
     """
 
     module: Any
-    model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
-    tokenizer: TextPreparer
-    folder: Path | None
     weights_sha256: str
-    _encode_text: TextTower = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # only the positions that count: the padding of 77 would be most of the work
-        self._encode_text = text_tower(self.module)
+    checkpoints_load: bool = False
 
     @property
     def fresh(self) -> bool:
@@ -60,85 +118,175 @@ class TrainablePair:
         return not self.weights_sha256
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of prepared pictures."""
-        height, width = self.preprocess_cfg["size"]
-        return int(height), int(width)
-
-    def image_rows(self, image_B3HW: Tensor) -> Tensor:
-        """Prepared pictures -> unit rows [B, D]."""
-        return nn.functional.normalize(self.module.encode_image(image_B3HW).float(), dim=-1)
-
-    def text_rows(self, text_BL: Tensor) -> Tensor:
-        """Token ids -> unit rows [B, D]."""
-        return nn.functional.normalize(self._encode_text(text_BL).float(), dim=-1)
+    @abstractmethod
+    def kind(self) -> str:
+        """Which row of `models.training.config.DEFAULTS` is safe for it."""
 
     @property
+    def holds_back(self) -> bool:
+        """Whether a part of the data may be held back to measure on, where nobody said."""
+        return True
+
+    @property
+    def decodes_first(self) -> bool:
+        """Whether every picture is decoded before the first step, and told of if it cannot be."""
+        return False
+
+    @abstractmethod
+    def image_rows(self, image_BX: Tensor) -> Tensor:
+        """Unit rows [B, D]."""
+
+    @abstractmethod
+    def text_rows(self, text_MX: Tensor) -> Tensor:
+        """Unit rows [M, D]."""
+
+    @abstractmethod
+    def prepare_text(self, text: str) -> PreparedText:
+        """As its tokenizer does, for what is told of the data."""
+
+    @property
+    @abstractmethod
     def log_scale(self) -> nn.Parameter:
         """Logarithm of what cosines are multiplied by."""
-        scale: nn.Parameter = self.module.logit_scale
-        return scale
 
     @property
     def bias(self) -> nn.Parameter | None:
         """What is added after scaling, of pairs trained with sigmoids."""
-        return getattr(self.module, "logit_bias", None)
+        return None
 
     def use_bias(self, wanted: bool) -> None:
-        """Give the pair a logit bias, or take it away, so that it says how it was trained.
+        """Give the pair a logit bias, or take it away, so that it says how it was trained."""
+        assert not wanted, "this family knows InfoNCE only"
 
-        A pair that is turned into a sigmoid-trained one starts from SigLIP's own scale and bias:
-        a softmax does not care about the level of its logits, so the old scale tells nothing.
+    def arithmetic(self, precision: str, device: torch.device) -> str:
+        """What `--precision` comes to for the training itself.
+
+        `auto` is what the device multiplies natively on a GPU.
+
+        Raises:
+            ModelError: an unknown name.
         """
-        if wanted == (self.bias is not None):
-            return
-        if wanted:
-            self.module.logit_bias = nn.Parameter(
-                torch.full_like(self.log_scale.detach(), FRESH_SIGMOID_BIAS)
-            )
-            with torch.no_grad():
-                self.log_scale.fill_(FRESH_SIGMOID_SCALE).log_()
-            self.model_cfg["init_logit_bias"] = FRESH_SIGMOID_BIAS
-        else:
-            self.module.logit_bias = None
-            self.model_cfg.pop("init_logit_bias", None)
+        # on a CPU the same bits on every machine of a kind are worth more than speed
+        if precision == "auto" and device.type != "cuda":
+            return "fp32"
+        return resolve_precision(precision, device)
+
+    def objective(self, config: TrainConfig) -> Objective:
+        """The configured loss around the pair's own scale and bias."""
+        if self.bias is not None:
+            return SigmoidObjective(self.log_scale, self.bias)
+        return InfoNCEObjective(self.log_scale, label_smoothing=config.label_smoothing)
+
+    def choose(self, config: TrainConfig) -> None:
+        """Let rest what the settings say does not learn; called once, before the first step."""
+        assert config.tune == "full", "this family learns whole"
+        self.module.requires_grad_(True)
+
+    def settle(self) -> None:
+        """Bring the module into the form that is saved; called once, after the last step."""
+        self.module.eval()
+
+    def train_mode(self) -> None:
+        """Training mode, but for what would only add noise in it."""
+        self.module.train()
+
+    def resting(self) -> set[Tower]:
+        """Towers of which nothing learns: run once a batch, without a graph."""
+        return set()
+
+    def shares(self, config: TrainConfig) -> Mapping[str, float]:  # noqa: ARG002
+        """The share of the learning rate that each parameter that learns moves at."""
+        return dict.fromkeys(self.learning(), 1.0)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies.
+
+        Not to what has one dimension or none (norms, biases, gains, the scale), as in CLIP, nor to
+        position and class embeddings, as in timm.
+        """
+        embeds = ("positional_embedding", "pos_embed", "class_embedding", "cls_token", "cls_emb")
+        return parameter.ndim > 1 and not name.endswith(embeds)
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """Parameters that learn, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @abstractmethod
+    def prepare(
+        self,
+        feeds: Sequence[Feed],
+        validation: Sequence[Source],
+        config: TrainConfig,
+        world: World,
+        *,
+        workers: int,
+        watching: Watching,
+    ) -> TrainingData:
+        """What the sources hold, as batches for its towers; the first feed is what epochs go over.
+
+        Raises:
+            SourceError: too few pairs for the batch and ranks, or nothing usable.
+        """
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the pair so that `--model local-dir:` loads it, its description last."""
+
+    @abstractmethod
+    def checkpoint(self, directory: Path) -> str:
+        """Write the module's exact weights -> the name of their safetensors file."""
 
 
-def load_pair(model: ModelId) -> TrainablePair:
-    """The pretrained pair an id names, in fp32 on the CPU.
+def refuse_shares(size: int, world: World) -> None:
+    """Raise SourceError where a batch of so many pairs cannot be shared by the processes."""
+    if size < 2 or size % world.size:
+        raise SourceError(
+            f"batches of {size} pairs cannot be shared by {world.size} processes"
+            if world.size > 1
+            else f"a batch of {size} pairs has nothing to contrast",
+            code="too-few-pairs",
+            hint=f"--batch-size must be a multiple of {world.size}, with as many pairs in the data",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRequest:
+    """Which pair, and how it will be trained.
+
+    Attributes:
+        model: an id; of a fresh pair also a bare architecture of open_clip.
+        device: where the run computes; towers at rest are run there.
+        fresh: random weights, drawn by `seed`.
+        precision: of towers at rest; see `TrainablePair.arithmetic` for the others.
+        cache: keeps what towers at rest give, between runs.
+    """
+
+    model: str
+    device: torch.device
+    fresh: bool = False
+    seed: int = 0
+    precision: str = "auto"
+    cache: Path | None = None
+
+
+Family: TypeAlias = Callable[[PairRequest], TrainablePair]
+
+
+def family_of(model: str) -> Family:
+    """What loads a model for training; each family is one file, imported when it is asked for."""
+    if model == STARTER:
+        from models.training.starter import load_starter_pair
+
+        return load_starter_pair
+    from models.training.open_clip import load_openclip_pair
+
+    return load_openclip_pair
+
+
+def load_trainable(request: PairRequest) -> TrainablePair:
+    """The pair that is asked for, on the CPU, ready to be trained.
 
     Raises:
-        ModelError: it cannot be found or used, or it is the starter, which has its own trainer.
+        ModelError: it cannot be found, built or used.
     """
-    if model.kind == "starter":
-        raise ModelError("the starter's towers are frozen; its heads have a trainer of their own")
-    source = find_source(model)
-    weights = inspect_weights(source.weights)
-    module, config, preprocess = build_pair(source, weights, torch.float32)
-    # as the source spelled it: `config` may hold this machine's paths
-    return TrainablePair(
-        module=module,
-        model_cfg=source.model_cfg,
-        preprocess_cfg=preprocess,
-        tokenizer=TextPreparer(config["text_cfg"], source.folder),
-        folder=source.folder,
-        weights_sha256=weights.sha256,
-    )
-
-
-def fresh_pair(name: str, *, seed: int) -> TrainablePair:
-    """A pair with random weights; `name` as `models.encoders.open_clip.lookup.find_fresh` takes it.
-
-    Raises:
-        ModelError: an unknown architecture, or one that cannot be built.
-    """
-    source = find_fresh(name)
-    module, config, preprocess = build_fresh(source, seed=seed)
-    return TrainablePair(
-        module=module,
-        model_cfg=source.model_cfg,
-        preprocess_cfg=preprocess,
-        tokenizer=TextPreparer(config["text_cfg"], source.folder),
-        folder=source.folder,
-        weights_sha256="",
-    )
+    return family_of(request.model)(request)

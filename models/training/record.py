@@ -1,32 +1,119 @@
-"""What a run leaves behind beside the pair: metrics as they come, curves, settings and figures.
+"""A run's figures, and what it leaves of them beside the pair; written by `models.training.run`.
 
 train_config.json    what was asked for, and what the data held
 metrics.jsonl        one line a step or validation; TensorBoard's too, where it is installed
 result.json          recall before and after, the interpolation, the kept step
 curves.png           loss, rate, scale and recall over the steps, drawn from the metrics
 
-A continued run drops the metrics after its checkpoint, so that every step is there once. Called by
-`models.training.run`.
+A continued run drops the metrics after its checkpoint, so that every step is there once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from models.atomic import replace_file
 from models.figures import figure_class
-from models.training.config import TrainConfig
-from models.training.measuring import Recall, score
-from models.training.progress import Progress
-from models.training.weights import Weights, interpolated
+from models.metrics import retrieval_recall
+from models.vectors import Vectors
 
 METRICS_NAME: Final = "metrics.jsonl"
+CONFIG_NAME: Final = "train_config.json"
+RESULT_NAME: Final = "result.json"
+CURVES_NAME: Final = "curves.png"
+
+Recall: TypeAlias = dict[str, dict[str, float]]
+"""{language: {`image_retrieval_recall@1`: ..., ...}}"""
+
+_KS: Final = (1, 5, 10)
+
+
+def recall_of(image_ND: Vectors, texts: Mapping[str, tuple[Vectors, Sequence[int]]]) -> Recall:
+    """Recall@1/5/10 both ways, for each language on the pictures that have captions in it.
+
+    Args:
+        image_ND: unit rows.
+        texts: language -> (unit rows [M, D], the picture each belongs to).
+    """
+    result: Recall = {}
+    for language, (text_MD, owners) in texts.items():
+        kept = sorted(set(owners))
+        position = {owner: at for at, owner in enumerate(kept)}
+        result[language] = {
+            **retrieval_recall(image_ND[kept], text_MD, [position[o] for o in owners], _KS),
+            "pictures": float(len(kept)),
+            "texts": float(len(owners)),
+        }
+    return result
+
+
+def score(recall: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
+    """How good a pair is, to compare moments of a run: mean R@1, and where equal, mean recall.
+
+    Means over both ways, all languages and, the second one, all k.
+    """
+    rows = [
+        (name, value)
+        for metrics in recall.values()
+        for name, value in metrics.items()
+        if "recall@" in name
+    ]
+    first = [value for name, value in rows if name.endswith("@1")]
+    return sum(first) / len(first), sum(value for _, value in rows) / len(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step, as reported to whoever watches and to the metrics file."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    scale: float
+    lr: float
+    gradient_norm: float
+    pairs_per_second: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """State of the loop.
+
+    Attributes:
+        step: optimiser steps taken, which is also how many batches were drawn.
+        validations: (steps taken, recall); the first is before training.
+        best_step: after which step the best weights were, by validation.
+        best: their score.
+        waited: validations since then.
+        stopped: whether patience ended the run.
+        seconds: spent on steps so far.
+    """
+
+    step: int = 0
+    validations: list[tuple[int, Recall]] = field(default_factory=list)
+    best_step: int = 0
+    best: tuple[float, float] | None = None
+    waited: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Progress:
+        """Inverse of `to_dict` through JSON; KeyError or TypeError for anything else."""
+        values = dict(data)
+        values["validations"] = [(int(step), recall) for step, recall in values["validations"]]
+        values["best"] = None if values["best"] is None else tuple(values["best"])
+        return cls(**values)
 
 
 class Journal:
@@ -132,11 +219,6 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
     return buffer.getvalue()
 
 
-CONFIG_NAME: Final = "train_config.json"
-RESULT_NAME: Final = "result.json"
-SHARES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """How a run came out.
@@ -144,6 +226,7 @@ class Result:
     Attributes:
         steps: taken.
         kept_step: whose weights were kept: the best by validation, or the last.
+        kept_epoch: the one that step is in.
         interpolation: share of these weights in the result.
         tried: mean R@1 on validation of each share tried.
         before, after: recall on validation; None without one.
@@ -154,6 +237,7 @@ class Result:
 
     steps: int
     kept_step: int
+    kept_epoch: int
     interpolation: float
     tried: dict[str, float]
     before: Recall | None
@@ -164,59 +248,8 @@ class Result:
     seconds: float
 
 
-def interpolate(
-    start: Weights,
-    end: Weights,
-    share: float | str,
-    load: Callable[[Weights], object],
-    measure: Callable[[], Recall] | None,
-) -> tuple[float, dict[str, float], Recall | None]:
-    """Load the interpolated weights -> (share, R@1 of each share tried, recall of the result).
-
-    With `val` the best of `SHARES` by validation; of equal ones the one nearest to the middle,
-    which is where both ends agree most.
-    """
-    if share != "val" or measure is None:
-        value = 0.5 if share == "val" else float(share)
-        load(interpolated(start, end, value))
-        return value, {}, None if measure is None else measure()
-    measured: dict[float, Recall] = {}
-    for value in SHARES:
-        load(interpolated(start, end, value))
-        measured[value] = measure()
-    best = max(SHARES, key=lambda value: (score(measured[value]), -abs(value - 0.5), value))
-    load(interpolated(start, end, best))
-    tried = {f"{value:.1f}": score(recall)[0] for value, recall in measured.items()}
-    return best, tried, measured[best]
-
-
-def result_of(
-    progress: Progress,
-    *,
-    keep: str,
-    share: float,
-    tried: dict[str, float],
-    after: Recall | None,
-    final_loss: float | None,
-    logit_scale: float,
-) -> Result:
-    before = dict(progress.validations).get(0)
-    return Result(
-        steps=progress.step,
-        kept_step=(progress.best_step if keep == "best" else 0) or progress.step,
-        interpolation=share,
-        tried=tried,
-        before=before,
-        after=after,
-        final_loss=final_loss,
-        logit_scale=logit_scale,
-        stopped_early=progress.stopped,
-        seconds=progress.seconds,
-    )
-
-
 def write_config(
-    directory: Path, config: TrainConfig, identity: Mapping[str, Any], data: Mapping[str, Any]
+    directory: Path, config: Any, identity: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
     """Beside the result from the first step on, so that a stopped run tells what it was."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,67 +1,41 @@
-"""One run of the trainer, from opened sources to a directory with a pair in it.
+"""One run of the trainer, from a pair and its sources to a directory with a trained pair in it.
 
 Puts the pieces together and decides nothing else; the command line above it knows options and
-consoles, the loop below it knows steps.
+consoles, the loop below it knows steps, the pair knows towers. `train_unkept` does the same without
+files, for the stages of a recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, TypeAlias
 
 from models.atomic import replace_file
-from models.errors import SourceError, TrainingError
-from models.sources.records import Reject, Source
-from models.training.checkpoint import Checkpoints
+from models.errors import TrainingError
+from models.sources.records import Source
+from models.training.checkpoint import Checkpoints, States, Unkept
 from models.training.config import TrainConfig
-from models.training.data import Kind, Mix, Shuffled, Stream, usable
 from models.training.distributed import World, broadcast_from_main, wait_for_all
-from models.training.loop import Cadence, Run, train
-from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
-from models.training.measuring import Validation
-from models.training.optimiser import make_optimiser
-from models.training.pair import TrainablePair
-from models.training.progress import Progress, Step
+from models.training.loop import Cadence, Run, room_in, train
+from models.training.losses import Objective
+from models.training.pair import Feed, TrainablePair, TrainingData, Watching
 from models.training.record import (
+    CURVES_NAME,
     RESULT_NAME,
     Journal,
+    Progress,
     Result,
     draw_curves,
-    interpolate,
     read_journal,
-    result_of,
     write_config,
     write_result,
 )
-from models.training.samples import Augmentation, Augmenter, Batch, Preparer, load_batches
-from models.training.saving import save_pair
-from models.training.step import Stepper
-from models.training.stopping import room_in
-from models.training.tuning import attach_lora, lock, merge_lora
-from models.training.weights import Weights, copy_of
+from models.training.step import Stepper, make_optimiser
+from models.training.weights import Weights, copy_of, interpolate
 
-CURVES_NAME: Final = "curves.png"
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Sources of one kind, and how many pairs they hold."""
-
-    kind: Kind
-    sources: Sequence[Source]
-    pairs: int
-
-
-@dataclass(slots=True)
-class Watching:
-    """Who is told what, as it goes."""
-
-    on_step: Callable[[Step], None] = field(default=lambda _: None)
-    on_reject: Callable[[Reject], None] = field(default=lambda _: None)
-    on_resume: Callable[[int, int], None] = field(default=lambda *_: None)
-    """(step it continues after, steps in all)"""
+MakeObjective: TypeAlias = Callable[[TrainablePair, TrainConfig], Objective]
+"""Another loss than the settings name, for tests and experiments."""
 
 
 def run_training(
@@ -78,7 +52,7 @@ def run_training(
     cadence: Cadence | None = None,
     restart: bool = False,
     watching: Watching | None = None,
-    make_objective: Callable[[TrainablePair, TrainConfig], Objective] | None = None,
+    make_objective: MakeObjective | None = None,
 ) -> Result | None:
     """Train `pair` and write everything into `out`; continues a run that was cut off.
 
@@ -89,7 +63,6 @@ def run_training(
         report: what the data held, kept with the config.
         validation_sources: measured before, in between and after.
         restart: drop a run that `out` holds, finished or not.
-        make_objective: another loss than the config names, for tests and experiments.
 
     Returns:
         how it came out, on rank 0; None on the others.
@@ -100,15 +73,10 @@ def run_training(
         SourceError: too few pairs for the batch and ranks.
     """
     watching = watching or Watching()
-    mix = make_mix(feeds, config, world)
-    pair.use_bias(config.objective == "siglip")
-    start = copy_of(pair.module)
-    _choose_what_learns(pair, config)
-    pair.module.to(world.device)
-    broadcast_from_main(pair.module)
-    if config.grad_checkpointing:
-        pair.module.set_grad_checkpointing(True)
-
+    data = pair.prepare(
+        feeds, validation_sources, config, world, workers=workers, watching=watching
+    )
+    start = _begin(pair, config, world)
     checkpoints = Checkpoints(out, config, {**identity, "ranks": world.size})
     if world.main and restart:
         checkpoints.clear()
@@ -119,53 +87,48 @@ def run_training(
     begun = 0 if saved is None else saved.progress.step
     wait_for_all()
     if world.main:
-        write_config(out, config, identity, report)
-    optimiser = make_optimiser(pair.module, config)
-    make = make_objective or objective_of
-    run = Run(
-        pair=pair,
-        config=config,
-        world=world,
-        stepper=Stepper(pair, make(pair, config), optimiser, config, world),
-        optimiser=optimiser,
-        batches=lambda first: _batches(mix, first, pair, config, world, workers, watching),
-        per_epoch=mix.per_epoch,
-        checkpoints=checkpoints,
-        journal=Journal(out, step=begun) if world.main else None,
-        measured=bool(validation_sources),
-        validation=_validation(validation_sources, pair, world, watching),
-        cadence=cadence or Cadence(),
-        on_step=watching.on_step,
-    )
+        write_config(out, config, identity, {**report, **data.described})
+    run = _assembled(pair, data, config, world, checkpoints, watching, make_objective)
+    run.journal = Journal(out, step=begun) if world.main else None
+    run.cadence = cadence or Cadence()
     if saved is not None and world.main:
         watching.on_resume(begun, run.steps)
     result = None
     with room_in(out):
         try:
-            progress, end = train(run, saved)
-            if config.tune == "lora":
-                end = merge_lora(pair.module)
+            progress = train(run, saved)
+            pair.settle()
         finally:
             if run.journal is not None:
                 run.journal.close()
         if world.main:
-            result = _finish(run, progress, start, end, out)
+            result = _finish(run, progress, start, out)
+            checkpoints.clear()
     wait_for_all()
     return result
 
 
-def _choose_what_learns(pair: TrainablePair, config: TrainConfig) -> None:
-    if config.tune == "lora":
-        locked = {"image": config.lock_image, "text": config.lock_text}
-        towers = [tower for tower, rests in locked.items() if not rests]
-        attach_lora(pair.module, rank=config.lora_rank, towers=towers, seed=config.seed)
-        return
-    lock(
-        pair.module,
-        image=config.lock_image,
-        text=config.lock_text,
-        unlock_blocks=config.unlock_blocks,
+def train_unkept(
+    pair: TrainablePair,
+    data: TrainingData,
+    config: TrainConfig,
+    world: World,
+    *,
+    on_step: Callable[[Any], None] | None = None,
+    make_objective: MakeObjective | None = None,
+) -> Progress:
+    """Train `pair` in place, without files, towards the last or the best weights and no further.
+
+    Raises:
+        TrainingError: `loss-not-finite`.
+    """
+    watching = Watching() if on_step is None else Watching(on_step=on_step)
+    _begin(pair, config, world)
+    progress = train(
+        _assembled(pair, data, config, world, Unkept(), watching, make_objective), None
     )
+    pair.settle()
+    return progress
 
 
 def refuse_finished(out: Path) -> None:
@@ -178,114 +141,71 @@ def refuse_finished(out: Path) -> None:
         )
 
 
-def make_mix(feeds: Sequence[Feed], config: TrainConfig, world: World) -> Mix:
-    """The composition of every batch.
-
-    Raises:
-        SourceError: fewer pairs than ranks, or a batch of a single pair.
-    """
-    shares = {"extra": config.extra_share, "class": config.class_share}
-    streams = [
-        Stream(
-            feed.kind,
-            Shuffled(
-                feed.sources,
-                usable,
-                seed=config.seed,
-                name=f"{feed.kind}{at}",
-                buffer=config.shuffle_buffer,
-            ),
-            feed.pairs,
-            shares.get(feed.kind, 0.0) if at else 0.0,
-        )
-        for at, feed in enumerate(feeds)
-    ]
-    mix = Mix(streams, config.batch_size)
-    if mix.size < 2 or mix.size % world.size:
-        raise SourceError(
-            f"batches of {mix.size} pairs cannot be shared by {world.size} processes"
-            if world.size > 1
-            else f"a batch of {mix.size} pairs has nothing to contrast",
-            code="too-few-pairs",
-            hint=f"--batch-size must be a multiple of {world.size}, with as many pairs in the data",
-        )
-    return mix
+def _begin(pair: TrainablePair, config: TrainConfig, world: World) -> Weights:
+    """Bring the pair to where its first step is taken -> the weights it starts from."""
+    pair.use_bias(config.objective == "siglip")
+    start = copy_of(pair.module)
+    pair.choose(config)
+    pair.module.to(world.device)
+    broadcast_from_main(pair.module)
+    return start
 
 
-def objective_of(pair: TrainablePair, config: TrainConfig) -> Objective:
-    """The configured loss around the pair's own scale and bias."""
-    if pair.bias is not None:
-        return SigmoidObjective(pair.log_scale, pair.bias)
-    return InfoNCEObjective(pair.log_scale, label_smoothing=config.label_smoothing)
-
-
-def _batches(
-    mix: Mix,
-    first: int,
+def _assembled(
     pair: TrainablePair,
+    data: TrainingData,
     config: TrainConfig,
     world: World,
-    workers: int,
+    states: States,
     watching: Watching,
-) -> Iterator[Batch]:
-    augmentation = Augmentation(crop=config.crop, flip=config.flip, colour=config.colour)
-    preparer = Preparer(
-        Augmenter(pair.preprocess_cfg, augmentation),
-        pair.tokenizer,
-        hard_negatives=config.hard_negatives,
+    make_objective: MakeObjective | None,
+) -> Run:
+    optimiser = make_optimiser(pair, config)
+    objective = make_objective(pair, config) if make_objective else pair.objective(config)
+    measured = data.validation is not None
+    return Run(
+        pair=pair,
+        config=config,
+        world=world,
+        stepper=Stepper(pair, objective, optimiser, config, world),
+        optimiser=optimiser,
+        batches=data.batches,
+        per_epoch=data.per_epoch,
+        states=states,
+        measured=measured,
+        validation=data.validation() if data.validation is not None and world.main else None,
+        on_step=watching.on_step,
     )
-    own = mix.size // world.size
-    mine = slice(world.rank * own, (world.rank + 1) * own)
-    plans = (batch[mine] for batch in mix.batches(first))
-    return load_batches(
-        plans,
-        preparer,
-        workers=workers,
-        processes=world.device.type != "cpu",
-        on_reject=watching.on_reject,
-    )
 
 
-def _validation(
-    sources: Sequence[Source], pair: TrainablePair, world: World, watching: Watching
-) -> Validation | None:
-    if not sources or not world.main:
-        return None
-    validation = Validation(sources, pair, world.device)
-    for reject in validation.rejects:
-        watching.on_reject(reject)
-    if not validation.languages:
-        raise SourceError(
-            "the validation set holds no picture with a caption",
-            code="no-captions",
-            hint="name the field they are in (--text-field), or --val none",
-        )
-    return validation
-
-
-def _finish(run: Run, progress: Progress, start: Weights, end: Weights, out: Path) -> Result:
+def _finish(run: Run, progress: Progress, start: Weights, out: Path) -> Result:
+    pair, config = run.pair, run.config
     share, tried, after = interpolate(
         start,
-        end,
-        run.config.interpolate,
-        run.pair.module.load_state_dict,
+        copy_of(pair.module),
+        config.interpolate,
+        pair.module.load_state_dict,
         None if run.validation is None else run.validation.measure,
     )
     lines = read_journal(out)
     losses = [line["loss"] for line in lines if "loss" in line]
-    result = result_of(
-        progress,
-        keep=run.config.keep,
-        share=share,
+    kept_step = (progress.best_step if config.keep == "best" else 0) or progress.step
+    result = Result(
+        steps=progress.step,
+        kept_step=kept_step,
+        kept_epoch=-(-kept_step // run.per_epoch),
+        interpolation=share,
         tried=tried,
+        before=dict(progress.validations).get(0),
         after=after,
         final_loss=losses[-1] if losses else None,
-        logit_scale=float(run.pair.log_scale.detach().exp()),
+        logit_scale=float(pair.log_scale.detach().exp()),
+        stopped_early=progress.stopped,
+        seconds=progress.seconds,
     )
-    save_pair(run.pair, out)
+    pair.save(out)
     picture = draw_curves(lines)
     if picture is not None:
         replace_file(out / CURVES_NAME, picture)
     write_result(out, result)
-    run.checkpoints.clear()
     return result

@@ -45,6 +45,7 @@ from models.errors import ImageError, SourceError
 from models.images.decode import decode_image
 from models.sources.records import Reject
 from models.training.data import Sample
+from models.training.pair import Batch
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 [3, H, W]"""
@@ -54,25 +55,6 @@ AHEAD = 2
 
 Item: TypeAlias = tuple[Pixels, npt.NDArray[Any], int, str]
 """(pixels, tokens [1 + N, L]: the caption's, then those of its disturbed ones; group, key)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step of one rank takes.
-
-    Attributes:
-        image_B3HW: uint8, not yet normalised.
-        text_BL: int64 token ids.
-        group_B: int64; pairs of one group are not each other's negatives.
-        hard_HL: int64 token ids of disturbed captions, equally many a pair; None without any.
-        keys: which records these are, to be named when something is wrong with them.
-    """
-
-    image_B3HW: Tensor
-    text_BL: Tensor
-    group_B: Tensor
-    keys: tuple[str, ...]
-    hard_HL: Tensor | None = None
 
 
 class Preparer:
@@ -238,11 +220,11 @@ def _assembled(
         items.append(items[at % len(items)])
     tokens_BNL = torch.from_numpy(np.stack([tokens for _, tokens, *_ in items]))
     return Batch(
-        image_B3HW=torch.from_numpy(np.stack([pixels for pixels, *_ in items])),
-        text_BL=tokens_BNL[:, 0].contiguous(),
+        image_BX=torch.from_numpy(np.stack([pixels for pixels, *_ in items])),
+        text_MX=tokens_BNL[:, 0].contiguous(),
         group_B=torch.tensor([group for *_, group, _ in items]),
         keys=tuple(key for *_, key in items),
-        hard_HL=tokens_BNL[:, 1:].flatten(0, 1) if tokens_BNL.shape[1] > 1 else None,
+        hard_HX=tokens_BNL[:, 1:].flatten(0, 1) if tokens_BNL.shape[1] > 1 else None,
     )
 
 

@@ -12,10 +12,10 @@ pair's towers take.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,10 @@ from models.devices import DTYPES
 from models.training.config import TrainConfig
 from models.training.distributed import AcrossRanks, World, average_gradients
 from models.training.losses import Objective
-from models.training.optimiser import set_rate
-from models.training.pair import TrainablePair
-from models.training.samples import Batch
-from models.training.tuning import frozen_towers, trainable
+from models.training.pair import Batch, TrainablePair
 
 Chunk: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
-"""(uint8 pixels [b, 3, H, W], tokens [b, L], tokens of disturbed captions [b * N, L])"""
+"""(images [b, ...], captions [b * K, ...], disturbed captions [b * N, ...])"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +61,15 @@ class Stepper:
         self._optimiser = optimiser
         self._config = config
         self._world = world
-        self._frozen = frozen_towers(pair.module)
-        self._parameters = [parameter for _, parameter in trainable(pair.module)]
+        self._resting = pair.resting()
+        self._parameters = list(pair.learning().values())
         self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=config.precision == "fp16" and world.device.type == "cuda"
         )
-        mean, std = (
-            torch.tensor(pair.preprocess_cfg[key], device=world.device).view(1, 3, 1, 1)
-            for key in ("mean", "std")
-        )
-        self._mean_1311, self._std_1311 = mean, std
 
     def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Move the weights once, unless the loss or the gradients are not finite."""
-        self._mode()
+        self._pair.train_mode()
         set_rate(self._optimiser, rate)
         self._optimiser.zero_grad(set_to_none=True)
         value = self._backward(batch)
@@ -92,20 +84,6 @@ class Stepper:
             self.scaler.update()
             self._objective.clamp()
         return outcome
-
-    def _mode(self) -> None:
-        """Training mode, but for what does not learn: there it would only add noise."""
-        module = self._pair.module
-        module.train()
-        for part in module.modules():
-            # statistics of a few of one's own pictures are worse than those of millions
-            if isinstance(part, _BatchNorm) and not self._pair.fresh:
-                part.eval()
-        if "image" in self._frozen:
-            module.visual.eval()
-        if "text" in self._frozen:
-            text = getattr(module, "text", None) or module.transformer
-            text.eval()
 
     def _backward(self, batch: Batch) -> Tensor:
         group_B = batch.group_B.to(self._world.device)
@@ -122,10 +100,17 @@ class Stepper:
 
         def loss(*rows: Tensor) -> Tensor:
             learning = iter(rows)
-            image_BD, text_BD, hard_HD = (
+            image_BD, text_MD, hard_HD = (
                 next(learning, None) if rest is None else rest for rest in still
             )
-            value: Tensor = self._across(image_BD, text_BD, group_B=group_B, hard_HD=hard_HD)
+            assert image_BD is not None
+            assert text_MD is not None
+            each = len(text_MD) // len(image_BD)
+            values = [
+                self._across(image_BD, text_MD[at::each], group_B=group_B, hard_HD=hard_HD)
+                for at in range(each)
+            ]
+            value: Tensor = values[0] if each == 1 else torch.stack(values).mean()
             return value
 
         if len(chunks) > 1:
@@ -141,36 +126,31 @@ class Stepper:
         return value.detach()
 
     def _chunks(self, batch: Batch) -> list[Chunk]:
-        device = self._world.device
-        image_B3HW = batch.image_B3HW.to(device, non_blocking=True)
-        text_BL = batch.text_BL.to(device, non_blocking=True)
-        size = self._config.micro_batch or len(image_B3HW)
-        images, texts = torch.split(image_B3HW, size), torch.split(text_BL, size)
-        if batch.hard_HL is None:
+        size = self._config.micro_batch or len(batch.image_BX)
+        images = self._pieces(batch.image_BX, size)
+        texts = self._pieces(batch.text_MX, size * (len(batch.text_MX) // len(batch.image_BX)))
+        if batch.hard_HX is None:
             return [(image, text, None) for image, text in zip(images, texts, strict=True)]
-        each = len(batch.hard_HL) // len(text_BL)
-        hard = torch.split(batch.hard_HL.to(device, non_blocking=True), size * each)
+        hard = self._pieces(batch.hard_HX, size * (len(batch.hard_HX) // len(batch.image_BX)))
         return list(zip(images, texts, hard, strict=True))
+
+    def _pieces(self, whole: Tensor, size: int) -> tuple[Tensor, ...]:
+        return torch.split(whole.to(self._world.device, non_blocking=True), size)
 
     def _towers(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What embeds each part of a chunk."""
-        text = self._pair.text_rows
-        return (lambda image: self._pair.image_rows(self._normalised(image)), text, text)
+        return self._pair.image_rows, self._pair.text_rows, self._pair.text_rows
 
     def _still(self, chunks: Sequence[Chunk]) -> tuple[Tensor | None, ...]:
         """Rows of towers of which nothing learns: embedded once, without a graph."""
-        frozen = ("image" in self._frozen, "text" in self._frozen, "text" in self._frozen)
+        resting = ("image" in self._resting, "text" in self._resting, "text" in self._resting)
         found: list[Tensor | None] = []
         with torch.no_grad(), self._autocast():
-            for at, (rows, rests) in enumerate(zip(self._towers(), frozen, strict=True)):
+            for at, (rows, rests) in enumerate(zip(self._towers(), resting, strict=True)):
                 parts = [part for chunk in chunks if (part := chunk[at]) is not None]
                 found.append(torch.cat([rows(part) for part in parts]) if rests and parts else None)
         torch.clear_autocast_cache()
         return tuple(found)
-
-    def _normalised(self, image_b3HW: Tensor) -> Tensor:
-        """What the encoder's own transform does after resizing, to the bit."""
-        return image_b3HW.float().div_(255).sub_(self._mean_1311).div_(self._std_1311)
 
     def _autocast(self) -> AbstractContextManager[None]:
         precision = self._config.precision
@@ -186,6 +166,54 @@ class Stepper:
             torch.distributed.all_reduce(value)
             value /= self._world.size
         return float(value)
+
+
+def make_optimiser(pair: TrainablePair, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that learn, one group per rate and decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    shares = pair.shares(config)
+    for name, parameter in pair.learning().items():
+        decay = config.weight_decay if pair.decays(name, parameter) else 0.0
+        groups.setdefault((shares[name], decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "share": share}
+            for (share, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the coming step; each group takes its share of it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["share"]
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, pair: TrainablePair) -> dict[str, Tensor]:
+    """The optimiser's state as tensors: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in pair.learning().items()
+        for kind, value in optimiser.state[parameter].items()
+    }
+
+
+def load_optimiser(
+    optimiser: torch.optim.Optimizer, pair: TrainablePair, tensors: Mapping[str, Tensor]
+) -> None:
+    """Inverse of `optimiser_tensors`; a parameter without a state never had a gradient."""
+    for name, parameter in pair.learning().items():
+        if f"step/{name}" not in tensors:
+            continue
+        state: dict[str, Any] = {}
+        for kind in ("exp_avg", "exp_avg_sq"):
+            state[kind] = tensors[f"{kind}/{name}"].to(parameter.device, parameter.dtype)
+        state["step"] = tensors[f"step/{name}"].to(parameter.device, copy=True)
+        optimiser.state[parameter] = state
 
 
 Piece = TypeVar("Piece")

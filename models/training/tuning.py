@@ -86,16 +86,12 @@ def lock(module: nn.Module, *, image: bool, text: bool, unlock_blocks: int = 0) 
         parameter.requires_grad_(place.tower not in locked or near_head)
 
 
-def frozen_towers(module: nn.Module) -> set[Tower]:
+def frozen_towers(module: nn.Module) -> set[Literal["image", "text"]]:
     """Towers of which nothing learns."""
     where = places(module)
     learning = {where[name].tower for name, p in module.named_parameters() if p.requires_grad}
-    return {"image", "text"} - learning  # type: ignore[return-value]
-
-
-def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that learn, by name."""
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+    return {tower for tower in towers if tower not in learning}
 
 
 def _tower(name: str) -> Tower:

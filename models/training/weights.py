@@ -5,11 +5,13 @@ Knows modules only as state dicts; no data, no loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from models.training.record import Recall, score
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -63,3 +65,38 @@ class MovingAverage:
             name: self.average[name].to(value.device, copy=True) if name in self.average else value
             for name, value in weights.items()
         }
+
+
+SHARES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def interpolate(
+    start: Weights,
+    end: Weights,
+    share: float | str,
+    load: Callable[[Weights], object],
+    measure: Callable[[], Recall] | None,
+) -> tuple[float, dict[str, float], Recall | None]:
+    """Load the interpolated weights -> (share, R@1 of each share tried, recall of the result).
+
+    With `val` the best of `SHARES` by validation; of equal ones the one nearest to the middle,
+    which is where both ends agree most.
+    """
+    if share != "val" or measure is None:
+        value = 0.5 if share == "val" else float(share)
+        load(interpolated(start, end, value))
+        return value, {}, None if measure is None else measure()
+    measured: dict[float, Recall] = {}
+    for value in SHARES:
+        load(interpolated(start, end, value))
+        measured[value] = measure()
+    best = max(SHARES, key=lambda value: (score(measured[value]), -abs(value - 0.5), value))
+    load(interpolated(start, end, best))
+    tried = {f"{value:.1f}": score(recall)[0] for value, recall in measured.items()}
+    return best, tried, measured[best]
+
+
+def mean_of(states: Sequence[Mapping[str, Tensor]]) -> Weights:
+    """The mean of each tensor: runs from one start lie in one valley, and their mean is at least
+    as good as they are (a model soup, Wortsman et al. 2022)."""
+    return {name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]}

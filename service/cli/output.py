@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import ModelOptions, declared
-
 if TYPE_CHECKING:
     from models.sources import Source
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def emit_json(value: Any) -> None:
@@ -39,14 +34,18 @@ def interactive() -> bool:
 
 @contextmanager
 def progress_bar(
-    what: str, unit: str, total: int | None = None, *, scaled: bool = False
+    what: str, unit: str, total: int | None = None, *, scaled: bool = False, shown: bool = True
 ) -> Iterator[Bar]:
-    """A bar on stderr, drawn only for people who watch; `scaled` writes 1.2M of the unit."""
+    """A bar on stderr, drawn only for people who watch; `scaled` writes 1.2M of the unit.
+
+    Of several processes, one alone is `shown`.
+    """
     from tqdm import tqdm
 
     with tqdm(
         desc=what or None, unit=unit, total=total, unit_scale=scaled, dynamic_ncols=True,
-        smoothing=0.1, disable=not interactive(),  # builds speed up and slow down; hours do not
+        disable=not (shown and interactive()),
+        smoothing=0.1,  # builds speed up and slow down; hours do not
     ) as bar:  # fmt: skip
         yield Bar(bar)
 
@@ -101,18 +100,3 @@ def duration(seconds: float) -> str:
 
     finest = "seconds" if seconds < 3600 else "minutes"
     return precisedelta(seconds, minimum_unit=finest, format="%0.0f")
-
-
-def json_option(function: F) -> F:
-    """For commands that are not yet given one object."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
-        function
-    )
-
-
-def model_options(function: F) -> F:
-    """For commands that are not yet given one object."""
-    for one in reversed(list(declared(ModelOptions))):
-        settings = {**one.settings, "expose_value": one.name != "backend"}
-        function = replace(one, settings=settings).add_to(function)
-    return function

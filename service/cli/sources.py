@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from service.cli.options import declared, option
+from service.cli.options import option
 
 if TYPE_CHECKING:
     from models.sources import Source
@@ -97,20 +96,6 @@ class Reading:
             fetch=_fetcher() if self.allow_urls else None,
         )
         return [open_source(spec, options) for spec in specs]
-
-
-def reading_options(function: F) -> F:
-    """The options of `Reading` for a command that is not yet given one object."""
-
-    @functools.wraps(function)  # also hands on the options that stand below this one
-    def command(*args: Any, **named: Any) -> Any:
-        reading = Reading(**{name: named.pop(name) for name in Reading.__dataclass_fields__})
-        return function(*args, reading=reading, **named)
-
-    wrapped: Any = command
-    for one in reversed(list(declared(Reading))):
-        wrapped = one.add_to(wrapped)
-    return wrapped  # type: ignore[no-any-return]
 
 
 def _fetcher() -> Callable[[str], bytes]:

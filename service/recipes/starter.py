@@ -46,20 +46,22 @@ from models.encoders.starter.tuned_weights import (
 from models.errors import DiptychError
 from models.sources import open_source
 from models.sources.records import Record, Row, Source, SourceWrapper
+from models.training.config import Circumstances, TrainConfig, resolved
 from models.training.features.maker import FeatureMaker, PictureMaker
 from models.training.features.pairs import Kind, Pairs, Rehearsal, gather
-from models.training.starter.config import TrainConfig
-from models.training.starter.image_stage import (
+from models.training.record import Recall, Step
+from models.training.starter import StarterPair, fresh_heads, measure, train_heads
+from models.training.starter_stages import (
+    HeadsOverPools,
     HeadsOverTower,
+    PoolMaker,
     RowlessRehearsal,
-    mean_of,
-    tune_image,
+    StagedPair,
+    merge,
+    soup,
+    tuned_layers,
 )
-from models.training.starter.loop import Recall, Step, measure, train
-from models.training.starter.start import fresh_heads
-from models.training.starter.text_stage import HeadsOverPools, PoolMaker, soup, tune, tuned_layers
-from models.training.starter_merge import merge
-from models.training.weights import interpolated
+from models.training.weights import interpolated, mean_of
 from service.cli.exits import exit_code, one_line
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -118,16 +120,15 @@ class Workshop:
         return pairs, Rehearsal(pairs.image_NF, maker)
 
     def config(self, stage: Stage, member: int) -> TrainConfig:
-        return TrainConfig(
-            epochs=max(1, round(stage.epochs * self.scale)),
-            batch_size=self.batch_size,
-            lr=stage.lr,
-            captions=2 if stage is not JOINT else 1,
-            init="fresh" if stage is HEADS_ALONE else "starter",
-            seed=member,
-            holdout=HOLDOUT,
-            heads=HEADS,
-        )
+        asked = {
+            "epochs": max(1, round(stage.epochs * self.scale)),
+            "batch_size": self.batch_size,
+            "lr": stage.lr,
+            "captions": 2 if stage is not JOINT else 1,
+            "seed": member,
+        }
+        # the last weights of each stage, whole: whatever picks among them comes at the end
+        return resolved(asked, "fresh starter", Circumstances(pairs=0))
 
     def folder(self, stage: Stage, member: int) -> Path:
         return self.out / f"{stage.name}-{member}"
@@ -201,10 +202,10 @@ def _train_heads(shop: Workshop, stage: Stage, members: Iterable[int]) -> None:
     for member in todo:
         config = shop.config(stage, member)
         if stage is HEADS_ALONE:
-            heads = fresh_heads(config, shop.texts)
+            heads = fresh_heads(HEADS, shop.texts, seed=member)
         else:
             heads = shop.heads(JOINT, member)
-        train(heads, pairs, config, rehearsal=rehearsal, on_step=_tell_step)
+        train_heads(StarterPair(heads), pairs, config, rehearsal=rehearsal, on_step=_tell_step)
         save_heads(heads.eval(), shop.folder(stage, member))
 
 
@@ -216,7 +217,8 @@ def _train_jointly(shop: Workshop, members: Iterable[int], maker: PoolMaker) -> 
     for member in todo:
         folder = shop.folder(JOINT, member)
         joint = HeadsOverPools(shop.heads(HEADS_ALONE, member), shop.texts.trainable())
-        tune(joint, pairs, shop.config(JOINT, member), rehearsal=rehearsal, on_step=_tell_step)
+        config = shop.config(JOINT, member)
+        train_heads(StagedPair(joint), pairs, config, rehearsal=rehearsal, on_step=_tell_step)
         sha256 = save_weights(tuned_layers(joint.network), folder, TEXT_WEIGHTS_NAME)
         save_heads(joint.heads(), folder, parts={TEXT_WEIGHTS_NAME: sha256})
 
@@ -257,9 +259,9 @@ def _tune_image(shop: Workshop, device: Any, members: Iterable[int], cache: Path
     untuned = ImageTower()  # in fp32, whatever the features came from
     for member in todo:
         heads = load_heads(shop.merged)[0].requires_grad_(True)
-        joint = HeadsOverTower(heads, untuned.trainable(), maker.bank, seed=member)
+        joint = HeadsOverTower(heads, untuned.trainable(), maker.bank)
         config = shop.config(IMAGE, member)
-        tune_image(joint, pairs, config, rehearsal=rehearsal, on_step=_tell_step)
+        train_heads(StagedPair(joint), pairs, config, rehearsal=rehearsal, on_step=_tell_step)
         folder = shop.folder(IMAGE, member)
         sha256 = save_weights(
             joint.tuned(), folder, IMAGE_WEIGHTS_NAME, own=untuned.trainable().state_dict()

@@ -33,17 +33,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+
 from models.devices import resolve_device
-from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.heads import HeadsConfig, StarterHeads
 from models.encoders.starter.pair import starter_dtype
 from models.encoders.starter.towers import ImageTower, TextTower
 from models.evaluation.captions.mixture import best_floor, wrong_share
 from models.sources import open_source
+from models.training.config import Circumstances, resolved
 from models.training.features.maker import FeatureMaker
 from models.training.features.pairs import Pairs, gather
-from models.training.starter.config import TrainConfig
-from models.training.starter.loop import Recall, measure, train
-from models.training.starter.start import fresh_heads
+from models.training.record import Recall
+from models.training.starter import StarterPair, fresh_heads, measure, train_heads
 
 
 def owners_of(pairs: Pairs) -> np.ndarray:
@@ -143,18 +144,16 @@ def main() -> None:
     )
     clean, _ = gather([open_source(arguments.train, text_field=arguments.text_field)], maker)
     validation, _ = gather([open_source(arguments.val, text_field=arguments.text_field)], maker)
-    config = TrainConfig(
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        concept_share=0.0,
-        init="fresh",
-        seed=arguments.seed,
-    )
+    asked = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "concept_share": 0.0}
+    config = resolved(asked | {"seed": arguments.seed}, "fresh starter", Circumstances(pairs=0))
 
-    start = fresh_heads(config, tower)  # embeds a thousand names: once is enough
+    # embeds a thousand names: once is enough
+    start = fresh_heads(HeadsConfig(), tower, seed=arguments.seed)
 
     def trained(pairs: Pairs) -> StarterHeads:
-        return train(copy.deepcopy(start), pairs, config).heads
+        heads = copy.deepcopy(start)
+        train_heads(StarterPair(heads), pairs, config)
+        return heads
 
     results: dict[str, dict[str, float]] = {}
 

@@ -41,11 +41,10 @@ from models.encoders.base.model_id import parse_model_id
 from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
-from models.training.optimiser import make_optimiser
-from models.training.pair import load_pair
-from models.training.run import Feed, make_mix, objective_of
-from models.training.samples import Augmentation, Augmenter, Batch, Preparer, load_batches
-from models.training.step import Stepper
+from models.training.open_clip import load_pair, make_mix
+from models.training.pair import Batch, Feed
+from models.training.samples import Augmentation, Augmenter, Preparer, load_batches
+from models.training.step import Stepper, make_optimiser
 
 RESULT = Path(__file__).parent / "results" / "train.json"
 MODEL: dict[str, Any] = {
@@ -183,8 +182,8 @@ def ours(
     world = World(0, 1, torch.device(options.device))
     config = TrainConfig(epochs=1, batch_size=options.batch, lr=RATE, weight_decay=0.2)
     pair.module.to(world.device)
-    optimiser = make_optimiser(pair.module, config)
-    stepper = Stepper(pair, objective_of(pair, config), optimiser, config, world)
+    optimiser = make_optimiser(pair, config)
+    stepper = Stepper(pair, pair.objective(config), optimiser, config, world)
     mix = make_mix(
         [Feed("main", [open_source(shard)], options.batch * options.steps)], config, world
     )

@@ -43,7 +43,7 @@ from models.sources import open_source
 from models.sources.embedded import Collected, prepare_rows
 from models.sources.records import Reject
 from models.training.class_heads import fit_head, held_back, labelled
-from models.training.pair import load_pair
+from models.training.open_clip import load_pair
 from models.training.tuning import attach_lora, merge_lora
 from models.vectors import unit_rows
 

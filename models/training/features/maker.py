@@ -70,9 +70,9 @@ class FeatureMaker:
         self.text_tower = text_tower
         self.network = text_tower.trainable()
         """The text tower's network; its last layers may be changed between calls of `texts`."""
-        self._image_tower = image_tower
+        self.image_tower = image_tower
         self._cache = cache
-        self._on_progress = on_progress or (lambda *_: None)
+        self.on_progress = on_progress or (lambda *_: None)
 
     def images(
         self, source: Source, sha256s: Sequence[str], rejects: list[Reject]
@@ -87,8 +87,8 @@ class FeatureMaker:
         Returns:
             float32 [n, F] of the n usable pictures, and for each hash whether it is usable.
         """
-        tower = [TOWERS_SHA256, *filter(None, [self._image_tower.weights_sha256])]
-        name = _digest([*tower, PREPROCESSING, str(self._image_tower.dtype), *sha256s])
+        tower = [TOWERS_SHA256, *filter(None, [self.image_tower.weights_sha256])]
+        name = _digest([*tower, PREPROCESSING, str(self.image_tower.dtype), *sha256s])
         cached = self._load(f"images-{name}.npz", "features", "usable", "rejects")
         if cached is not None:
             rejects += [Reject(**entry) for entry in json.loads(str(cached["rejects"]))]
@@ -98,7 +98,7 @@ class FeatureMaker:
         refused: list[Reject] = []
         batch: list[PreparedImage] = []
         wanted = only(source, sha256s)
-        for ready in prepare_rows(wanted, self._image_tower.prepare, source=source.name):
+        for ready in prepare_rows(wanted, self.image_tower.prepare, source=source.name):
             if isinstance(ready, Reject):
                 refused.append(ready)
                 usable.append(False)
@@ -107,11 +107,11 @@ class FeatureMaker:
             assert ready[1] is not None
             batch.append(ready[1])
             if len(batch) == IMAGE_BATCH:
-                features.append(self._image_tower.features(batch).cpu())
+                features.append(self.image_tower.features(batch).cpu())
                 batch = []
-                self._on_progress("pictures", len(usable), len(sha256s))
-        features.append(self._image_tower.features(batch).cpu())
-        self._on_progress("pictures", len(usable), len(sha256s))
+                self.on_progress("pictures", len(usable), len(sha256s))
+        features.append(self.image_tower.features(batch).cpu())
+        self.on_progress("pictures", len(usable), len(sha256s))
         # a source that changed between the two readings yields fewer pictures than it announced
         usable += [False] * (len(sha256s) - len(usable))
         image_NF = torch.cat(features)
@@ -151,7 +151,7 @@ class FeatureMaker:
             with torch.no_grad():
                 pooled_BP, root_B = self.network.pool([text.tokens for text in prepared])
             rows.append(torch.cat([pooled_BP, root_B[:, None]], dim=1).half())
-            self._on_progress("captions", min(at + TEXT_BATCH, len(texts)), len(texts))
+            self.on_progress("captions", min(at + TEXT_BATCH, len(texts)), len(texts))
         pooled_MP = torch.cat(rows)
         self._save(f"texts-{name}.npz", pools=pooled_MP.numpy())
         return pooled_MP
@@ -314,7 +314,6 @@ class PictureMaker(FeatureMaker):
     ) -> None:
         super().__init__(image_tower, text_tower, cache=cache, on_progress=on_progress)
         self.bank = PictureBank(image_tower.device)
-        self._tower = image_tower
         self._folder = cache
 
     def images(
@@ -332,8 +331,10 @@ class PictureMaker(FeatureMaker):
         row_N = self.bank.add(pixels_NHW3)
         features = [torch.zeros(0, IMAGE_FEATURES)]
         for at in range(0, len(pixels_NHW3), IMAGE_BATCH):
-            features.append(self._tower.features(list(pixels_NHW3[at : at + IMAGE_BATCH])).cpu())
-            self._on_progress("features", at + len(features[-1]), len(pixels_NHW3))
+            features.append(
+                self.image_tower.features(list(pixels_NHW3[at : at + IMAGE_BATCH])).cpu()
+            )
+            self.on_progress("features", at + len(features[-1]), len(pixels_NHW3))
         return torch.cat([torch.cat(features), row_N[:, None].float()], dim=1), beside["usable"]
 
     def _decode(self, source: Source, sha256s: Sequence[str], path: Path) -> None:
@@ -341,14 +342,14 @@ class PictureMaker(FeatureMaker):
         usable: list[bool] = []
         refused: list[Reject] = []
         wanted = only(source, sha256s)
-        for ready in prepare_rows(wanted, self._tower.prepare, source=source.name):
+        for ready in prepare_rows(wanted, self.image_tower.prepare, source=source.name):
             usable.append(not isinstance(ready, Reject))
             if isinstance(ready, Reject):
                 refused.append(ready)
                 continue
             assert ready[1] is not None
             pixels.append(np.asarray(ready[1], np.uint8))
-            self._on_progress("pictures", len(usable), len(sha256s))
+            self.on_progress("pictures", len(usable), len(sha256s))
         usable += [False] * (len(sha256s) - len(usable))
         self._folder.mkdir(parents=True, exist_ok=True)
         beside = {"usable": usable, "rejects": [reject.to_dict() for reject in refused]}

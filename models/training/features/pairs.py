@@ -33,7 +33,7 @@ from models.training.features.maker import FeatureMaker
 
 
 @dataclass(slots=True)
-class DataReport:
+class Gathered:
     """What the sources held, told before the first step."""
 
     pictures: int = 0
@@ -51,6 +51,14 @@ class DataReport:
             "without_caption": self.without_caption,
             "rejected": len(self.rejects),
         }
+
+    def lines(self) -> list[str]:
+        """What the towers made of it, for people."""
+        captions = ", ".join(f"{count} {name}" for name, count in sorted(self.captions.items()))
+        lines = [f"used: {self.pictures} pictures; captions: {captions}"]
+        if self.classes:
+            lines.append(f"      {self.classes} classes by name")
+        return lines
 
 
 class Kind(IntEnum):
@@ -147,7 +155,7 @@ def gather(
     extra: Sequence[Source] = (),
     classes: Sequence[Source] = (),
     holdout: int | None = None,
-) -> tuple[Pairs, DataReport]:
+) -> tuple[Pairs, Gathered]:
     """Read the sources and compute their features.
 
     Args:
@@ -160,7 +168,7 @@ def gather(
     Raises:
         SourceError: fewer than two pairs: a contrast needs something to differ from.
     """
-    report = DataReport()
+    report = Gathered()
     pictures: list[_Picture] = []
     features: list[Tensor] = []
     kinds = [(Kind.MAIN, captioned), (Kind.EXTRA, extra), (Kind.CLASS, classes)]
@@ -181,7 +189,7 @@ def gather(
     return _assemble(pictures, torch.cat(features), maker, report), report
 
 
-def _read(source: Source, report: DataReport, kind: Kind) -> Iterator[_Picture]:
+def _read(source: Source, report: Gathered, kind: Kind) -> Iterator[_Picture]:
     for row in source:
         if isinstance(row, Reject):
             report.rejects.append(row)
@@ -203,7 +211,7 @@ def _class_picture(row: Record, digest: str) -> _Picture:
 
 
 def _assemble(
-    pictures: list[_Picture], image_NF: Tensor, maker: FeatureMaker, report: DataReport
+    pictures: list[_Picture], image_NF: Tensor, maker: FeatureMaker, report: Gathered
 ) -> Pairs:
     row_of: dict[tuple[str, ...], tuple[int, int]] = {}
     texts: list[str] = []

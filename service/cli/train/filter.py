@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from service.cli.output import interactive
+from models.encoders.base.model_id import STARTER
+from service.cli.options import FOLDER, option
+from service.cli.output import count_all, note, progress_bar
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
     from models.evaluation.captions.filter import FilterReport
     from models.sources import Source
-    from service.cli.train.options import TrainOptions
-
-F = TypeVar("F", bound=Callable[..., Any])
+    from models.training.config import TrainConfig
+    from models.training.starter import StarterPair
 
 
 class FloorType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
@@ -41,34 +43,29 @@ class FloorType(click.ParamType):  # type: ignore[type-arg]  # not generic in ol
         return floor
 
 
-def filter_options(function: F) -> F:
-    """`--filter-below`, `--filter-model`, ...: arguments `filter_below`, `filter_model`, ..."""
-    options = [
-        click.option(
-            "--filter-below",
-            type=FloorType(),
-            help="Leave out captions whose cosine with their picture is below S; auto finds, for "
-            "each language, the S that makes the fewest mistakes (see `diptych data report`).",
-        ),
-        click.option(
-            "--filter-model",
-            help="The pair that scores captions. [default: the one that is trained, as it starts]",
-        ),
-        click.option(
-            "--filter-folds",
-            is_flag=True,
-            help="Judge each half of the data by a pair trained on the other half, which finds far "
-            "more than judging by one that has seen it all. For the starter.",
-        ),
-        click.option(
-            "--score-cache",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Remember scores in this folder, by content and model.",
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterOptions:
+    """Which captions are left out, and by whose judgement."""
+
+    filter_below: float | Literal["auto"] | None = option(
+        "--filter-below",
+        type=FloorType(),
+        help="Leave out captions whose cosine with their picture is below S; auto finds, for "
+        "each language, the S that makes the fewest mistakes (see `diptych data report`).",
+    )
+    filter_model: str | None = option(
+        "--filter-model",
+        help="The pair that scores captions. [default: the one that is trained, as it starts]",
+    )
+    filter_folds: bool = option(
+        "--filter-folds",
+        is_flag=True,
+        help="Judge each half of the data by a pair trained on the other half, which finds far "
+        "more than judging by one that has seen it all. For the starter.",
+    )
+    score_cache: Path | None = option(
+        "--score-cache", type=FOLDER, help="Remember scores in this folder, by content and model."
+    )
 
 
 def filtered(
@@ -83,16 +80,12 @@ def filtered(
     Raises:
         InputError, SourceError: see `models.evaluation.captions.filter.filter_sources`.
     """
-    from tqdm import tqdm
-
     from models.evaluation.captions.alignment import ScoreMemory
     from models.evaluation.captions.filter import filter_sources
 
-    counts = [source.count() for source in sources]
-    total = None if None in counts else sum(count or 0 for count in counts)
     memory = ScoreMemory(encoder.fingerprint, cache)
-    with tqdm(total=total, unit="picture", desc="scores", disable=not interactive()) as bar:
-        return filter_sources(sources, encoder, floor, memory, on_picture=bar.update)
+    with progress_bar("scores", "picture", count_all(sources)) as bar:
+        return filter_sources(sources, encoder, floor, memory, on_picture=bar.by)
 
 
 def filtered_in_halves(
@@ -115,16 +108,42 @@ def filtered_in_halves(
     return kept, {"folds": reports}, lines
 
 
-def refuse_folds(options: TrainOptions) -> None:
+def judged_in_halves(
+    pair: StarterPair,
+    main: Sequence[Source],
+    extra: Sequence[Source],
+    config: TrainConfig,
+    floor: float | Literal["auto"],
+) -> tuple[list[Source], list[Source], dict[str, Any]]:
+    """Both without what two judges, each trained on one half, find below the floor in the other.
+
+    Returns:
+        (main sources, extra ones, what was done, JSON-compatible).
+    """
+    from models.training.starter import halves, judges
+
+    main_parts, extra_parts = halves(main), halves(extra)
+    parts = [[*one, *other] for one, other in zip(main_parts, extra_parts, strict=True)]
+    note("training two judges, each on one half")
+    kept, described, lines = filtered_in_halves(parts, judges(parts, pair, config), floor)
+    for line in lines:
+        note(line)
+    per_part = len(main) + len(extra)
+    mains = [kept[at] for at in range(len(kept)) if at % per_part < len(main)]
+    others = [kept[at] for at in range(len(kept)) if at % per_part >= len(main)]
+    return mains, others, described
+
+
+def refuse_folds(filtering: FilterOptions, model: str, tune: str) -> None:
     """Where `--filter-folds` has nothing to do or cannot be done."""
-    if options.filter_below is None:
+    if filtering.filter_below is None:
         raise click.UsageError("--filter-folds needs --filter-below S, or auto")
-    if options.filter_model is not None:
+    if filtering.filter_model is not None:
         raise click.UsageError("--filter-folds trains its own judges; leave out --filter-model")
-    if options.model != "starter" or options.tune != "full":
+    if model != STARTER or tune != "full":
         raise click.UsageError(
             "--filter-folds trains two judges, which takes minutes for the starter's heads alone; "
             "for other pairs filter with --filter-model"
         )
-    if options.score_cache is not None:
+    if filtering.score_cache is not None:
         raise click.UsageError("--score-cache remembers a lasting pair's scores, not these judges'")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.exits import OK, PARTIAL
-from service.cli.output import emit_json, interactive, note
+from service.cli.output import count_all, emit_json, note, progress_bar
 from service.cli.train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from models.sources import Source
     from models.sources.embedded import Collected
     from models.training.class_heads import Tuned
-    from models.training.pair import TrainablePair
+    from models.training.open_clip import OpenClipPair
 
 _RESULT_NAME = "head.json"
 
@@ -28,47 +28,41 @@ def train_head(options: TrainOptions) -> int:
     """Train, measure and report; returns the exit code."""
     from models.atomic import replace_file
     from models.devices import resolve_device
-    from models.encoders.registry import load_encoder
     from models.errors import TrainingError
     from models.labels.class_head import HEAD_NAME, save_head
     from models.labels.prompts import DEFAULT_TEMPLATES
     from models.training.class_heads import KINDS, fit_head
 
     _refuse(options)
-    path = options.out / HEAD_NAME
-    if path.exists() and not options.restart:
+    path = options.run.out / HEAD_NAME
+    if path.exists() and not options.run.restart:
         raise TrainingError(
             f"{path} exists",
             code="run-finished",
             hint="name another --out, or --restart to replace it",
         )
-    kind: Kind = next(kind for kind in KINDS if kind == options.tune)
-    encoder = load_encoder(
-        options.model,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-    )
-    training = _embedded(options.reading.open(options.data), encoder)
+    kind: Kind = next(kind for kind in KINDS if kind == options.keeping.tune)
+    encoder = options.machine.pair.load()
+    training = _embedded(options.sets.reading.open(options.sets.data), encoder)
     started = time.perf_counter()
     tuned = fit_head(
         kind,
         encoder,
         training,
         templates=DEFAULT_TEMPLATES,
-        pair=_module(options.model, resolve_device(options.device)),
-        epochs=options.epochs,
-        seed=options.seed,
+        pair=_module(options.model, resolve_device(options.machine.pair.machine.device)),
+        epochs=options.optimisation.epochs,
+        seed=options.run.seed,
     )
     seconds = time.perf_counter() - started
     save_head(tuned.head, path)
     validation = None
-    if names := [name for name in options.val if name != "none"]:
-        validation = _embedded(options.reading.open(names), encoder)
+    if names := options.sets.measured:
+        validation = _embedded(options.sets.reading.open(names), encoder)
     result = _result(tuned, seconds, encoder, validation)
     text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    replace_file(options.out / _RESULT_NAME, text.encode())
-    if options.as_json:
+    replace_file(options.run.out / _RESULT_NAME, text.encode())
+    if options.machine.as_json:
         emit_json({"head": str(path), **result})
     else:
         click.echo("\n".join([*_lines(result), f"saved to {path}"]))
@@ -81,25 +75,26 @@ def train_head(options: TrainOptions) -> int:
 def _refuse(options: TrainOptions) -> None:
     from models.environment import torchrun_place
 
-    if not options.data:
+    tune = options.keeping.tune
+    if not options.sets.data:
         raise click.UsageError("nothing to train on: name at least one --data")
-    if options.extra_data or options.class_data:
-        raise click.UsageError(f"--tune {options.tune} takes labelled pictures from --data alone")
-    if options.fresh:
-        raise click.UsageError(f"--tune {options.tune} needs a pair that has learned something")
-    if options.tune == "prompts" and options.model == "starter":
+    if options.sets.extra_data or options.sets.class_data:
+        raise click.UsageError(f"--tune {tune} takes labelled pictures from --data alone")
+    if options.run.fresh:
+        raise click.UsageError(f"--tune {tune} needs a pair that has learned something")
+    if tune == "prompts" and options.model == "starter":
         raise click.UsageError(
             "the starter's text tower takes no gradients: use --tune linear or adapter"
         )
     place = torchrun_place()
     if place is not None and place[2] > 1:
-        raise click.UsageError(f"--tune {options.tune} runs in one process")
+        raise click.UsageError(f"--tune {tune} runs in one process")
 
 
-def _module(model: str, device: Any) -> Callable[[], TrainablePair]:
-    def load() -> TrainablePair:
+def _module(model: str, device: Any) -> Callable[[], OpenClipPair]:
+    def load() -> OpenClipPair:
         from models.encoders.base.model_id import parse_model_id
-        from models.training.pair import load_pair
+        from models.training.open_clip import load_pair
 
         pair = load_pair(parse_model_id(model))
         pair.module.to(device)
@@ -109,18 +104,10 @@ def _module(model: str, device: Any) -> Callable[[], TrainablePair]:
 
 
 def _embedded(sources: Sequence[Source], encoder: Encoder) -> Collected:
-    from tqdm import tqdm
-
     from models.sources.embedded import collect
 
-    counts = [source.count() for source in sources]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    with tqdm(total=total, unit="picture", disable=not interactive()) as bar:
-        return collect(sources, encoder, on_picture=lambda: _advance(bar))
-
-
-def _advance(bar: Any) -> None:
-    bar.update()
+    with progress_bar("", "picture", count_all(sources)) as bar:
+        return collect(sources, encoder, on_picture=bar.by)
 
 
 def _result(

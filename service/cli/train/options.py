@@ -1,88 +1,121 @@
-"""The options of `diptych train`, by heading, and the settings they come to.
+"""The options of `diptych train`, by heading; a run's settings are those of `TrainConfig`.
 
-A setting nobody named stays None here: what is safe depends on the model and the amount of data
-(`models.training.defaults`, `models.training.starter.defaults`).
+Each setting is declared once, in `models.training.config`: its option, its place in the saved
+settings and its line in docs/training.md (`settings_table`) come from there. A setting nobody named
+stays None here: what is safe depends on the pair and the amount of data.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final
 
 import click
 
-from service.cli.grouped import group
-from service.cli.sources import Reading, reading_options
-from service.cli.train.filter import filter_options
+from models.training.config import (
+    DEFAULTS,
+    KEEPING,
+    OPTIMISATION,
+    PIXELS,
+    STARTER_ALONE,
+    Setting,
+    settings,
+)
+from service.cli.options import FOLDER, ModelOptions, group, json_option, option
+from service.cli.sources import Reading
+from service.cli.train.filter import FilterOptions
 
-F = TypeVar("F", bound=Callable[..., Any])
+SETTINGS: Final = {one.name: one for one in settings()}
 
-_DATA = (
-    click.option(
+
+def setting(name: str) -> Any:
+    """A field that is one of `TrainConfig`'s settings."""
+    one = SETTINGS[name]
+    told: dict[str, Any] = {"help": one.help}
+    if one.metavar:
+        told["metavar"] = one.metavar
+    if one.type is bool:
+        return option(one.flag, is_flag=True, **told)
+    if one.choices:
+        told["type"] = click.Choice(one.choices)
+    elif one.type is int:
+        told["type"] = click.IntRange(one.least, None if one.most is None else int(one.most))
+    elif one.type is float:
+        told["type"] = click.FloatRange(one.least, one.most, one.above, one.below)
+    else:
+        told["callback"] = lambda _context, _option, value: _share(value)
+    if one.default is not None and not one.quiet:
+        told |= {"default": one.default, "show_default": True}
+    elif one.default is not None:
+        told |= {"default": one.default}
+    return option(one.flag, **told)
+
+
+def _settings_under(heading: str) -> type[Any]:
+    named = [(one.name, Any, setting(one.name)) for one in settings(heading)]
+    return make_dataclass("Settings", named, frozen=True, slots=True, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """What is learned from, and what is measured."""
+
+    data: tuple[str, ...] = option(
         "--data",
-        "data",
         multiple=True,
         metavar="SOURCE",
         help="Captioned pictures: folder, shards or manifest (docs/sources.md); repeatable.",
-    ),
-    click.option(
+    )
+    val: tuple[str, ...] = option(
         "--val",
-        "val",
         multiple=True,
         metavar="SOURCE",
         help="Captioned pictures to measure; repeatable. Without it a tenth or less of --data is "
         "held back where it holds 100 pictures or more; `--val none` holds nothing back.",
-    ),
-    click.option(
+    )
+    extra_data: tuple[str, ...] = option(
         "--extra-data",
-        "extra_data",
         multiple=True,
         metavar="SOURCE",
         help="Captioned pictures of another kind, mixed in for breadth; repeatable.",
-    ),
-    click.option(
+    )
+    class_data: tuple[tuple[str, str], ...] = option(
         "--class-data",
-        "class_data",
         multiple=True,
         nargs=2,
         metavar="SOURCE FIELD",
         help="Pictures of single things and the field with their names; repeatable.",
-    ),
-    click.option(
-        "--extra-share",
-        type=click.FloatRange(min=0, max=0.4),
-        default=0.15,
-        show_default=True,
-        help="Share of each batch that comes from --extra-data.",
-    ),
-    click.option(
-        "--class-share",
-        type=click.FloatRange(min=0, max=0.4),
-        default=0.1,
-        show_default=True,
-        help="Share of each batch that comes from --class-data.",
-    ),
-    click.option(
+    )
+    extra_share: float = setting("extra_share")
+    class_share: float = setting("class_share")
+    holdout: int | None = option(
         "--holdout",
         type=click.IntRange(min=2),
         metavar="N",
         help="Leave one record in N of every --class-data source out, to evaluate on.",
-    ),
-    reading_options,
-    filter_options,
-)
+    )
+    reading: Reading = group(Reading)
+    filtering: FilterOptions = group(FilterOptions)
 
-_RUN = (
-    click.option(
+    @property
+    def measured(self) -> list[str]:
+        """The sources that --val names."""
+        return [name for name in self.val if name != "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Where a run leaves what, and how it begins."""
+
+    out: Path = option(
         "--out",
         required=True,
-        type=click.Path(file_okay=False, path_type=Path),
+        type=FOLDER,
         help="Directory for the trained pair; load it with --model local-dir:DIR.",
-    ),
-    click.option(
+    )
+    init: str = option(
         "--init",
         type=click.Choice(["pretrained", "starter", "fresh"]),
         default="pretrained",
@@ -90,280 +123,125 @@ _RUN = (
         help="Continue from the model's weights, or start over with random ones; with `fresh`, "
         "--model may be a bare architecture (ViT-B-32). `starter` is an older word for "
         "`pretrained`.",
-    ),
-    click.option("--restart", is_flag=True, help="Drop a run that --out holds, and begin anew."),
-    click.option(
+    )
+    restart: bool = option(
+        "--restart", is_flag=True, help="Drop a run that --out holds, and begin anew."
+    )
+    checkpoint_minutes: float = option(
         "--checkpoint-minutes",
         type=click.FloatRange(min=0),
         default=10.0,
         show_default=True,
         help="Time between checkpoints; each validation writes one too.",
-    ),
-    click.option(
+    )
+    checkpoint_steps: int | None = option(
         "--checkpoint-steps",
         type=click.IntRange(min=1),
         metavar="N",
         help="A checkpoint every N steps instead.",
-    ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-)
-
-_OPTIMISATION = (
-    click.option("--epochs", type=click.IntRange(min=1), help="Passes over --data."),
-    click.option(
-        "--batch-size", type=click.IntRange(min=2), help="Pairs a step, over all processes."
-    ),
-    click.option(
-        "--micro-batch",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Embed N pairs at a time: any --batch-size in the memory of N, same gradients.",
-    ),
-    click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate."),
-    click.option(
-        "--warmup",
-        type=click.FloatRange(min=0, max=1),
-        default=0.1,
-        show_default=True,
-        help="Share of the steps with a rising rate.",
-    ),
-    click.option("--weight-decay", type=click.FloatRange(min=0), default=0.1, show_default=True),
-    click.option(
-        "--grad-clip",
-        type=click.FloatRange(min=0),
-        default=1.0,
-        show_default=True,
-        help="Largest norm of the gradients; 0 for none.",
-    ),
-    click.option(
-        "--grad-checkpointing", is_flag=True, help="Recompute activations: slower, less memory."
-    ),
-    click.option(
-        "--objective",
-        type=click.Choice(["auto", "clip", "siglip"]),
-        default="auto",
-        show_default=True,
-        help="InfoNCE or pairwise sigmoids; auto takes what the model was trained with.",
-    ),
-    click.option(
-        "--label-smoothing", type=click.FloatRange(min=0, max=0.5), default=0.0, show_default=True
-    ),
-    click.option(
-        "--hard-negatives",
-        type=click.IntRange(min=0, max=8),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Disturbed captions per pair, as further negatives.",
-    ),
-)
-
-_KEEPING = (
-    click.option(
-        "--tune",
-        type=click.Choice(["full", "lora", "linear", "adapter", "prompts"]),
-        default="full",
-        show_default=True,
-        help="What learns: the weights, low-rank updates that are added into them at the end "
-        "(lora), or, from labelled pictures (--label-field) with the pair at rest, a class head: "
-        "a linear one, an adapter on features, or a prompt's words. docs/tuning.md compares them.",
-    ),
-    click.option(
-        "--lora-rank",
-        type=click.IntRange(min=1),
-        default=8,
-        show_default=True,
-        help="Rank of each update.",
-    ),
-    click.option("--lock-image", is_flag=True, help="The image tower learns nothing (LiT)."),
-    click.option("--lock-text", is_flag=True, help="The text tower learns nothing."),
-    click.option(
-        "--unlock-blocks",
-        type=click.IntRange(min=0),
-        default=0,
-        metavar="N",
-        help="Heads and last N blocks of locked towers learn; locks both if none is named.",
-    ),
-    click.option(
-        "--layer-decay",
-        type=click.FloatRange(min=0, max=1, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="Factor on the rate for each block further from the head.",
-    ),
-    click.option(
-        "--ema",
-        type=click.FloatRange(min=0, max=1, max_open=True),
-        default=0.0,
-        show_default=True,
-        help="Decay of a moving average of the weights, which then is the result.",
-    ),
-    click.option(
-        "--interpolate",
-        metavar="ALPHA|val",
-        callback=lambda _ctx, _param, value: _share(value),
-        help="Share of the trained weights in the result, the rest being those it started from "
-        "(WiSE-FT). [default: the best by validation, or 0.5 without one; 1 with --init fresh]",
-    ),
-    click.option(
-        "--keep",
-        type=click.Choice(["last", "best"]),
-        help="The last epoch, or the best on validation. [default: best where there is one]",
-    ),
-    click.option(
-        "--patience",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Stop after N validations without a better R@1; 0 never. [default: 3, or 0 from "
-        "scratch]",
-    ),
-    click.option(
-        "--eval-every",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="EPOCHS",
-        help="Epochs between validations.",
-    ),
-)
-
-_PIXELS = (
-    click.option(
-        "--crop",
-        type=click.FloatRange(min=0, max=1, min_open=True),
-        default=0.9,
-        show_default=True,
-        help="Smallest share of a picture that a random crop keeps; 1 for no crop.",
-    ),
-    click.option(
-        "--flip",
-        is_flag=True,
-        help="Mirror half of the pictures, but none whose captions say left or right.",
-    ),
-    click.option(
-        "--colour",
-        type=click.FloatRange(min=0, max=0.9),
-        default=0.0,
-        show_default=True,
-        help="Change brightness, contrast and saturation by up to this share.",
-    ),
-    click.option(
-        "--shuffle-buffer",
-        type=click.IntRange(min=1),
-        default=4096,
-        show_default=True,
-        help="Records that wait to be drawn.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        help="Threads that decode pictures. [default: the number of cores, at most 8]",
-    ),
-)
-
-_STARTER = (
-    click.option(
-        "--concept-share",
-        type=click.FloatRange(min=0, max=0.4),
-        default=0.2,
-        show_default=True,
-        help="Share of each batch that rehearses the names of ImageNet's 1,000 classes.",
-    ),
-    click.option(
-        "--cache",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Keep the towers' features here, so that another run starts at once.",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """What the command line said; None where it said nothing and a default depends."""
-
-    data: tuple[str, ...]
-    val: tuple[str, ...]
-    extra_data: tuple[str, ...]
-    class_data: tuple[tuple[str, str], ...]
-    extra_share: float
-    class_share: float
-    holdout: int | None
-    reading: Reading
-    filter_below: float | Literal["auto"] | None
-    filter_model: str | None
-    filter_folds: bool
-    score_cache: Path | None
-    out: Path
-    init: str
-    restart: bool
-    checkpoint_minutes: float
-    checkpoint_steps: int | None
-    seed: int
-    epochs: int | None
-    batch_size: int | None
-    micro_batch: int | None
-    lr: float | None
-    warmup: float
-    weight_decay: float
-    grad_clip: float
-    grad_checkpointing: bool
-    objective: str
-    label_smoothing: float
-    hard_negatives: int
-    tune: str
-    lora_rank: int
-    lock_image: bool
-    lock_text: bool
-    unlock_blocks: int
-    layer_decay: float
-    ema: float
-    interpolate: float | str | None
-    keep: str | None
-    patience: int | None
-    eval_every: int
-    crop: float
-    flip: bool
-    colour: float
-    shuffle_buffer: int
-    workers: int | None
-    concept_share: float
-    cache: Path | None
-    model: str
-    device: str
-    precision: str
-    threads: int | None
-    as_json: bool
+    )
+    seed: int = setting("seed")
 
     @property
     def fresh(self) -> bool:
         return self.init == "fresh"
 
 
-def train_options(function: F) -> F:
-    """All options of the command; they reach it as one `TrainOptions`."""
-    from service.cli.output import json_option, model_options
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineAndJson:
+    """Which pair, where it runs, and how the result is told."""
 
-    @functools.wraps(function)
-    def command(**named: Any) -> Any:
-        from models.environment import default_model
+    pair: ModelOptions = group(ModelOptions)
+    as_json: bool = json_option()
 
-        named["model"] = named["model"] or default_model()
-        return function(TrainOptions(**{f.name: named[f.name] for f in fields(TrainOptions)}))
 
-    wrapped: Any = command
-    for heading, options in reversed(
-        (
-            ("Data", _DATA),
-            ("Run", _RUN),
-            ("Model and machine", (model_options, json_option)),
-            ("Optimisation", _OPTIMISATION),
-            ("What stays as it was", _KEEPING),
-            ("Pictures", _PIXELS),
-            ("Only the starter pair", _STARTER),
-        )
-    ):
-        wrapped = group(heading, options)(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+OptimisationSettings: Any = _settings_under(OPTIMISATION)
+KeepingSettings: Any = _settings_under(KEEPING)
+PixelSettings: Any = _settings_under(PIXELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureOptions:
+    """What happens to pictures on their way."""
+
+    settings: Any = group(PixelSettings)
+    workers: int | None = option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads that decode pictures. [default: the number of cores, at most 8]",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StarterOptions:
+    """What only the starter pair knows."""
+
+    concept_share: float = setting("concept_share")
+    cache: Path | None = option(
+        "--cache",
+        type=FOLDER,
+        help="Keep the towers' features here, so that another run starts at once.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What the command line said; None where it said nothing and a default depends."""
+
+    sets: DataOptions = group(DataOptions, "Data")
+    run: RunOptions = group(RunOptions, "Run")
+    machine: MachineAndJson = group(MachineAndJson, "Model and machine")
+    optimisation: Any = group(OptimisationSettings, OPTIMISATION)
+    keeping: Any = group(KeepingSettings, KEEPING)
+    pictures: PictureOptions = group(PictureOptions, PIXELS)
+    starter: StarterOptions = group(StarterOptions, STARTER_ALONE)
+
+    @property
+    def model(self) -> str:
+        return self.machine.pair.name
+
+    def asked(self) -> dict[str, Any]:
+        """The settings of the run by name, as they were asked for."""
+        return {name: value for name, value in _values(self) if name in SETTINGS}
+
+    def changed(self) -> Iterator[Setting]:
+        """The settings that were asked to be something else than they are by default."""
+        asked = self.asked()
+        return (one for name, one in SETTINGS.items() if asked[name] not in (one.default, False))
+
+
+def _values(options: Any) -> Iterator[tuple[str, Any]]:
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _values(value)
+        else:
+            yield one.name, value
+
+
+def settings_table() -> str:
+    """The settings with their defaults for each kind of pair, as docs/training.md has them."""
+    kinds = list(DEFAULTS)
+    lines = [f"| | {' | '.join(kinds)} | |", "|---|" + "---|" * (len(kinds) + 1)]
+    for one in SETTINGS.values():
+        cells = [_default(one, kind) for kind in kinds]
+        # the table has columns for what --help has brackets for
+        words = (one.help or "").split(" [default")[0]
+        why = f"{one.why[0].upper()}{one.why[1:]}." if one.why else ""
+        told = " ".join(filter(None, [words, why]))
+        lines.append(" | ".join([f"| `{one.flag}`", *cells, told]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(one: Setting, kind: str) -> str:
+    if one.name in DEFAULTS[kind]:
+        return DEFAULTS[kind][one.name].told
+    towers_alone = one.needs_towers or one.heading == PIXELS
+    if one.heading == STARTER_ALONE if "starter" not in kind else towers_alone:
+        return "–"
+    if one.type is bool:
+        return "off"
+    return f"{one.default:g}" if isinstance(one.default, float | int) else one.default or ""
 
 
 def _share(value: str | None) -> float | str | None:

@@ -24,9 +24,7 @@ from models.encoders.starter.text_network import (
 from models.encoders.starter.towers import TextTower
 from models.encoders.starter.tuned_weights import TEXT_WEIGHTS_NAME, load_weights, save_weights
 from models.errors import ModelError
-from models.training.starter.config import TrainConfig
-from models.training.starter.loop import TrainResult
-from models.training.starter.save import save_run
+from models.training.starter import StarterPair
 
 TEXTS = [
     "A cat.",
@@ -203,7 +201,7 @@ def test_a_run_takes_the_text_weights_of_its_start_along(pair: Path, tmp_path: P
         ("fresh", None, set()),
     ):
         out = tmp_path / name
-        save_run(TrainResult(heads), TrainConfig(), out, data={}, started_from=start)
+        StarterPair(heads, directory=start).save(out)
         assert set(read_parts(out)) == parts
         assert (out / TEXT_WEIGHTS_NAME).exists() == (TEXT_WEIGHTS_NAME in parts)
     assert (

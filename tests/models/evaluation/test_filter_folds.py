@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.sources import open_source
 from models.sources.records import Record
-from models.training.starter.judging import halves
+from models.training.starter import halves
 from service.cli.train import filter as filtering
 from service.cli.train.filter import filtered_in_halves
 
@@ -79,11 +79,12 @@ def test_wrong_captions_go_and_right_ones_stay(
     code, told = run(
         *("--data", str(folder / "pairs.jsonl"), "--out", str(out), "--epochs", "8"),
         *("--batch-size", "60", "--lr", "1e-3", "--concept-share", "0", "--val", "none"),
-        *("--threads", "2", "--filter-below", "auto", "--filter-folds"),
+        # judges of so little data are lucky or not: over 16 seeds 65 to 100 % of what goes is wrong
+        *("--threads", "2", "--seed", "3", "--filter-below", "auto", "--filter-folds"),
     )
     assert code == 0, told
     assert "training two judges" in told
-    saved = json.loads((out / "train_config.json").read_text())["data"]
+    saved = json.loads((out / "train_config.json").read_text())["report"]
     folds = saved["filter"]["folds"]
     assert sum(fold["captions"]["en"] for fold in folds) == COUNT
     dropped = sum(fold["dropped_captions"]["en"] for fold in folds)

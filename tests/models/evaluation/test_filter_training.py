@@ -62,7 +62,7 @@ def test_only_what_fits_is_trained_on(
     assert "filter: und captions below 0.500: 2 of 9 left out (22.2 %)" in result.stderr
     assert "filter: 1 of 8 pictures have no caption left" in result.stderr
     assert "data: 7 pictures, 7 captions (7 und)" in result.stderr
-    saved = json.loads((out / "train_config.json").read_text())["data"]
+    saved = json.loads((out / "train_config.json").read_text())["report"]
     assert saved["filter"]["dropped_captions"] == {"und": 2}
     assert saved["train"]["pictures"] == 7
     assert len(list((tmp_path / "scores").iterdir())) == 1

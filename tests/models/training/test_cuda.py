@@ -28,12 +28,12 @@ from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.features.maker import PictureBank, varied
 from models.training.features.pairs import Kind, Pairs
-from models.training.pair import load_pair
-from models.training.progress import Step
-from models.training.run import Feed, Watching, run_training
-from models.training.starter.config import TrainConfig as HeadsTrainConfig
-from models.training.starter.image_stage import HeadsOverTower, tune_image
-from models.training.starter.loop import Step as HeadsStep
+from models.training.open_clip import load_pair
+from models.training.pair import Feed, Watching
+from models.training.record import Step
+from models.training.run import run_training
+from models.training.starter import train_heads
+from models.training.starter_stages import HeadsOverTower, StagedPair
 from models.training.step import cached_backward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -179,11 +179,11 @@ def test_the_starters_image_stage_learns() -> None:
         caption_language=tuple([0] * 32),
     )  # fmt: skip
     joint = HeadsOverTower(
-        load_heads(STARTER_DIRECTORY)[0].requires_grad_(True), tower.trainable(), bank, seed=0
+        load_heads(STARTER_DIRECTORY)[0].requires_grad_(True), tower.trainable(), bank
     )
-    steps: list[HeadsStep] = []
-    config = HeadsTrainConfig(epochs=40, batch_size=32, lr=1e-3, captions=1)
-    tune_image(joint, pairs, config, on_step=steps.append)
+    steps: list[Step] = []
+    config = TrainConfig(epochs=40, batch_size=32, lr=1e-3, grad_clip=0.0)
+    train_heads(StagedPair(joint), pairs, config, on_step=steps.append)
     assert np.mean([step.loss for step in steps[-3:]]) < steps[0].loss - 0.3
     # what comes back is the CPU's
     assert {value.device.type for value in joint.tuned().values()} == {"cpu"}

@@ -167,9 +167,9 @@ def test_samples_do_not_depend_on_threads_or_neighbours(shards: str) -> None:
 
     one, many = load(1, 2), load(8, 2)
     assert one.keys == many.keys
-    assert torch.equal(one.image_B3HW, many.image_B3HW)
-    assert torch.equal(one.text_BL, many.text_BL)
-    assert one.image_B3HW.dtype == torch.uint8
+    assert torch.equal(one.image_BX, many.image_BX)
+    assert torch.equal(one.text_MX, many.text_MX)
+    assert one.image_BX.dtype == torch.uint8
 
 
 def test_without_a_crop_training_pixels_are_the_encoders_own() -> None:

@@ -18,13 +18,13 @@ from models.labels.zeroshot import class_matrix
 from models.sources.embedded import Collected
 from models.training.class_heads import fit_head
 from models.training.learned_prompts import Context, learn_prompts
-from models.training.pair import TrainablePair, load_pair
+from models.training.open_clip import OpenClipPair, load_pair
 from models.vectors import Vectors, unit_rows
 
 LABELS = ["apple", "red boat", "chair", "a very old door"]
 
 
-def loaded(folder: Path) -> tuple[TrainablePair, Encoder]:
+def loaded(folder: Path) -> tuple[OpenClipPair, Encoder]:
     name = f"local-dir:{folder}"
     return load_pair(parse_model_id(name)), load_encoder(name, device="cpu", precision="fp32")
 
@@ -32,13 +32,13 @@ def loaded(folder: Path) -> tuple[TrainablePair, Encoder]:
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainablePair, Encoder]:
+) -> tuple[OpenClipPair, Encoder]:
     config = TINY if request.param == "clip" else TINY_SIGLIP
     return loaded(tiny_pair(tmp_path_factory.mktemp("pairs") / "tiny", config))
 
 
 @pytest.mark.parametrize("words", ["a photo of a", "this is"])
-def test_the_start_is_the_prompt_in_words(both: tuple[TrainablePair, Encoder], words: str) -> None:
+def test_the_start_is_the_prompt_in_words(both: tuple[OpenClipPair, Encoder], words: str) -> None:
     pair, encoder = both
     pair.module.eval()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_the_start_is_the_prompt_in_words(both: tuple[TrainablePair, Encoder], w
     assert float(np.abs(found_CD - other_CD).max()) > 1e-3
 
 
-def test_the_context_stands_where_the_words_stood(both: tuple[TrainablePair, Encoder]) -> None:
+def test_the_context_stands_where_the_words_stood(both: tuple[OpenClipPair, Encoder]) -> None:
     pair, _ = both
     context = Context(pair, LABELS)
     begin = context.pair.tokenizer("a photo of a").tokens
@@ -61,7 +61,7 @@ def test_the_context_stands_where_the_words_stood(both: tuple[TrainablePair, Enc
 
 
 def test_only_the_context_learns_and_the_hook_is_gone(
-    both: tuple[TrainablePair, Encoder],
+    both: tuple[OpenClipPair, Encoder],
 ) -> None:
     pair, _ = both
     pair.module.eval().requires_grad_(False)
@@ -101,7 +101,7 @@ def test_a_tiny_overfit_and_its_control(tmp_path: Path) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_a_head_of_learned_prompts(both: tuple[TrainablePair, Encoder]) -> None:
+def test_a_head_of_learned_prompts(both: tuple[OpenClipPair, Encoder]) -> None:
     pair, encoder = both
     target_N = np.repeat(np.arange(4), 5)
     image_ND = class_matrix(encoder, LABELS, ["a photo of a {c}."])[target_N]
@@ -114,7 +114,7 @@ def test_a_head_of_learned_prompts(both: tuple[TrainablePair, Encoder]) -> None:
     np.testing.assert_allclose(np.linalg.norm(tuned.head.weight_CD, axis=1), 1.0, rtol=1e-5)
 
 
-def test_what_cannot_be_prompted_is_refused(both: tuple[TrainablePair, Encoder]) -> None:
+def test_what_cannot_be_prompted_is_refused(both: tuple[OpenClipPair, Encoder]) -> None:
     pair, _ = both
     with pytest.raises(InvalidLabelsError, match="too long"):
         Context(pair, ["apple", "door " * 30])

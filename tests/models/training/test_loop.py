@@ -24,10 +24,10 @@ from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.losses import InfoNCEObjective
-from models.training.pair import TrainablePair, fresh_pair, load_pair
-from models.training.progress import Step
-from models.training.record import Result, read_journal
-from models.training.run import Feed, Watching, run_training
+from models.training.open_clip import OpenClipPair, fresh_pair, load_pair
+from models.training.pair import Feed, Watching
+from models.training.record import Result, Step, read_journal
+from models.training.run import run_training
 from models.training.weights import interpolated
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -57,12 +57,12 @@ def learned(folder: Path) -> tuple[Path, Result]:
     return folder / "learned", run(folder, folder / "learned")
 
 
-def pretrained(folder: Path, name: str = "pair") -> TrainablePair:
+def pretrained(folder: Path, name: str = "pair") -> OpenClipPair:
     return load_pair(parse_model_id(f"local-dir:{folder / name}"))
 
 
 def run(
-    folder: Path, out: Path, pair: TrainablePair | None = None, *, val: bool = True, **named: Any
+    folder: Path, out: Path, pair: OpenClipPair | None = None, *, val: bool = True, **named: Any
 ) -> Result:
     settings: dict[str, Any] = {"epochs": 40, "batch_size": 16, "lr": 1e-3, "eval_every": 99}
     others = {key: named.pop(key) for key in ("make_objective", "watching") if key in named}

@@ -193,14 +193,13 @@ def test_the_saved_pair_is_an_encoder_like_any_other(tmp_path: Path) -> None:
 
     from models.encoders.base.model_id import parse_model_id
     from models.encoders.registry import load_encoder
-    from models.training.pair import load_pair
-    from models.training.saving import save_pair
+    from models.training.open_clip import load_pair
 
     trainable = load_pair(parse_model_id(f"local-dir:{tiny_pair(tmp_path / 'in')}"))
     attach_lora(trainable.module, rank=4)
     learn(trainable.module)
     merge_lora(trainable.module)
-    save_pair(trainable, tmp_path / "out")
+    trainable.save(tmp_path / "out")
     encoder = load_encoder(f"local-dir:{tmp_path / 'out'}", device="cpu", precision="fp32")
     picture = Image.new("RGB", (32, 32), "red")
     row_D = encoder.embed_images([encoder.prepare_image(picture)])[0]

@@ -15,9 +15,10 @@ from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World
 from models.training.loop import Cadence
-from models.training.pair import load_pair
-from models.training.progress import Step
-from models.training.run import Feed, Watching, run_training
+from models.training.open_clip import load_pair
+from models.training.pair import Feed, Watching
+from models.training.record import Step
+from models.training.run import run_training
 
 HERE = World(0, 1, torch.device("cpu"))
 

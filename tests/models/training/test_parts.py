@@ -22,16 +22,14 @@ from models.encoders.open_clip.assembly import transform
 from models.encoders.open_clip.lookup import find_fresh
 from models.errors import ModelError
 from models.images.decode import decode_image
-from models.training import defaults
-from models.training.config import TrainConfig
+from models.training.config import Circumstances, TrainConfig, resolved
 from models.training.distributed import World
+from models.training.loop import learning_rate
 from models.training.losses import InfoNCEObjective
-from models.training.optimiser import decays, make_optimiser, set_rate
-from models.training.pair import TrainablePair, load_pair
-from models.training.run import objective_of
-from models.training.samples import Batch, disturbed
-from models.training.schedule import learning_rate
-from models.training.step import Stepper
+from models.training.open_clip import OpenClipPair, load_pair
+from models.training.pair import Batch
+from models.training.samples import disturbed
+from models.training.step import Stepper, make_optimiser, set_rate
 from models.training.tuning import Place, lock, places
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -50,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pair(tmp_path_factory.mktemp("parts") / "pair")
 
 
-def load(folder: Path) -> TrainablePair:
+def load(folder: Path) -> OpenClipPair:
     return load_pair(parse_model_id(f"local-dir:{folder}"))
 
 
-def a_batch(pair: TrainablePair, size: int = 6, hard: int = 0) -> Batch:
+def a_batch(pair: OpenClipPair, size: int = 6, hard: int = 0) -> Batch:
     dice = Random(0)
     pictures = [decode_image(blocks(at, size=32)) for at in range(size)]
     pixels = [np.asarray(picture).transpose(2, 0, 1) for picture in pictures]
@@ -62,11 +60,11 @@ def a_batch(pair: TrainablePair, size: int = 6, hard: int = 0) -> Batch:
     worse = [disturbed(text, dice) for text in texts for _ in range(hard)]
     tokens = [torch.from_numpy(pair.tokenizer(text).tokens) for text in texts]
     return Batch(
-        image_B3HW=torch.from_numpy(np.stack(pixels)),
-        text_BL=torch.stack(tokens),
+        image_BX=torch.from_numpy(np.stack(pixels)),
+        text_MX=torch.stack(tokens),
         group_B=torch.arange(size),
         keys=tuple(texts),
-        hard_HL=torch.from_numpy(np.stack([pair.tokenizer(t).tokens for t in worse]))
+        hard_HX=torch.from_numpy(np.stack([pair.tokenizer(t).tokens for t in worse]))
         if hard
         else None,
     )
@@ -77,8 +75,8 @@ def gradients(folder: Path, batch: Batch, **named: Any) -> tuple[float, dict[str
     pair = load(folder)
     config = TrainConfig(epochs=1, batch_size=6, lr=1e-3, grad_clip=0, **named)
     lock(pair.module, image=config.lock_image, text=config.lock_text)
-    optimiser = make_optimiser(pair.module, config)
-    outcome = Stepper(pair, objective_of(pair, config), optimiser, config, HERE)(batch, 1e-3)
+    optimiser = make_optimiser(pair, config)
+    outcome = Stepper(pair, pair.objective(config), optimiser, config, HERE)(batch, 1e-3)
     found = pair.module.named_parameters()
     return outcome.loss, {n: p.grad.clone() for n, p in found if p.grad is not None}
 
@@ -101,9 +99,9 @@ def test_a_step_is_what_open_clip_and_the_plain_loss_come_to(folder: Path) -> No
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}", output_dict=True)
     pixels = [
         transform(pair.preprocess_cfg)(Image.fromarray(image.numpy().transpose(1, 2, 0)))
-        for image in batch.image_B3HW
+        for image in batch.image_BX
     ]
-    value = open_clip.ClipLoss()(**model.train()(torch.stack(pixels), batch.text_BL))
+    value = open_clip.ClipLoss()(**model.train()(torch.stack(pixels), batch.text_MX))
     value.backward()
     assert loss == pytest.approx(float(value.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
@@ -133,8 +131,8 @@ def test_autocast_in_bf16_stays_close_and_checkpointing_changes_nothing(folder: 
     pair = load(folder)
     pair.module.set_grad_checkpointing(True)
     config = TrainConfig(epochs=1, batch_size=6, lr=1e-3, grad_clip=0)
-    optimiser = make_optimiser(pair.module, config)
-    Stepper(pair, objective_of(pair, config), optimiser, config, HERE)(batch, 1e-3)
+    optimiser = make_optimiser(pair, config)
+    Stepper(pair, pair.objective(config), optimiser, config, HERE)(batch, 1e-3)
     for name, parameter in pair.module.named_parameters():
         assert torch.equal(parameter.grad, whole[name]), name
 
@@ -145,8 +143,8 @@ def test_gradients_are_clipped_to_their_norm(folder: Path) -> None:
     norm = math.sqrt(sum(float(value.pow(2).sum()) for value in whole.values()))
     pair = load(folder)
     config = TrainConfig(epochs=1, batch_size=6, lr=1e-3, grad_clip=norm / 4)
-    optimiser = make_optimiser(pair.module, config)
-    outcome = Stepper(pair, objective_of(pair, config), optimiser, config, HERE)(batch, 1e-3)
+    optimiser = make_optimiser(pair, config)
+    outcome = Stepper(pair, pair.objective(config), optimiser, config, HERE)(batch, 1e-3)
     assert outcome.gradient_norm == pytest.approx(norm, rel=1e-4)
     for name, parameter in pair.module.named_parameters():
         torch.testing.assert_close(parameter.grad, whole[name] / 4, rtol=1e-3, atol=1e-7)
@@ -158,20 +156,21 @@ def test_what_is_not_finite_does_not_reach_the_weights(folder: Path) -> None:
     config = TrainConfig(epochs=1, batch_size=6, lr=1e-3)
     objective = InfoNCEObjective(pair.log_scale)
     objective.forward = lambda *_, **__: pair.log_scale * float("nan")  # type: ignore[method-assign]
-    stepper = Stepper(pair, objective, make_optimiser(pair.module, config), config, HERE)
+    stepper = Stepper(pair, objective, make_optimiser(pair, config), config, HERE)
     assert not stepper(a_batch(pair), 1e-3).finite
     assert all(torch.equal(value, before[n]) for n, value in pair.module.state_dict().items())
 
 
 def test_norms_biases_gains_positions_and_the_scale_do_not_decay(folder: Path) -> None:
-    module = load(folder).module
-    exempt = {name for name, p in module.named_parameters() if not decays(name, p)}
+    pair = load(folder)
+    module = pair.module
+    exempt = {name for name, p in module.named_parameters() if not pair.decays(name, p)}
     assert {"logit_scale", "ln_final.weight", "visual.ln_pre.bias"} <= exempt
     assert {"positional_embedding", "visual.positional_embedding"} <= exempt
     assert "visual.class_embedding" in exempt
     assert not {"token_embedding.weight", "visual.proj", "visual.conv1.weight"} & exempt
     config = TrainConfig(epochs=1, batch_size=2, lr=1.0, weight_decay=0.3, layer_decay=0.5)
-    optimiser = make_optimiser(module, config)
+    optimiser = make_optimiser(pair, config)
     held = [p for group in optimiser.param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held}) == len(list(module.parameters()))
     set_rate(optimiser, 0.1)
@@ -264,14 +263,17 @@ def test_a_disturbed_caption_has_the_same_words_in_another_order() -> None:
     assert swapped == {"a dog and the cat"}
 
 
-def test_defaults_do_little_to_little_data() -> None:
-    assert defaults.epochs_for(16, 16, fresh=False) == 10
-    assert defaults.epochs_for(1_000_000, 128, fresh=False) == 1
-    assert defaults.rate_for(fresh=False) < defaults.rate_for(fresh=True)
-    assert defaults.interpolation_for(fresh=False, measured=False) == 0.5
-    assert defaults.interpolation_for(fresh=True, measured=True) == 1.0
-    assert defaults.precision_for("auto", torch.device("cpu")) == "fp32"
-    assert defaults.batch_size_for(3, 2) % 2 == 0
+def test_defaults_do_little_to_little_data(folder: Path) -> None:
+    def chosen(kind: str, **named: Any) -> TrainConfig:
+        return resolved({}, kind, Circumstances(**named))
+
+    assert chosen("fine-tuning", pairs=16).epochs == 10
+    assert resolved({"batch_size": 128}, "fine-tuning", Circumstances(pairs=1_000_000)).epochs == 1
+    assert chosen("fine-tuning", pairs=16).lr < chosen("fresh", pairs=16).lr
+    assert chosen("fine-tuning", pairs=16, measured=False).interpolate == 0.5
+    assert chosen("fresh", pairs=16, measured=True).interpolate == 1.0
+    assert chosen("fine-tuning", pairs=3, ranks=2).batch_size % 2 == 0
+    assert load(folder).arithmetic("auto", torch.device("cpu")) == "fp32"
 
 
 def test_a_bare_architecture_is_found_and_a_misspelt_one_helped_with() -> None:
@@ -285,16 +287,15 @@ def test_a_bare_architecture_is_found_and_a_misspelt_one_helped_with() -> None:
 def test_a_clip_pair_turned_into_a_sigmoid_one_says_so(folder: Path, tmp_path: Path) -> None:
     from models.encoders.open_clip.pair import OpenClipEncoder
     from models.encoders.registry import load_encoder
-    from models.training.saving import save_pair
 
     pair = load(folder)
     pair.use_bias(True)
     assert float(pair.log_scale.detach().exp()) == pytest.approx(10.0)
-    save_pair(pair, tmp_path)
+    pair.save(tmp_path)
     encoder = load_encoder(f"local-dir:{tmp_path}", device="cpu")
     assert isinstance(encoder, OpenClipEncoder)
     assert encoder.logit_bias == -10.0
     pair.use_bias(False)
-    save_pair(pair, tmp_path)
+    pair.save(tmp_path)
     assert "logit_bias" not in load_file(tmp_path / "open_clip_model.safetensors")
     assert load_encoder(f"local-dir:{tmp_path}", device="cpu").logit_bias is None

@@ -53,12 +53,12 @@ def test_the_same_batches_whatever_prepares_them(workers: int) -> None:
     assert len(ours) == len(theirs) == 3
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys == other.keys
-        assert torch.equal(one.image_B3HW, other.image_B3HW)
-        assert torch.equal(one.text_BL, other.text_BL)
+        assert torch.equal(one.image_BX, other.image_BX)
+        assert torch.equal(one.text_MX, other.text_MX)
         assert torch.equal(one.group_B, other.group_B)
-        assert one.hard_HL is not None
-        assert other.hard_HL is not None
-        assert torch.equal(one.hard_HL, other.hard_HL)
+        assert one.hard_HX is not None
+        assert other.hard_HX is not None
+        assert torch.equal(one.hard_HX, other.hard_HX)
 
 
 def test_a_batch_without_a_picture_is_refused() -> None:

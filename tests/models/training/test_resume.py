@@ -19,9 +19,8 @@ from models.encoders.base.model_id import parse_model_id
 from models.errors import TrainingError
 from models.training.checkpoint import Checkpoints
 from models.training.config import TrainConfig
-from models.training.pair import load_pair
-from models.training.progress import Progress
-from models.training.record import Journal
+from models.training.open_clip import load_pair
+from models.training.record import Journal, Progress
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 24

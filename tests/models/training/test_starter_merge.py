@@ -7,7 +7,7 @@ import torch
 
 from models.encoders.starter.heads import HeadsConfig, StarterHeads
 from models.encoders.starter.towers import IMAGE_FEATURES, IMAGENET_CLASSES, TEXT_FEATURES
-from models.training.starter_merge import merge
+from models.training.starter_stages import merge
 
 
 def member(seed: int, strength: float) -> StarterHeads:

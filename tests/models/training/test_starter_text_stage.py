@@ -7,11 +7,11 @@ import torch
 from models.encoders.starter.heads import HeadsConfig, StarterHeads
 from models.encoders.starter.text_network import POOLED_FEATURES
 from models.encoders.starter.towers import IMAGE_FEATURES, TextTower
+from models.training.config import TrainConfig
 from models.training.features.maker import FeatureMaker
 from models.training.features.pairs import Kind, Pairs
-from models.training.starter.config import TrainConfig
-from models.training.starter.loop import measure
-from models.training.starter.text_stage import LAST_LAYERS, HeadsOverPools, PoolMaker, tune
+from models.training.starter import measure, train_heads
+from models.training.starter_stages import LAST_LAYERS, HeadsOverPools, PoolMaker, StagedPair
 
 TEXTS = ["a red boat", "two cats sleep", "一只猫", "una taza de café", "snow", "a man runs"]
 
@@ -51,8 +51,8 @@ def test_the_last_layers_move_and_the_others_do_not() -> None:
     before = {name: value.clone() for name, value in joint.network.weights.items()}
     pairs = pairs_of(pools_MP)
     recall = measure(joint, pairs)["und"]["image_retrieval_recall@1"]
-    config = TrainConfig(epochs=8, batch_size=len(TEXTS), concept_share=0)
-    tune(joint, pairs, config)
+    config = TrainConfig(epochs=8, batch_size=len(TEXTS), lr=1e-3, concept_share=0, grad_clip=0)
+    train_heads(StagedPair(joint), pairs, config)
     assert measure(joint, pairs)["und"]["image_retrieval_recall@1"] > recall
     moved = {
         name

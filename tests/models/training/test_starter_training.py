@@ -7,13 +7,15 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Invoked
 from fakes import encode, solid
 from PIL import Image
 
@@ -23,13 +25,16 @@ from models.encoders.starter.towers import ImageTower, TextTower
 from models.errors import SourceError, TrainingError
 from models.images.decode import decode_image
 from models.sources import open_source
+from models.training.config import TrainConfig
+from models.training.distributed import World
 from models.training.features.maker import FeatureMaker
 from models.training.features.pairs import Pairs, Rehearsal, gather
-from models.training.losses import info_nce
-from models.training.starter.config import TrainConfig
-from models.training.starter.loop import Step, TrainResult, learning_rate, measure, train
-from models.training.starter.run import HeadsRun, run_heads
-from models.training.starter.save import draw_curve
+from models.training.loop import learning_rate
+from models.training.losses import InfoNCEObjective, info_nce
+from models.training.pair import Watching
+from models.training.record import CURVES_NAME, Progress, Result, Step, draw_curves, read_journal
+from models.training.run import run_training
+from models.training.starter import StarterPair, measure, train_heads
 
 SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
 WORDS = (
@@ -79,15 +84,47 @@ def heads(seed: int = 0) -> StarterHeads:
     return StarterHeads(SMALL)
 
 
-def overfit(pairs: Pairs, loss: Callable[..., torch.Tensor] = info_nce) -> TrainResult:
-    config = TrainConfig(epochs=150, batch_size=16, lr=2e-3, concept_share=0, heads=SMALL)
-    return train(heads(), pairs, config, validation=pairs, loss=loss)
+def config_of(**named: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"lr": 1e-3, "concept_share": 0.0, "grad_clip": 0.0, "eps": 1e-8}
+    return TrainConfig(**(settings | named))
+
+
+@dataclass
+class Learned:
+    """How a run in memory came out."""
+
+    heads: StarterHeads
+    steps: list[Step]
+    progress: Progress
+
+
+def train(pairs: Pairs, config: TrainConfig, **named: Any) -> Learned:
+    trained, steps = heads(), []
+    progress = train_heads(StarterPair(trained), pairs, config, on_step=steps.append, **named)
+    return Learned(trained, steps, progress)
+
+
+def changed(change: Callable[..., torch.Tensor]) -> Any:
+    """An objective that is something else made of InfoNCE and a batch's rows."""
+
+    class Changed(InfoNCEObjective):
+        def forward(self, *rows: torch.Tensor, **named: Any) -> torch.Tensor:
+            whole = super().forward
+            return change(lambda *rows: whole(*rows, **named), *rows)
+
+    return lambda pair, _: Changed(pair.log_scale)
+
+
+def overfit(pairs: Pairs, **named: Any) -> Learned:
+    config = config_of(epochs=150, batch_size=16, lr=2e-3, eval_every=150)
+    return train(pairs, config, validation=pairs, **named)
 
 
 def test_sixteen_pairs_are_learned_by_heart(pairs: Pairs) -> None:
     result = overfit(pairs)
     assert len(result.steps) <= 200
-    before, after = result.validation[0][1]["en"], result.validation[-1][1]["en"]
+    validations = result.progress.validations
+    before, after = validations[0][1]["en"], validations[-1][1]["en"]
     assert before["image_retrieval_recall@1"] < 0.5
     assert after["image_retrieval_recall@1"] == 1.0
     assert after["text_retrieval_recall@1"] == 1.0
@@ -95,11 +132,11 @@ def test_sixteen_pairs_are_learned_by_heart(pairs: Pairs) -> None:
 
 
 def test_a_loss_with_shuffled_targets_does_not_pass_that_test(pairs: Pairs) -> None:
-    def shuffled(image_BD: torch.Tensor, text_BD: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        # a fixed wrong target would be learned by heart as well: the wrong one changes each step
-        return info_nce(image_BD, text_BD[torch.randperm(len(text_BD))], *rest, **named)
-
-    after = overfit(pairs, shuffled).validation[-1][1]["en"]
+    # a fixed wrong target would be learned by heart as well: the wrong one changes each step
+    shuffled = changed(
+        lambda loss, image_BD, text_BD: loss(image_BD, text_BD[torch.randperm(len(text_BD))])
+    )
+    after = overfit(pairs, make_objective=shuffled).progress.validations[-1][1]["en"]
     assert after["image_retrieval_recall@1"] < 0.6
 
 
@@ -109,8 +146,8 @@ def test_two_runs_give_the_same_bits_and_another_seed_does_not(
     rehearsal = Rehearsal(pairs.image_NF, maker)
 
     def bits(seed: int) -> list[bytes]:
-        config = TrainConfig(epochs=5, batch_size=8, concept_share=0.5, seed=seed, heads=SMALL)
-        result = train(heads(), pairs, config, rehearsal=rehearsal)
+        config = config_of(epochs=5, batch_size=8, concept_share=0.5, seed=seed)
+        result = train(pairs, config, rehearsal=rehearsal)
         return [value.numpy().tobytes() for value in result.heads.state_dict().values()]
 
     assert bits(3) == bits(3)
@@ -118,33 +155,64 @@ def test_two_runs_give_the_same_bits_and_another_seed_does_not(
 
 
 def test_the_best_epoch_is_kept_when_asked(pairs: Pairs) -> None:
-    config = TrainConfig(
-        epochs=4, batch_size=16, lr=0.5, concept_share=0, keep="best", heads=SMALL
-    )  # a rate so high that it only gets worse
-    result = train(heads(), pairs, config, validation=pairs)
-    kept = dict(result.validation)[result.kept_epoch]
+    # a rate so high that it only gets worse
+    config = config_of(epochs=4, batch_size=16, lr=0.5, keep="best")
+    result = train(pairs, config, validation=pairs)
+    progress = result.progress
+    kept = dict(progress.validations)[progress.best_step or progress.step]
     assert measure(result.heads, pairs) == kept
-    scores = [sum(r["en"].values()) for _, r in result.validation[1:]]
-    assert result.kept_epoch >= 1
-    assert len(scores) == 4
+    assert len(progress.validations[1:]) == 4
+
+
+def test_several_captions_a_step_are_the_mean_of_their_losses(pairs: Pairs) -> None:
+    config = config_of(epochs=1, batch_size=16, captions=3)
+    pair = StarterPair(heads().eval())
+    batch = next(iter(pair.over(pairs, config).batches(0)))
+    assert len(batch.text_MX) == 3 * len(batch.image_BX)
+    scale = pair.log_scale.exp()
+    image_BD = pair.image_rows(batch.image_BX)
+    text_BKD = pair.text_rows(batch.text_MX).view(16, 3, -1)
+    by_hand = [
+        info_nce(image_BD, text_BKD[:, at], scale, group_B=batch.group_B).item() for at in range(3)
+    ]
+    pair.train_mode = pair.module.eval  # type: ignore[method-assign]  # without dropout
+    steps: list[Step] = []
+    train_heads(pair, pairs, config, on_step=steps.append)
+    assert steps[0].loss == pytest.approx(float(np.mean(by_hand)), rel=1e-5)
+
+
+class AtHand(StarterPair):
+    """A pair whose features are there already, whatever sources it is given."""
+
+    def __init__(self, trained: StarterHeads, pairs: Pairs) -> None:
+        super().__init__(trained)
+        self._pairs = pairs
+
+    def prepare(self, *given: Any, **_: Any) -> Any:
+        return self.over(self._pairs, given[2], given[3], validation=self._pairs)
+
+
+def run_files(
+    trained: StarterHeads, pairs: Pairs, config: TrainConfig, out: Path, **named: Any
+) -> Result:
+    world = World(0, 1, torch.device("cpu"))
+    pair = AtHand(trained, pairs)
+    result = run_training(pair, [], config, world, out, identity={}, report={}, **named)
+    assert result is not None
+    return result
 
 
 def test_a_run_cut_off_ends_with_the_same_bits_as_one_that_was_not(
     pairs: Pairs, tmp_path: Path
 ) -> None:
-    config = TrainConfig(
-        epochs=6, batch_size=8, lr=2e-3, concept_share=0, ema=0.5, keep="best", heads=SMALL
-    )
+    config = config_of(epochs=6, batch_size=8, lr=2e-3, ema=0.5, keep="best")
 
-    def run_it(out: Path, stop_at: int = 0) -> HeadsRun:
+    def run_it(out: Path, stop_at: int = 0) -> Result:
         def unplug(step: Step) -> None:
             if step.step == stop_at:
                 raise KeyboardInterrupt
 
-        return run_heads(
-            heads(), pairs, config, out,
-            validation=pairs, rehearsal=None, described={}, on_step=unplug,
-        )  # fmt: skip
+        return run_files(heads(), pairs, config, out, watching=Watching(on_step=unplug))
 
     whole = run_it(tmp_path / "whole")
     for stop_at in (3, 8, 9):  # in an epoch, at the end of one, right after it
@@ -156,7 +224,7 @@ def test_a_run_cut_off_ends_with_the_same_bits_as_one_that_was_not(
         if name == "metrics.jsonl":  # all the same but for how fast it was
             one, two = (re.sub(rb'"pairs_per_second": [0-9.]+', b"", data) for data in (one, two))
         assert one == two
-    assert broken.result.validation == whole.result.validation
+    assert replace(broken, seconds=0) == replace(whole, seconds=0)
     assert not (tmp_path / "broken" / "training").exists()
 
 
@@ -165,30 +233,28 @@ def test_heads_that_only_get_worse_are_given_back_as_they_were(
 ) -> None:
     start = overfit(pairs).heads
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    config = TrainConfig(
-        epochs=20, batch_size=16, lr=0.5, concept_share=0, keep="best", patience=2,
-        interpolate="val", heads=SMALL,
-    )  # fmt: skip
-    run = run_heads(start, pairs, config, tmp_path, validation=pairs, rehearsal=None, described={})
-    assert len(run.result.validation) <= 1 + 4  # patience, after at most two better epochs
-    assert run.after is not None
-    assert run.after["en"]["image_retrieval_recall@1"] == 1.0
-    assert run.share < 1.0
-    assert set(before) == set(run.result.heads.state_dict())
+    config = config_of(epochs=20, batch_size=16, lr=0.5, keep="best", patience=2, interpolate="val")
+    result = run_files(start, pairs, config, tmp_path)
+    measured = [line for line in read_journal(tmp_path) if "validation" in line]
+    assert len(measured) <= 1 + 4  # patience, after at most two better epochs
+    assert result.after is not None
+    assert result.after["en"]["image_retrieval_recall@1"] == 1.0
+    assert result.interpolation < 1.0
+    assert set(before) == set(start.state_dict())
 
 
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_heads(pairs: Pairs) -> None:
     calls = 0
 
-    def poisoned(*rows: Any, **named: Any) -> torch.Tensor:
+    def poisoned(loss: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return info_nce(*rows, **named) * (float("inf") if calls == 3 else 1.0)
+        return loss(*rows) * (float("inf") if calls == 3 else 1.0)
 
     trained = heads()
-    config = TrainConfig(epochs=3, batch_size=8, concept_share=0, heads=SMALL)
+    config = config_of(epochs=3, batch_size=8)
     with pytest.raises(TrainingError, match="step 3: the loss is not finite; its batch was k"):
-        train(trained, pairs, config, loss=poisoned)
+        train_heads(StarterPair(trained), pairs, config, make_objective=changed(poisoned))
     assert all(bool(value.isfinite().all()) for value in trained.state_dict().values())
 
 
@@ -215,8 +281,7 @@ def test_four_pictures_and_two_epochs_do_not_ruin_the_starter(tmp_path: Path) ->
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
-    config = TrainConfig(lr=1.0, warmup=0.2)
-    rates = [learning_rate(step, 50, config) for step in range(50)]
+    rates = [learning_rate(step, steps=50, peak=1.0, warmup=0.2) for step in range(50)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.01
@@ -302,17 +367,17 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, sixteen: str, pairs: P
     assert torch.equal(again.image_NF, pairs.image_NF)
 
 
-def test_no_curve_without_matplotlib(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(epochs=1, batch_size=16, concept_share=0, heads=SMALL)
-    result = train(heads(), pairs, config, validation=pairs)
-    picture = draw_curve(result)
-    assert picture is not None
-    assert picture.startswith(b"\x89PNG")
+def test_no_curve_without_matplotlib(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(epochs=1, batch_size=16)
+    run_files(heads(), pairs, config, tmp_path / "one")
+    assert (tmp_path / "one" / CURVES_NAME).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert draw_curve(result) is None
+    assert draw_curves(read_journal(tmp_path / "one")) is None
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: str) -> Invoked:
     from service.cli.train.command import train as command
 
     return CliRunner().invoke(command, list(arguments), standalone_mode=False)
@@ -344,7 +409,7 @@ def test_the_command_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "one").iterdir()}
     assert written == {
         "diptych_starter.json", "heads.safetensors", "text.safetensors", "image.safetensors",
-        "train_config.json", "metrics.jsonl", "curve.png",
+        "train_config.json", "metrics.jsonl", "curves.png", "result.json",
     }  # fmt: skip
     one, two = ((tmp_path / run / "heads.safetensors").read_bytes() for run in ("one", "two"))
     assert one == two

@@ -1,23 +1,37 @@
-"""What `diptych train` shows: settings, a bar, rejects, and recall before and after."""
+"""What `diptych train` shows of a run: settings, a bar, rejects, and recall before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from service.cli.output import interactive, note
+from service.cli.output import Bar, note
 
 if TYPE_CHECKING:
     from models.sources import Reject
     from models.training.config import TrainConfig
-    from models.training.pair import TrainablePair
-    from models.training.progress import Step
-    from models.training.record import Result
-    from models.training.run import Feed
-    from models.training.starter.loop import Step as HeadsStep
+    from models.training.pair import Feed, TrainablePair
+    from models.training.record import Result, Step
 
 _SHOWN = 5
+
+
+class RunBar:
+    """A bar over features, then over steps: loss, scale and pairs a second beside it."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def features(self, what: str, done: int, total: int) -> None:
+        self._bar.stage(f"features of {what}", done, total)
+
+    def step(self, step: Step) -> None:
+        self._bar.beside(
+            f"loss={step.loss:.3f}, scale={step.scale:.1f}, "
+            f"samples_per_s={step.pairs_per_second:.0f}"
+        )
+        # after a resume the first step seen is not the first one
+        self._bar.stage("training", step.step, step.steps)
 
 
 class Rejects:
@@ -57,21 +71,18 @@ def config_lines(config: TrainConfig, pair: TrainablePair, feeds: Sequence[Feed]
     ]
 
 
-class Tables:
-    """Figures for people."""
-
-    @staticmethod
-    def of(result: Result) -> list[str]:
-        lines = [
-            f"{result.steps} steps, kept step {result.kept_step}"
-            + (", stopped early" if result.stopped_early else "")
-            + f", {100 * result.interpolation:.0f} % of the way from the weights it started with"
-        ]
-        if result.before is None or result.after is None:
-            return [*lines, "no validation, nothing measured"]
-        if not result.interpolation:
-            lines.append("nothing it learned helped on validation: the weights are as they were")
-        return lines + before_after(result.before, result.after)
+def result_lines(result: Result) -> list[str]:
+    """Figures for people: recall before and after, where it was measured."""
+    lines = [
+        f"{result.steps} steps, kept step {result.kept_step}"
+        + (", stopped early" if result.stopped_early else "")
+        + f", {100 * result.interpolation:.0f} % of the way from the weights it started with"
+    ]
+    if result.before is None or result.after is None:
+        return [*lines, "no validation, nothing measured"]
+    if not result.interpolation:
+        lines.append("nothing it learned helped on validation: the weights are as they were")
+    return lines + before_after(result.before, result.after)
 
 
 def before_after(
@@ -89,24 +100,3 @@ def before_after(
 
 def _cell(metrics: dict[str, float], prefix: str) -> str:
     return " ".join(f"{100 * metrics[f'{prefix}_retrieval_recall@{k}']:5.1f}" for k in (1, 5, 10))
-
-
-@contextmanager
-def step_bar(*, shown: bool = True) -> Iterator[Callable[[Step | HeadsStep], None]]:
-    """A bar over the steps; loss, scale and pairs a second beside it, and the time left."""
-    from tqdm import tqdm
-
-    with tqdm(disable=not (shown and interactive()), desc="training", unit="step") as bar:
-
-        def show(step: Step | HeadsStep) -> None:
-            bar.total = step.steps
-            bar.set_postfix(
-                loss=f"{step.loss:.3f}",
-                scale=f"{step.scale:.1f}",
-                samples_per_s=f"{step.pairs_per_second:.0f}",
-                refresh=False,
-            )
-            # after a resume the first step seen is not the first one
-            bar.update(step.step - bar.n)
-
-        yield show

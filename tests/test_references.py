@@ -66,7 +66,7 @@ def leads_somewhere(dotted: str) -> bool:
     place, *rest = dotted.split(".")
     path = ROOT / place
     while rest:
-        if (path / rest[0]).is_dir():
+        if (path / rest[0] / "__init__.py").is_file():
             path /= rest.pop(0)
             continue
         module = path / f"{rest[0]}.py"

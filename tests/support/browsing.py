@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import serving
 from PIL import Image
 
 from service.demo import wheel_photos
@@ -85,24 +85,8 @@ def service(indexes: list[str], log: Path, *more: str) -> Iterator[str]:
     """A running `diptych serve` on a free port: its address."""
     arguments = [part for index in indexes for part in ("--index", index)]
     command = [sys.executable, "-m", "service.cli.main", "serve", *arguments, "--port", "0"]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [*command, "--json", *more],
-            env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
-        ) as process,
-    ):  # fmt: skip
-        try:
-            assert process.stdout is not None
-            document = ""
-            while line := process.stdout.readline():
-                document += line
-                if line == "}\n":
-                    break
-            assert document, log.read_text()
-            yield str(json.loads(document)["url"])
-        finally:
-            process.kill()
+    with serving.announced([*command, "--json", *more], log, environment()) as (_, said):
+        yield str(said["url"])
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import subprocess
 import sys
 import time
@@ -14,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import serving
 from fakes import ColourEncoder
 
 from models.encoder import Fingerprint, PreparedText
 from models.vectors import Vectors, unit_rows
 
-TESTS = Path(__file__).resolve().parent
 COMMAND = """
 import sys
 import models.encoders.registry
@@ -82,27 +80,7 @@ def paced_server(
     index: Path, log: Path, took: float, *more: str, core: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running `diptych serve` and what it announced; `core`: the only one it may use."""
-    paths = os.pathsep.join([str(TESTS.parents[1]), str(TESTS)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     serve = ["serve", "--index", str(index), "--port", "0", "--json", *more]
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(took), *serve],
-            env=environment, stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
-        try:
-            if core is not None:
-                os.sched_setaffinity(process.pid, {core})
-            assert process.stdout is not None
-            document = ""
-            while line := process.stdout.readline():
-                document += line
-                if line == "}\n":
-                    break
-            assert document, log.read_text()
-            yield process, json.loads(document)
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+    command = [sys.executable, "-c", COMMAND, str(took), *serve]
+    with serving.announced(command, log, serving.environment(), core=core) as found:
+        yield found

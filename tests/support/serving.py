@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 # the real command line; only the function that would load weights is replaced
@@ -47,12 +48,29 @@ def run(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProc
 @contextmanager
 def server(index: Path, log: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running `diptych serve` on a free port, and its address."""
+    line = command("serve", "--index", index, "--port", "0", "--json", *more)
+    with announced(line, log, environment()) as (process, said):
+        yield process, said["url"]
+
+
+@contextmanager
+def announced(
+    command_line: list[str], log: Path, environ: dict[str, str], *, core: int | None = None
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A process that serves, killed at the end, and the JSON document it announced itself with.
+
+    Args:
+        command_line: of a `diptych serve --json`.
+        log: where its standard error goes.
+        core: the only one it may use.
+    """
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command("serve", "--index", index, "--port", "0", "--json", *more),
-            env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
+            command_line, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
         try:
+            if core is not None:
+                os.sched_setaffinity(process.pid, {core})
             assert process.stdout is not None
             document = ""
             while line := process.stdout.readline():
@@ -60,7 +78,7 @@ def server(index: Path, log: Path, *more: str) -> Iterator[tuple[subprocess.Pope
                 if line == "}\n":
                     break
             assert document, log.read_text()
-            yield process, json.loads(document)["url"]
+            yield process, json.loads(document)
         finally:
             process.kill()
             process.wait()

@@ -192,10 +192,10 @@ def test_a_run_learns_and_comes_out_the_same_twice(
         epochs=5, batch_size=10, lr=3e-5, concept_share=0.5, seed=1, grad_clip=0.0, eps=1e-8
     )
     losses, weights = [], []
+    rehearsal = RowlessRehearsal(pairs.image_NF[:, :-1], maker)
     for _ in range(2):
         joint = fresh_joint(tower, maker.bank)
         steps: list[Step] = []
-        rehearsal = RowlessRehearsal(pairs.image_NF[:, :-1], maker)
         train_heads(StagedPair(joint), pairs, config, rehearsal=rehearsal, on_step=steps.append)
         losses.append([step.loss for step in steps])
         weights.append({name: value.clone() for name, value in joint.tuned().items()})

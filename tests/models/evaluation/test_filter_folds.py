@@ -80,7 +80,7 @@ def test_wrong_captions_go_and_right_ones_stay(
         *("--data", str(folder / "pairs.jsonl"), "--out", str(out), "--epochs", "8"),
         *("--batch-size", "60", "--lr", "1e-3", "--concept-share", "0", "--val", "none"),
         # judges of so little data are lucky or not: over 16 seeds 65 to 100 % of what goes is wrong
-        *("--threads", "2", "--seed", "3", "--filter-below", "auto", "--filter-folds"),
+        *("--threads", "1", "--seed", "3", "--filter-below", "auto", "--filter-folds"),
     )
     assert code == 0, told
     assert "training two judges" in told

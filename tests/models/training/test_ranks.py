@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 from tiny import sixteen, tiny_pair
 
@@ -17,27 +19,28 @@ ROOT = Path(__file__).resolve().parents[3]
 START = "import sys; from service.cli.main import main; sys.argv[0] = 'diptych'; main()"
 
 
-def launch(folder: Path, out: Path, rank: int, size: int, port: int) -> subprocess.Popen[str]:
-    """As torchrun would, without its launcher."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if size > 1:
-        environment |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+def arguments(folder: Path, out: Path) -> list[str]:
     options = {
         "--data": folder / "data.tar", "--val": folder / "data.tar", "--out": out,
         "--model": f"local-dir:{folder / 'pair'}", "--text-field": "captions.en",
         "--epochs": 2, "--batch-size": 8, "--lr": "1e-3", "--threads": 1, "--device": "cpu",
     }  # fmt: skip
-    words = [str(word) for pair in options.items() for word in pair]
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def launch(folder: Path, out: Path, rank: int, size: int, port: int) -> subprocess.Popen[str]:
+    """As torchrun would, without its launcher."""
+    environment = os.environ | {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-c", START, "train", *words],
+        [sys.executable, "-c", START, "train", *arguments(folder, out)],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def run(folder: Path, out: Path, size: int) -> list[str]:
+def run_ranks(folder: Path, out: Path, size: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,11 +51,23 @@ def run(folder: Path, out: Path, size: int) -> list[str]:
     return [shown for shown, _ in ended]
 
 
+def run_alone(folder: Path, out: Path) -> None:
+    """In this process, which has imported everything already."""
+    from service.cli.train.command import train
+
+    before = torch.get_num_threads()
+    try:
+        done = CliRunner().invoke(train, arguments(folder, out), standalone_mode=False)
+    finally:
+        torch.set_num_threads(before)
+    assert done.exception is None, done.output
+
+
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     tiny_pair(tmp_path / "pair")
     sixteen(tmp_path / "data.tar")
-    run(tmp_path, tmp_path / "one", 1)
-    first, second = run(tmp_path, tmp_path / "two", 2)
+    run_alone(tmp_path, tmp_path / "one")
+    first, second = run_ranks(tmp_path, tmp_path / "two", 2)
     assert "saved to" in first
     assert second == ""  # rank 0 alone speaks and writes
     one, two = (load_file(tmp_path / out / "open_clip_model.safetensors") for out in ("one", "two"))

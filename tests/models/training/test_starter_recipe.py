@@ -23,7 +23,7 @@ from models.sources import open_source
 from models.training.features.maker import FeatureMaker
 from service.recipes import starter as recipe
 
-CAPTIONS = ("a red square", "a green field", "the blue sea", "a grey wall", "a white page", "mud")
+CAPTIONS = ("a red square", "a green field", "the blue sea")
 
 
 def pictures(folder: Path, start: int) -> Path:

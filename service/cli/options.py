@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,6 +65,13 @@ class Declaration:
     flags: tuple[str, ...]
     settings: dict[str, Any]
     heading: str | None = None
+
+    def in_(self, environment: str) -> Declaration:
+        """The same, also settable by a variable named after the flag."""
+        flag = next(flag for flag in self.flags if flag.startswith("--"))
+        variable = f"{environment}_{flag[2:].replace('-', '_').upper()}"
+        settings = {"cls": EnvironmentOption, "envvar": variable, "show_envvar": True}
+        return dataclasses.replace(self, settings=settings | self.settings)
 
     def add_to(self, function: Any) -> Any:
         """The function with this parameter noted on it, as click's own decorators do."""
@@ -114,9 +121,20 @@ def declared(cls: type[Any], heading: str | None = None) -> Iterator[Declaration
             yield dataclasses.replace(found, name=one.name, heading=heading)
 
 
-def takes(cls: type[T]) -> Callable[[Callable[[T], R]], Callable[..., R]]:
-    """Decorate a command's function: its options are the class's, its one argument an instance."""
-    given = list(declared(cls))
+def takes(
+    cls: type[T], *, environment: str | None = None, but: Sequence[str] = ()
+) -> Callable[[Callable[[T], R]], Callable[..., R]]:
+    """Decorate a command's function: its options are the class's, its one argument an instance.
+
+    Args:
+        environment: what variables that set an option begin with; `DIPTYCH` makes `--log-format`
+            readable as `DIPTYCH_LOG_FORMAT`. None for no variables.
+        but: fields that have none.
+    """
+    given = [
+        one if environment is None or one.name in but or not one.flags else one.in_(environment)
+        for one in declared(cls)
+    ]
     assert len({one.name for one in given}) == len(given), "click knows a value by its name"
 
     def decorate(function: Callable[[T], R]) -> Callable[..., R]:
@@ -158,6 +176,19 @@ class HeadedOption(click.Option):
     def __init__(self, *args: Any, heading: str | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.heading = heading
+
+
+class EnvironmentOption(HeadedOption):
+    """An option that a variable may set.
+
+    Kubernetes gives a container `DIPTYCH_PORT=tcp://10.0.0.1:8000` where a Service in its namespace
+    is called diptych: such a link is nobody's setting.
+    """
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        number = isinstance(self.type, click.types.IntParamType)
+        return None if value is not None and number and "://" in value else value
 
 
 class HeadedCommand(click.Command):

@@ -1,7 +1,7 @@
 """The composition root of the HTTP service: built parts in, an application out.
 
-Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Limits`, `CrossOrigin`
-and `Authentication` where they are asked for, `Admission`, `Idempotency`, routes.
+Layers, outermost first: `RequestFrame` (id, headers, log line, last catch), `Prefix`, `Limits`,
+`CrossOrigin` and `Authentication` where they are asked for, `Admission`, `Idempotency`, routes.
 Nothing here loads a model or opens an index; tests pass an engine whose right answers are known.
 """
 
@@ -31,6 +31,7 @@ from service.http.middleware.frame import RequestFrame
 from service.http.middleware.idempotency import Answers, Idempotency
 from service.http.middleware.lanes import AdmissionLimits, threads
 from service.http.middleware.limits import Limits, RequestLimits
+from service.http.middleware.prefix import Prefix
 from service.http.requests.state import AppState
 from service.http.resources import (
     batch,
@@ -77,6 +78,7 @@ class ServiceSettings:
         admission: how much work is taken on, and how long it may take.
         poll_s: how often indexes are looked at for a new version; 0 for never.
         fetcher: fetches pictures that callers name by their address; None fetches none.
+        root_path: the path a proxy serves this under, such as `/photos`; "" for none.
     """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -85,6 +87,7 @@ class ServiceSettings:
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     poll_s: float = DEFAULT_POLL_S
     fetcher: Fetcher | None = None
+    root_path: str = ""
 
 
 def create_app(
@@ -156,7 +159,8 @@ def _surround(app: FastAPI, state: AppState, settings: ServiceSettings) -> None:
         # outside of the keys: a preflight carries none
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Limits, limits=settings.limits)
-    app.add_middleware(RequestFrame, closing=lambda: state.draining)
+    app.add_middleware(Prefix, root=settings.root_path, paths=endpoints.paths)
+    app.add_middleware(RequestFrame, endpoints=endpoints, closing=lambda: state.draining)
 
 
 def _by_name(engines: Sequence[Engine]) -> dict[str, Engine]:

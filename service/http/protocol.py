@@ -10,6 +10,7 @@ is written here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from dataclasses import dataclass
 from time import monotonic
@@ -22,6 +23,7 @@ from service.http.lingering import LingeringTransport
 from service.http.middleware.problems import MEDIA_TYPE, Problem
 from service.operations import metrics
 
+_LOG = logging.getLogger("diptych.service")
 # larger than the application's own limits, so that those answer with 414 and 431 and their reason
 MAX_HEAD_BYTES = 96 << 10
 # a caller who has just connected is not the one to make room
@@ -163,6 +165,22 @@ class ProblemH11Protocol(H11Protocol):
     def _refuse(self, problem: Problem, reason: bytes) -> None:
         request_id = uuid.uuid4().hex
         response = problem.response(request_id)
+        client = (self.client or (None,))[0]
+        fields = {
+            "event": "refused",
+            "request_id": request_id,
+            "status": problem.status,
+            "code": problem.code,
+            "client": client,
+        }
+        _LOG.info(
+            "request=%s refused %d code=%s client=%s",
+            request_id,
+            problem.status,
+            problem.code,
+            client,
+            extra={"fields": fields},
+        )
         more = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),

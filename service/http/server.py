@@ -20,6 +20,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from service.http.middleware.prefix import BelievedProxies
 from service.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, protocol_class
 from service.http.requests.state import AppState
 
@@ -85,7 +86,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(
             uvicorn.Config(
-                app,
+                # whoever connects could claim any address
+                app if settings.proxies is None else BelievedProxies(app, settings.proxies),
                 http=protocol_class(limits),
                 ws="none",
                 backlog=_ACCEPTED_AT_ONCE,
@@ -95,9 +97,7 @@ class Server(uvicorn.Server):
                 # ours ends first, with answers; this one only cancels what did not listen
                 timeout_graceful_shutdown=int(settings.drain_s) + 3,
                 server_header=False,
-                # whoever connects could claim any address
-                proxy_headers=settings.proxies is not None,
-                forwarded_allow_ips=settings.proxies,
+                proxy_headers=False,
                 # uvicorn's access log holds query strings; ours holds route templates
                 access_log=False,
                 log_config=None,

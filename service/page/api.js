@@ -1,4 +1,5 @@
-// The service, as the page asks it. Knows addresses and shapes; draws nothing.
+// The service, as the page asks it. Knows addresses and shapes; draws nothing. Addresses are relative
+// to the page: a proxy may serve it under any path.
 
 import { askForKey, withKey } from "./access.js";
 
@@ -48,26 +49,28 @@ const json = (method, value, signal) => ({
 
 /** The address of a route in one index; null is the service's default. */
 const at = (path, index) => (index ? `${path}?index=${encodeURIComponent(index)}` : path);
-const itemPath = (id) => `/v1/items/${encodeURIComponent(id)}`;
+const itemPath = (id) => `v1/items/${encodeURIComponent(id)}`;
 
-export const search = (body, index, signal) => call(at("/v1/search", index), json("POST", body, signal));
-export const classify = (body, index, signal) => call(at("/v1/classify", index), json("POST", body, signal));
+export const search = (body, index, signal) => call(at("v1/search", index), json("POST", body, signal));
+export const classify = (body, index, signal) => call(at("v1/classify", index), json("POST", body, signal));
 export const item = (id, index) => call(at(itemPath(id), index));
+/** An address that the service gave, relative to the page as well. */
+export const hereOf = (url) => url.slice(url.lastIndexOf("/v1/items/") + 1);
 export const thumbnailOf = (id, index) => at(`${itemPath(id)}/thumbnail`, index);
-export const indexInfo = (index) => call(at("/v1/index", index));
+export const indexInfo = (index) => call(at("v1/index", index));
 /** Names of what is served, the default first. */
-export const indexes = async () => (await call("/v1/indexes")).indexes;
+export const indexes = async () => (await call("v1/indexes")).indexes;
 
 /** A picture with its warm places drawn over it, as an object URL; whoever asked revokes it. */
 export async function explain(body, index, signal) {
   const request = json("POST", body, signal);
   request.headers.Accept = "image/png";
-  const response = await ask(at("/v1/explain", index), request);
+  const response = await ask(at("v1/explain", index), request);
   return URL.createObjectURL(await response.blob());
 }
 
-const setPath = (name) => `/v1/label-sets/${encodeURIComponent(name)}`;
-export const labelSets = () => call("/v1/label-sets");
+const setPath = (name) => `v1/label-sets/${encodeURIComponent(name)}`;
+export const labelSets = () => call("v1/label-sets");
 export const labelSet = (name) => call(setPath(name));
 export const saveLabelSet = (name, value) => call(setPath(name), json("PUT", value));
 export const deleteLabelSet = (name) => call(setPath(name), { method: "DELETE" });

@@ -1,6 +1,7 @@
 // One hit as a card: the picture, its relevance as a bar, its caption.
 
 import { showPictureOf } from "./access.js";
+import { hereOf } from "./api.js";
 import { element, icon, nameOf, pathOf, languageOf } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { add } from "./query.js";
@@ -29,7 +30,7 @@ export function pictureOf(hit, { eager = false } = {}) {
     image.classList.add("loaded");
   });
   image.addEventListener("error", () => image.remove());
-  showPictureOf(image, hit.thumbnail_url, { lazy: !eager });
+  showPictureOf(image, hereOf(hit.thumbnail_url), { lazy: !eager });
   frame.append(image);
   return frame;
 }

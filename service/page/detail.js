@@ -34,7 +34,7 @@ function draw() {
   $("detail-rank").textContent = t("rankOf", number(at + 1));
   $("detail-image").alt = titleOf(one);
   $("detail-image").hidden = !one.thumbnail_url;
-  if (one.thumbnail_url) showPictureOf($("detail-image"), one.thumbnail_url);
+  if (one.thumbnail_url) showPictureOf($("detail-image"), api.hereOf(one.thumbnail_url));
   else $("detail-image").removeAttribute("src");
   $("detail-meter").replaceChildren(
     element("span", { className: "meter", share: shareOf(one, hits[0].score) }),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from models.errors import DiptychError
 from service.cli.options import ModelOptions
-from service.cli.output import note
 
 if TYPE_CHECKING:
     from indexer.search.holder import SnapshotHolder
@@ -34,11 +33,13 @@ def open_engines(
     closing: ExitStack,
     *,
     writable: bool,
+    tell: Callable[[str], None],
 ) -> list[Engine]:
     """An engine for each index by name, warm and, where asked for, able to write.
 
     Args:
         closing: closes what was opened, in reverse.
+        tell: told what is waited for.
 
     Raises:
         DiptychError: an index or a pair that cannot be had; the message names the index.
@@ -46,7 +47,7 @@ def open_engines(
     engines: dict[str, Engine] = {}
     # without binding first: verifying the files is quick, loading a model is not
     holders = _open(paths, engines, closing)
-    for engine in _engines(holders, label_sets, pair, closing):
+    for engine in _engines(holders, label_sets, pair, closing, tell):
         if writable:
             engine.writer = _writer(engine, paths[engine.name])
         engine.warm_up()  # here, where a failure becomes one line
@@ -84,6 +85,7 @@ def _engines(
     label_sets: LabelSetStore,
     pair: ModelOptions,
     closing: ExitStack,
+    tell: Callable[[str], None],
 ) -> list[Engine]:
     """An engine per index; indexes of one encoder pair share it, and its batches."""
     from service.engine.engine import Engine
@@ -102,7 +104,7 @@ def _engines(
         key = pair.model or built_with.digest
         if key not in loaded:
             name_of_pair = pair.model or built_with.model
-            note(f"Loading {name_of_pair} ...")
+            tell(f"Loading {name_of_pair} ...")
             loaded[key] = BatchingEncoder(pair.load(name_of_pair))
             closing.callback(loaded[key].stop, _STOP_S)
         try:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from service.cli.options import option
-from service.cli.output import emit_json
+from service.cli.output import emit_json, note
 
 if TYPE_CHECKING:
     import socket
 
     from service.engine.engine import Engine
     from service.http.app import ServiceSettings
+    from service.http.loading import LoadingAnswers
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -80,18 +81,24 @@ class OperatingOptions:
         "--log-level", default="info", show_default=True, type=click.Choice(_LEVELS)
     )
 
+    def log_to_stderr(self) -> None:
+        from service.operations.logs import TEXT_FORMAT, JsonFormatter
 
-def log_to_stderr(log_format: str, level: str) -> None:
-    from service.operations.logs import TEXT_FORMAT, JsonFormatter
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(
+            JsonFormatter() if self.log_format == "json" else logging.Formatter(TEXT_FORMAT)
+        )
+        logging.basicConfig(handlers=[handler], force=True)
+        logging.getLogger("diptych").setLevel(self.log_level.upper())
+        # its warnings are of what callers send, which is answered and counted
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT)
-    )
-    logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger("diptych").setLevel(level.upper())
-    # its warnings are of what callers send, which is answered and counted
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    def tell(self, line: str) -> None:
+        """Say what is waited for, as the log is read."""
+        if self.log_format == "json":
+            logging.getLogger("diptych.service").info(line)
+        else:
+            note(line)
 
 
 def serve_until_told(
@@ -101,10 +108,11 @@ def serve_until_told(
     settings: ServiceSettings,
     operating: OperatingOptions,
     proxies: str | None,
+    loading: LoadingAnswers,
     *,
     as_json: bool,
 ) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop; until the application is there, `loading` answers."""
     from dataclasses import replace
 
     from service.http.app import create_app
@@ -112,7 +120,6 @@ def serve_until_told(
     from service.http.protocol import ConnectionLimits
     from service.http.server import Server, ServerSettings
 
-    log_to_stderr(operating.log_format, operating.log_level)
     settings = replace(
         settings,
         admission=AdmissionLimits(timeout_s=operating.timeout_s),
@@ -150,6 +157,7 @@ def serve_until_told(
             ),
             announce,
         )
+        loading.stop()
         server.run(sockets=[listener])
     if server.abandoned:
         # threads that nothing can interrupt would keep the process for as long as they like

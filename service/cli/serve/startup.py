@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from service.engine.label_set_store import LabelSetStore
     from service.http.app import ServiceSettings
 
+
+class _Indexes(click.types.StringParamType):
+    """`[NAME=]PATH`; in a variable, several as in PATH."""
+
+    envvar_list_splitter = os.pathsep
+
+
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<path>.+)", re.DOTALL)
 
 
@@ -42,6 +49,7 @@ class ServeArguments:
     indexes: tuple[str, ...] = option(
         "--index",
         metavar="[NAME=]PATH",
+        type=_Indexes(),
         required=True,
         multiple=True,
         help="An index directory, as `diptych index build --out` made it; repeatable. Requests "
@@ -98,8 +106,23 @@ class ServeArguments:
     proxies: str | None = option(
         "--forwarded-allow-ips",
         metavar="ADDRESSES",
-        help="Proxies whose X-Forwarded-For and -Proto are believed, comma-separated. "
+        help="Proxies whose X-Forwarded-For, -Proto and -Prefix are believed, comma-separated. "
         "[default: none]",
+    )
+    allowed_hosts: tuple[str, ...] = option(
+        "--allowed-host",
+        metavar="NAME",
+        multiple=True,
+        help="A Host name to answer to beside this machine's own, as a proxy passes it on, such as "
+        "photos.example; * for any; repeatable. [default: any, but without --keys a loopback "
+        "address answers to its own names only]",
+    )
+    root_path: str = option(
+        "--root-path",
+        metavar="PATH",
+        default="",
+        help="The path a proxy serves this under, such as /photos, passed on or taken off. "
+        "[default: none, or X-Forwarded-Prefix of a proxy that is believed]",
     )
     operating: OperatingOptions = group(OperatingOptions)
     pair: ModelOptions = group(ModelOptions)
@@ -112,12 +135,14 @@ class ServeArguments:
     "  diptych serve --index small=a.index --index large=b.index\n"
     "  diptych serve --index photos.index --host 0.0.0.0 --keys keys.json"
 )
-@takes(ServeArguments)
+@takes(ServeArguments, environment="DIPTYCH", but=("model",))
 def serve(given: ServeArguments) -> int:
     """Serve indexes over HTTP, with a web page at / and documentation at /docs.
 
     Prints the address once it answers. A new version of an index is taken up without a restart.
-    Ctrl-C or SIGTERM lets running requests finish; a second one does not.
+    Ctrl-C or SIGTERM lets running requests finish; a second one does not. While models load,
+    /healthz says yes and all else 503. Options may stand in the environment, several values
+    separated by spaces, indexes by colons.
     """
     loopback = _is_loopback(given.host)
     if not loopback and given.keys is None and not given.insecure_public:
@@ -137,19 +162,34 @@ def serve(given: ServeArguments) -> int:
     if given.writable:
         _check_writable(paths)
     listener = _listen(given.host, given.port)
+    from service.http.loading import LoadingAnswers
+
+    settings = _settings(given, access, listener, loopback=loopback)
+    given.operating.log_to_stderr()
     with listener, ExitStack() as closing:
+        loading = closing.enter_context(LoadingAnswers(listener, settings.limits))
         store = _label_sets(given.label_sets, next(iter(paths.values())))
-        engines = open_engines(paths, given.pair, store, closing, writable=given.writable)
+        engines = open_engines(
+            paths,
+            given.pair,
+            store,
+            closing,
+            writable=given.writable,
+            tell=given.operating.tell,
+        )
         # what is loaded stays: a full collection that walks it all stops every request for 0.2 s
         gc.collect()
         gc.freeze()
+        # or libraries report what was never collected as leaks of theirs, on the way out
+        closing.callback(gc.unfreeze)
         serve_until_told(
             engines,
             listener,
             f"http://{_url_host(listener)}:{listener.getsockname()[1]}",
-            _settings(access, listener, loopback=loopback),
+            settings,
             given.operating,
             given.proxies,
+            loading,
             as_json=given.as_json,
         )
     return OK
@@ -248,16 +288,34 @@ def _check_proxies(addresses: str | None) -> None:
 
 
 def _settings(
-    access: ServiceSettings, listener: socket.socket, *, loopback: bool
+    given: ServeArguments, access: ServiceSettings, listener: socket.socket, *, loopback: bool
 ) -> ServiceSettings:
     from dataclasses import replace
 
     from service.http.middleware.limits import LOOPBACK_HOSTS, RequestLimits
+    from service.http.middleware.prefix import check_prefix
 
-    if not loopback:
-        return access
-    own = _url_host(listener)
-    return replace(access, limits=RequestLimits(hosts=LOOPBACK_HOSTS | {own}))
+    try:
+        root_path = check_prefix(given.root_path)
+    except ValueError as error:
+        raise click.UsageError(f"--root-path: {error}") from None
+    hosts: frozenset[str] | None = None
+    # a page from elsewhere that reaches a loopback address by DNS rebinding has no key
+    if given.allowed_hosts or (loopback and given.keys is None):
+        named = _hosts(given.allowed_hosts)
+        hosts = None if "*" in named else LOOPBACK_HOSTS | {_url_host(listener)} | named
+    return replace(access, limits=RequestLimits(hosts=hosts), root_path=root_path)
+
+
+def _hosts(names: Sequence[str]) -> frozenset[str]:
+    from service.http.middleware.limits import host_name
+
+    for name in names:
+        if name != "*" and host_name(name) != name.lower():
+            raise click.UsageError(
+                f"--allowed-host takes a name such as photos.example, without a port, not {name}"
+            )
+    return frozenset(name.lower() for name in names)
 
 
 def _url_host(listener: socket.socket) -> str:

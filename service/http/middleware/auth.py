@@ -22,7 +22,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import KeyFileError
 from service.http.middleware.endpoints import EndpointTable, declared
-from service.http.middleware.keys import MAX_KEY_CHARS, KeyFile, KeyScope, LiveKeys, StoredKey
+from service.http.middleware.keys import (
+    MAX_KEY_CHARS,
+    KeyFile,
+    KeyScope,
+    LiveKeys,
+    StoredKey,
+    claimed_id,
+)
 from service.http.middleware.problems import Problem, ProblemError
 from service.operations import metrics
 
@@ -115,13 +122,16 @@ class Guard:
         return cls(LiveKeys(file, monotonic=monotonic, failed=failed))
 
     def admit(self, scope: Scope, wanted: KeyScope) -> StoredKey | Problem:
-        """The key of a request, if it may do what it wants."""
+        """The key of a request, if it may do what it wants; `state` has whose it is or claims to
+        be, for the log."""
+        state = scope.setdefault("state", {})
         presented = _presented(scope)
         if isinstance(presented, Problem):
             return presented
         # also without a key: the same work whatever was sent
         key = self.keys.ring().find(presented)
         if key is None:
+            state["claimed_key"] = claimed_id(presented)
             # after the look-up: a right key passes however often others failed beside it
             metrics.REJECTED.labels("no-key").inc()
             wait = self.throttle.spend((scope.get("client") or ("", 0))[0])
@@ -132,6 +142,7 @@ class Guard:
                     headers={"Retry-After": str(math.ceil(wait))},
                 )
             return missing_key()
+        state["key"] = key
         if wanted not in key.scopes:
             return Problem("scope-missing", f"This needs a key with the scope {wanted}.")
         return key
@@ -173,7 +184,6 @@ class Authentication:
             if isinstance(found, Problem):
                 await found.send(scope, receive, send)
                 return
-            state["key"] = found
         state["access"] = wanted
         await self._app(scope, receive, send)
 

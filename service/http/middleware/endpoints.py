@@ -114,7 +114,7 @@ class EndpointTable:
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes: list[tuple[re.Pattern[str], frozenset[str], Endpoint]] = []
+        self._routes: list[tuple[re.Pattern[str], frozenset[str], Endpoint, str]] = []
         paths: set[tuple[str, str]] = set()
         for route in iter_route_contexts(routes):
             endpoint = declared(route.endpoint)
@@ -122,12 +122,25 @@ class EndpointTable:
                 raise TypeError(f"the route {route.path} declares no Endpoint")
             methods = frozenset(route.methods or ())
             _check(str(route.path), methods, endpoint)
-            self._routes.append((route.path_regex, methods, endpoint))
+            self._routes.append((route.path_regex, methods, endpoint, str(route.path)))
             paths |= {(method, str(route.path)) for method in methods}
         # most requests go to a path without parameters, for which the patterns are tried here, once
         self._known = {
             (method, path): self._search(method, path) for method, path in paths if "{" not in path
         }
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of all routes, as templates."""
+        return frozenset(path for _, _, _, path in self._routes)
+
+    def path_of(self, scope: Scope) -> str | None:
+        """The template of the path that is asked for, whatever the method; None for no route's.
+
+        For requests that were refused before they came to their route.
+        """
+        found = (path for pattern, _, _, path in self._routes if pattern.match(scope["path"]))
+        return next(found, None)
 
     def of(self, scope: Scope) -> Endpoint:
         """What the route declares that takes the request, by the router's own patterns.
@@ -146,7 +159,7 @@ class EndpointTable:
         return found
 
     def _search(self, method: str, path: str) -> Endpoint:
-        for pattern, methods, endpoint in self._routes:
+        for pattern, methods, endpoint, _ in self._routes:
             if method in methods and pattern.match(path):
                 return endpoint
         return _nowhere(method)

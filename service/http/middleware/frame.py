@@ -2,7 +2,8 @@
 
 Pure ASGI, the outermost layer of the application, so that refusals of the layers inside and
 defects of ours leave with the same headers and are counted alike. Logs, counts and traces the
-route's template, never the path or the query: both may hold what somebody searched for.
+route's template, never the path or the query: both may hold what somebody searched for. A caller's
+address is logged of what was refused alone. HEAD is answered here as GET without the body.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import DeadlineError
 from service.http.middleware import problems
+from service.http.middleware.endpoints import EndpointTable
 from service.operations import metrics, timing
 from service.operations.tracing import Trace, Tracer
 
@@ -52,11 +54,19 @@ _TIMING_HEADER = timing.HEADER.lower().encode()
 class RequestFrame:
     """ASGI middleware; a response keeps a header it set itself.
 
-    `closing` says whether connections should end with the answer they are waiting for.
+    Args:
+        closing: whether connections should end with the answer they are waiting for.
+        endpoints: says which route was asked for where none was reached.
     """
 
-    def __init__(self, app: ASGIApp, closing: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        closing: Callable[[], bool] = lambda: False,
+        endpoints: EndpointTable | None = None,
+    ) -> None:
         self._app = app
+        self._endpoints = endpoints
         self._closing = closing
         self._tracer = Tracer()
 
@@ -75,9 +85,14 @@ class RequestFrame:
     ) -> None:
         began = perf_counter()
         status = 0
+        method = scope["method"]
+        if method == "HEAD":
+            scope["method"] = "GET"
 
         async def framed(message: Message) -> None:
             nonlocal status
+            if method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = _Headers(message["headers"])
@@ -118,7 +133,14 @@ class RequestFrame:
             )
             if not status:
                 await problems.internal().send(scope, receive, framed)
-        _report(scope, request_id, status, perf_counter() - began, trace)
+        _report(scope, method, self._route(scope), status, perf_counter() - began, trace)
+
+    def _route(self, scope: Scope) -> str:
+        """The template of the route that answered, or that a refused request was for."""
+        reached = getattr(scope.get("route"), "path", None)
+        if reached is None and self._endpoints is not None:
+            reached = self._endpoints.path_of(scope)
+        return reached or "-"
 
 
 class _Headers:
@@ -140,11 +162,12 @@ class _Headers:
         self.pairs += [pair for pair in more if pair[0] not in self.own]
 
 
-def _report(scope: Scope, request_id: str, status: int, took: float, trace: Trace) -> None:
+def _report(scope: Scope, method: str, route: str, status: int, took: float, trace: Trace) -> None:
     """Count, trace and log one answered request, in our own words."""
+    state = scope["state"]
+    request_id = state["request_id"]
     stages = timing.stages_of(scope)
-    route = getattr(scope.get("route"), "path", "-")
-    method = scope["method"] if scope["method"] in _METHODS else "other"
+    method = method if method in _METHODS else "other"
     metrics.REQUESTS.labels(route, method, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(route).observe(took)
     trace.finish(route, method, status, stages)
@@ -160,16 +183,25 @@ def _report(scope: Scope, request_id: str, status: int, took: float, trace: Trac
     }
     optional = {
         "stages_ms": stages or None,
-        "key": getattr(scope["state"].get("key"), "id", None),
+        "key": getattr(state.get("key"), "id", None),
         "trace_id": trace.trace_id,
     }
+    refused = {
+        "code": state.get("problem"),
+        "client": (scope.get("client") or (None,))[0],
+        "key": getattr(state.get("key"), "id", None),
+        "claimed_key": state.get("claimed_key"),
+    }
+    told = {name: value for name, value in refused.items() if value is not None}
     fields |= {name: value for name, value in optional.items() if value is not None}
+    fields |= told if status >= 400 else {}
     _LOG.info(
-        "request=%s %s %s %d %.1f ms",
+        "request=%s %s %s %d %.1f ms%s",
         request_id,
         method,
         route,
         status,
         took * 1000,
+        "".join(f" {name}={value}" for name, value in told.items()) if status >= 400 else "",
         extra={"fields": fields},
     )

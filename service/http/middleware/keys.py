@@ -108,6 +108,12 @@ def _check(body: str) -> str:
     return _base62(zlib.crc32(body.encode()), _CHECK_CHARS)
 
 
+def claimed_id(presented: str) -> str | None:
+    """The id in what has the form of a key, whether or not it is one; no secret."""
+    match = _KEY.fullmatch(presented)
+    return match["id"] if match else None
+
+
 class KeyRing:
     """Keys in memory, to tell whose a presented one is."""
 
@@ -123,9 +129,9 @@ class KeyRing:
         All of them cost one hash and one comparison in constant time. The id is no secret; what
         follows it is compared by digest, so that timing tells nothing of how close a guess was.
         """
-        match = _KEY.fullmatch(presented)
+        claimed = claimed_id(presented)
         digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
-        wanted, key = self._by_id.get(match["id"] if match else "", (_NOBODY, None))
+        wanted, key = self._by_id.get(claimed or "", (_NOBODY, None))
         same = hmac.compare_digest(digest, wanted)
         if key is None or not same or key.expired(now or datetime.now(UTC)):
             return None

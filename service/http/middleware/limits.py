@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,12 @@ from service.http.middleware.problems import Problem, ProblemError, refuse
 
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%a-z]{2,64}\])(?::[0-9]{1,5})?")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case and without its port; None where it is none."""
+    match = _HOST.fullmatch(host)
+    return match["name"].lower() if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Limits:
         if scope["method"] in ("CONNECT", "TRACE"):  # on any path: a proxy's and a debugger's
             detail = "This service takes no such method."
             return Problem(
-                "method-not-allowed", detail, headers={"Allow": "GET, POST, PUT, DELETE"}
+                "method-not-allowed", detail, headers={"Allow": "GET, HEAD, POST, PUT, DELETE"}
             )
         uri = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
         if uri > limits.uri_bytes:
@@ -77,8 +84,12 @@ class Limits:
                 "headers-too-large",
                 f"At most {limits.header_count} headers, {limits.header_bytes} bytes in all.",
             )
-        if not self._host_is_ours([value for name, value in headers if name == b"host"]):
-            return Problem("bad-host", "Use the address the service was started with.")
+        if not self._host_is_ours(scope):
+            return Problem(
+                "bad-host",
+                "Use the address the service was started with.",
+                hint="Behind a proxy that keeps the Host, start it with --allowed-host NAME.",
+            )
         for name, value in headers:
             if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 return Problem(
@@ -91,13 +102,20 @@ class Limits:
                 return self._too_large()
         return None
 
-    def _host_is_ours(self, hosts: list[bytes]) -> bool:
+    def _host_is_ours(self, scope: Scope) -> bool:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
         if not hosts:
             return True  # HTTP/1.0; h11 refuses HTTP/1.1 without one
-        match = _HOST.fullmatch(hosts[0].decode("latin-1"))
-        if len(hosts) > 1 or match is None:
+        name = host_name(hosts[0].decode("latin-1"))
+        if len(hosts) > 1 or name is None:
             return False
-        return self._limits.hosts is None or match["name"].lower() in self._limits.hosts
+        if self._limits.hosts is None or name in self._limits.hosts:
+            return True
+        # the address that was connected to, as orchestrators' probes say it: no name, no rebinding
+        try:
+            return ip_address(name.strip("[]")) == ip_address((scope.get("server") or ("",))[0])
+        except ValueError:
+            return False
 
     def _too_large(self) -> Problem:
         return Problem(

@@ -159,9 +159,14 @@ class Problem:
         headers = {"Cache-Control": "no-store", **self.headers}
         return Response(body, self.status, headers, media_type=MEDIA_TYPE)
 
+    def answer(self, scope: Scope) -> Response:
+        """The response to a request, whose log line will name the problem."""
+        scope.setdefault("state", {})["problem"] = self.code
+        return self.response(request_id_of(scope))
+
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with it, from a layer outside of the routes."""
-        await self.response(request_id_of(scope))(scope, receive, send)
+        await self.answer(scope)(scope, receive, send)
 
 
 class ProblemError(HTTPException):
@@ -257,7 +262,7 @@ def of_http(error: HTTPException) -> Problem:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         # static mounts refuse without saying what they allow; RFC 9110 wants Allow on every 405
-        headers.setdefault("Allow", "GET")
+        headers.setdefault("Allow", "GET, HEAD")
         return Problem(
             "method-not-allowed", "This path does not take this method.", (), headers=headers
         )
@@ -281,12 +286,14 @@ def _allowed(request: Request) -> str:
     routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     allowed = [
         method
-        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        # HEAD is answered as GET, see `RequestFrame`
+        for asked in ("GET" if method == "HEAD" else method,)
         if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+            route.matches({**request.scope, "method": asked})[0] is Match.FULL for route in routes
         )
     ]
-    return ", ".join(allowed) or "GET"
+    return ", ".join(allowed) or "GET, HEAD"
 
 
 def _safe_name(part: object) -> str:
@@ -311,26 +318,27 @@ def install(app: FastAPI) -> None:
 
     async def domain(request: Request, error: Exception) -> Response:
         assert isinstance(error, DiptychError)
-        problem, request_id = of_domain(error), request_id_of(request.scope)
+        problem = of_domain(error)
         if problem.status >= 500:
             # of the store or the model, whose messages name files but never what was asked
+            request_id = request_id_of(request.scope)
             _LOG.error("request=%s %s: %s", request_id, error.code, error.message)
-        return problem.response(request_id)
+        return problem.answer(request.scope)
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return of_validation(error.errors()).response(request_id_of(request.scope))
+        return of_validation(error.errors()).answer(request.scope)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             error.headers = {**(error.headers or {}), "Allow": _allowed(request)}
-        return of_http(error).response(request_id_of(request.scope))
+        return of_http(error).answer(request.scope)
 
     async def gone(request: Request, _: Exception) -> Response:
         # nobody reads this; it keeps a caller who hung up from looking like a defect
         problem = Problem("bad-request", "The body ended early.")
-        return problem.response(request_id_of(request.scope))
+        return problem.answer(request.scope)
 
     app.add_exception_handler(DiptychError, domain)
     app.add_exception_handler(RequestValidationError, validation)

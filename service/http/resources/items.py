@@ -14,6 +14,7 @@ from indexer.search import reader
 from models.errors import NotFoundError
 from service.engine.engine import DEFAULT_NAME, Engine
 from service.http.middleware.endpoints import LOOKUP
+from service.http.middleware.prefix import outside
 from service.http.requests.fields import EXAMPLE_ID, examples
 from service.http.requests.state import EngineOf
 
@@ -148,5 +149,5 @@ def picture_id(item: reader.Item) -> str | None:
 
 def _thumbnail_url(engine: Engine, image_id: str) -> str:
     # an id may hold slashes, '#' and '?': all of it is one path segment
-    url = f"/v1/items/{quote(image_id, safe='')}/thumbnail"
+    url = outside(f"/v1/items/{quote(image_id, safe='')}/thumbnail")
     return url if engine.name == DEFAULT_NAME else f"{url}?index={quote(engine.name, safe='')}"

@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.http.middleware import problems
 from service.http.middleware.endpoints import LOOKUP, Endpoint, RequestBody, declared
+from service.http.middleware.prefix import outside
 from service.http.requests.fields import examples
 
 router = APIRouter(include_in_schema=False)
@@ -64,7 +65,10 @@ class ProblemDocument(BaseModel):
 @router.api_route("/openapi.json", methods=["GET", "HEAD"])
 @LOOKUP
 async def openapi_json(request: Request) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
+    document = request.app.openapi()
+    if prefix := outside(""):
+        document = {**document, "servers": [{"url": prefix}]}
+    return JSONResponse(document)
 
 
 def install(app: FastAPI, *, keys: bool = False) -> None:

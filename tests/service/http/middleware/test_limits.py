@@ -133,7 +133,7 @@ def test_identity_is_no_encoding() -> None:
 def test_proxy_and_debug_methods_are_refused_on_any_path() -> None:
     for method in ("CONNECT", "TRACE"):
         refused = ask(Limits(reader, LIMITS), method=method)
-        assert (refused.status, refused.headers["allow"]) == (405, "GET, POST, PUT, DELETE")
+        assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD, POST, PUT, DELETE")
 
 
 def test_long_uris_and_many_headers() -> None:

@@ -54,7 +54,7 @@ def test_training_and_plots_keep_to_themselves(guard: Guard) -> None:
     pytest.importorskip("matplotlib")
     data, tuned = pictures(guard.work / "p"), guard.work / "tuned"
     guard.diptych("train", "--data", data, "--out", tuned, "--epochs", "1", "--val", "none")
-    assert (tuned / "curve.png").stat().st_size > 0
+    assert (tuned / "curves.png").stat().st_size > 0
     assert guard.faults == []
 
 

@@ -1,6 +1,11 @@
-"""Reads the erasure list of a version: which ids were deleted and must not come back unasked.
+"""Reads the erasure list of a version: what was deleted and must not come back unasked.
 
-    erased/00000042.npy    uint8 [E, 32]: sorted sha256 of item and record ids, without repeats
+    erased/00000042.npy    uint8 [E, 32]: sorted sha256 of what was deleted, without repeats
+
+A record, or an item that has an id of its own, is remembered by its id (`hash_id`). A caption whose
+id is a place among its record's (`cat.jpg#en/0`) is remembered by what it says (`hash_text`): put
+another before it, and it has another place; correct it, and the place has another text. Lists of
+earlier releases hold ids of places, which are left out as they always were.
 
 Whoever adds or restores rows asks it. It holds hashes only, so it can outlive a purge; it grants no
 secrecy to ids that can be guessed. It knows nothing of rows, segments or commits.
@@ -9,30 +14,53 @@ secrecy to ids that can be guessed. It knows nothing of rows, segments or commit
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from indexer.format.integrity import verify_file
-from indexer.format.items import ItemsReader
+from indexer.format.items import Item, ItemsReader
 from indexer.format.manifest import ERASED, HINT, Manifest
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
 
 _BYTES: Final = 32
+_PLACE: Final = re.compile(r"#[^#/]*/[0-9]+")
+
+Erased: TypeAlias = str | bytes
+"""An id, or the hash of something that has none of its own."""
 
 
 class Erasures:
-    """An immutable set of hashed ids: `item_id in erasures`; about 100 bytes of memory an id."""
+    """An immutable set of hashes, about 100 bytes of memory each.
+
+    `item_id in erasures` asks for an id, `hash_text(...) in erasures` for a text.
+    """
 
     def __init__(self, hashes: Iterable[bytes] = ()) -> None:
         self._hashes = frozenset(hashes)
 
-    def __contains__(self, item_id: str) -> bool:
-        return bool(self._hashes) and hash_id(item_id) in self._hashes
+    def __contains__(self, erased: Erased) -> bool:
+        return bool(self._hashes) and _hashed(erased) in self._hashes
+
+    def text(self, record: str, language: str | None, text: str | None) -> bool:
+        """Whether this text of a record was deleted by what it says."""
+        return (
+            bool(self._hashes)
+            and text is not None
+            and hash_text(record, language, text) in self._hashes
+        )
+
+    def holds(self, record: str, item: Item) -> bool:
+        """Whether an item must stay out: it or its record was deleted."""
+        if item.id in self or record in self:
+            return True
+        return item.modality == "text" and self.text(record, item.language, item.text)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -43,10 +71,10 @@ class Erasures:
     def __hash__(self) -> int:
         return hash(self._hashes)
 
-    def changed(self, *, erase: Iterable[str] = (), unerase: Iterable[str] = ()) -> Erasures:
-        """With some ids taken off and others put on; one named in both is on."""
-        hashes = self._hashes - {hash_id(item) for item in unerase}
-        return Erasures(hashes | {hash_id(item) for item in erase})
+    def changed(self, *, erase: Iterable[Erased] = (), unerase: Iterable[Erased] = ()) -> Erasures:
+        """With some taken off and others put on; what is named in both is on."""
+        hashes = self._hashes - {_hashed(one) for one in unerase}
+        return Erasures(hashes | {_hashed(one) for one in erase})
 
     def joined(self, hashes: Iterable[bytes]) -> Erasures:
         """With these hashes of ids as well."""
@@ -60,6 +88,26 @@ class Erasures:
 def hash_id(item_id: str) -> bytes:
     """sha256 of an id; a lone surrogate, which no stored id can hold, is hashed all the same."""
     return hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).digest()
+
+
+def hash_text(record: str, language: str | None, text: str) -> bytes:
+    """sha256 of a text within its record, in one case, composition and spacing.
+
+    Otherwise a deleted text would be back with a space more. The language belongs to it: where two
+    languages share a word, deleting one leaves the other.
+    """
+    same = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hash_id("\0".join(("text", record, language or "", same)))
+
+
+def is_place(record: str, item_id: str) -> bool:
+    """Whether the id of a text says only where it stands among its record's texts."""
+    rest = item_id.removeprefix(record)
+    return rest != item_id and _PLACE.fullmatch(rest) is not None
+
+
+def _hashed(erased: Erased) -> bytes:
+    return erased if isinstance(erased, bytes) else hash_id(erased)
 
 
 def read_erasures(root: Path, manifest: Manifest) -> Erasures:
@@ -83,14 +131,14 @@ def read_erasures(root: Path, manifest: Manifest) -> Erasures:
 
 
 def erased_rows(items: ItemsReader, erasures: Erasures) -> Iterator[tuple[int, str]]:
-    """(row, record) of every row whose own id, or whose record's, is on the list.
+    """(row, record) of every row that the list keeps out: see `Erasures.holds`.
 
     Raises:
         IndexCorruptError: the items are damaged.
     """
     if len(erasures):
-        for row, item_id, record, _ in items.records():
-            if item_id in erasures or record in erasures:
+        for row, item_id, record, language, text in items.texts():
+            if item_id in erasures or record in erasures or erasures.text(record, language, text):
                 yield row, record
 
 

@@ -216,6 +216,15 @@ class ItemsReader:
             yield from block
             start = block[-1][0] + 1
 
+    def texts(self) -> Iterator[tuple[int, str, str, str | None, str | None]]:
+        """(row, id, record, language, text) of every row in row order; a picture's has no text."""
+        start = 0
+        text = "language, text" if self._modality == "text" else "NULL, NULL"
+        query = f"SELECT row, id, record, {text} FROM items WHERE row >= ? ORDER BY row LIMIT ?"  # noqa: S608
+        while block := self._all(query, (start, _SCAN_BATCH)):
+            yield from block
+            start = block[-1][0] + 1
+
     def image_ids(self) -> Iterator[tuple[int, str]]:
         """(row, image id) of every row that names a picture."""
         yield from self._all("SELECT row, image_id FROM items WHERE image_id IS NOT NULL")

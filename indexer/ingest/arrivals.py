@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from indexer.filters.declared import Field, Value, values_of
 from indexer.format.entries import Modality
-from indexer.format.erasures import Erasures
+from indexer.format.erasures import Erased, Erasures, hash_text
 from indexer.format.items import Item, NewRow, Picture
 from models.encoder import Encoder, PreparedImage, PreparedText, embed_each
 from models.errors import DiptychError
@@ -154,6 +154,14 @@ def text_ids(key: str, texts: Texts) -> list[str]:
     ]
 
 
+def erased_names(key: str, texts: Texts) -> Iterator[Erased]:
+    """All that an erasure list may hold of the texts of a record."""
+    for language, ones in texts.items():
+        for number, text in enumerate(ones):
+            yield text_id(key, language, number)
+            yield hash_text(key, language, text)
+
+
 def prepare(
     arrival: Arrival,
     encoder: Encoder,
@@ -170,7 +178,7 @@ def prepare(
     Args:
         decode: a picture as the encoder takes it, and what else is kept of it.
         fields: the filterable fields whose values to take from its attributes.
-        erasures: texts whose item ids are among these are left out.
+        erasures: texts that were deleted, by their ids or by what they say, are left out.
     """
     record, arrival.record = arrival.record, None
     assert record is not None
@@ -187,7 +195,7 @@ def prepare(
     for language, texts in arrival.indexed.items():
         for number, text in enumerate(texts):
             item_id = text_id(record.key, language, number)
-            if item_id in erasures:
+            if item_id in erasures or erasures.text(record.key, language, text):
                 arrival.erased += 1
                 continue
             try:
@@ -226,6 +234,7 @@ def _picture(
             for language, texts in record.texts.items()
             for number, text in enumerate(texts)
             if text_id(record.key, language, number) not in erasures
+            and not erasures.text(record.key, language, text)
         ),
         (None, None),
     )

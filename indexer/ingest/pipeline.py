@@ -19,6 +19,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from indexer.format.erasures import Erased, hash_text
 from indexer.format.manifest import SourceEntry
 from indexer.format.segment import SegmentWriter
 from indexer.ingest.arrivals import Arrival, ItemRow, embed, prepare
@@ -282,7 +283,7 @@ class _Pending:
     texts: SegmentWriter
     dead: Places = field(default_factory=list)
     moved: dict[int, dict[int, str]] = field(default_factory=dict)
-    unerase: list[str] = field(default_factory=list)
+    unerase: list[Erased] = field(default_factory=list)
 
 
 class Storage:
@@ -303,7 +304,12 @@ class Storage:
         _add(pending.images, images)
         _add(pending.texts, texts)
         pending.dead += dead
-        stored = {one for row in [*images, *texts] for one in (row.new.record, row.new.item.id)}
+        stored: set[Erased] = set()
+        for row in [*images, *texts] if len(self._build.erased) else ():
+            item, record = row.new.item, row.new.record
+            stored |= {record, item.id}
+            if item.modality == "text" and item.text is not None:
+                stored.add(hash_text(record, item.language, item.text))
         pending.unerase += [one for one in stored if one in self._build.erased]
 
     def move(self, uri: str, places: Places) -> None:

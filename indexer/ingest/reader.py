@@ -19,8 +19,8 @@ from indexer.ingest.arrivals import (
     Texts,
     check_record,
     content_hash,
+    erased_names,
     selected_texts,
-    text_ids,
 )
 from indexer.ingest.options import Build
 from models.errors import InputError, SourceError
@@ -261,7 +261,8 @@ class Reader:
 
     def _is_wanted_back(self, key: str, indexed: Texts) -> bool:
         """Whether a record that is in the index lacks a deleted text that may come back."""
-        return self._wants_back and any(one in self._build.erased for one in text_ids(key, indexed))
+        erased = self._build.erased
+        return self._wants_back and any(one in erased for one in erased_names(key, indexed))
 
     def _stop(self) -> bool:
         limit = self._build.options.max_errors

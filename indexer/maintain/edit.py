@@ -29,9 +29,9 @@ from indexer.files.fs import Fs
 from indexer.filters.language import Filter, check_filter
 from indexer.filters.sql import condition
 from indexer.format.entries import ITEMS_FILE
-from indexer.format.erasures import erased_rows
+from indexer.format.erasures import Erased, Erasures, erased_rows, hash_text, is_place
 from indexer.format.field_table import columns_of, rows_where
-from indexer.format.items import ItemsReader
+from indexer.format.items import Item, ItemsReader
 from indexer.format.manifest import SEGMENTS, Manifest, read_manifest
 from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.arrivals import check_record
@@ -167,16 +167,34 @@ def _resolve(
     filter: Filter | None,
     target: Target,
     report: EditReport,
-) -> tuple[RowSet, list[str]]:
-    """RowSet to bury and ids to erase; notes counts and missing ids."""
+) -> tuple[RowSet, list[Erased]]:
+    """RowSet to bury and what to erase; notes counts and missing ids."""
     if filter is not None:
         ids = list(dict.fromkeys([*ids, *resolve_filter(version, filter, target)]))
     found = resolve_ids(version, ids)
     report.missing = [one for one in ids if one not in found.live]
     unknown = [one for one in ids if one not in found.known]
-    known = found.known | seen_before(version.root, unknown, version.manifest.version)
+    before = seen_before(version.root, unknown, version.manifest.version)
+    erase: list[Erased] = [
+        name for one in ids for name in (found.said.get(one) or before.get(one) or ())
+    ]
+    said = Erasures().changed(erase=(one for one in erase if isinstance(one, bytes)))
+    found.rows |= _saying(version, found, said)
     _count(version, found.rows, report)
-    return found.rows, [one for one in ids if one in known]
+    return found.rows, list(dict.fromkeys(erase))
+
+
+def _saying(version: OpenVersion, found: Resolved, said: Erasures) -> RowSet:
+    """Live texts of the same records that say what is deleted, at another place."""
+    rows: RowSet = set()
+    for position, segment in enumerate(version.segments if len(said) else ()):
+        if segment.entry.modality == "text":
+            there = [row for one in sorted(found.records) for row in segment.items.rows_of(one)]
+            live = [row for row in there if not version.dead[position][row]]
+            for row, record, item in _texts(segment.items, live):
+                if said.text(record, item.language, item.text):
+                    rows.add((position, row))
+    return rows
 
 
 def _count(version: OpenVersion, rows: RowSet, report: EditReport) -> None:
@@ -201,12 +219,18 @@ class Resolved:
     Attributes:
         rows: live rows, captions of named pictures included.
         live: the ids with a live row.
-        known: the ids with any row, live or dead.
+        said: what each id with any row, live or dead, is to the erasure list: see `_names`.
+        records: whose texts were named alone.
     """
 
     rows: RowSet = field(default_factory=set)
     live: set[str] = field(default_factory=set)
-    known: set[str] = field(default_factory=set)
+    said: dict[str, dict[Erased, None]] = field(default_factory=dict)
+    records: set[str] = field(default_factory=set)
+
+    @property
+    def known(self) -> set[str]:
+        return set(self.said)
 
 
 def resolve_ids(version: OpenVersion, ids: Sequence[str]) -> Resolved:
@@ -216,13 +240,54 @@ def resolve_ids(version: OpenVersion, ids: Sequence[str]) -> Resolved:
         IndexCorruptError: a segment's database is damaged.
     """
     found = Resolved()
+    dead: dict[str, dict[Erased, None]] = {}
     for position, segment in enumerate(version.segments):
-        for row, named in _matches(segment.items, ids):
-            found.known.add(named)
-            if not version.dead[position][row]:
+        matches = list(_matches(segment.items, ids))
+        names = _names(segment.items, matches)
+        for row, named in matches:
+            live = not version.dead[position][row]
+            (found.said if live else dead).setdefault(named, {}).update(names[row, named])
+            if live:
                 found.live.add(named)
                 found.rows.add((position, row))
+        found.records |= {record for record, _ in _alone(segment.items, matches)}
+    found.said = dead | found.said  # of what was at a place before, only where nothing is there now
     return found
+
+
+def _names(
+    items: ItemsReader, matches: Sequence[tuple[int, str]]
+) -> dict[tuple[int, str], dict[Erased, None]]:
+    """What a deleted row is to the erasure list, by row and the id that means it.
+
+    That is the id itself, but for a text whose id is only a place: there it is what the text says.
+    """
+    names: dict[tuple[int, str], dict[Erased, None]] = {one: {one[1]: None} for one in matches}
+    for record, (row, item) in _alone(items, matches):
+        if is_place(record, item.id) and item.text is not None:
+            names[row, item.id] = {hash_text(record, item.language, item.text): None}
+    return names
+
+
+def _alone(
+    items: ItemsReader, matches: Sequence[tuple[int, str]]
+) -> Iterator[tuple[str, tuple[int, Item]]]:
+    """(record, (row, text)) of the texts that are meant by their own ids."""
+    named = set(matches)
+    for row, record, item in _texts(items, sorted({row for row, _ in matches})):
+        if item.modality == "text" and item.id != record and (row, item.id) in named:
+            yield record, (row, item)
+
+
+def _texts(items: ItemsReader, rows: Sequence[int]) -> Iterator[tuple[int, str, Item]]:
+    """(row, record, item) of some rows."""
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        marks = ", ".join("?" * len(part))
+        select = f"SELECT row, record FROM items WHERE row IN ({marks})"  # noqa: S608
+        found = items.items(part)
+        for row, record in items.query(select, part):
+            yield row, record, found[row]
 
 
 def resolve_filter(version: OpenVersion, wanted: Filter, target: Target) -> list[str]:
@@ -243,14 +308,14 @@ def resolve_filter(version: OpenVersion, wanted: Filter, target: Target) -> list
     return ids
 
 
-def seen_before(root: Path, ids: Iterable[str], current: int) -> set[str]:
-    """Which ids have a row in a kept version before `current`, in segments it no longer names.
+def seen_before(root: Path, ids: Iterable[str], current: int) -> dict[str, dict[Erased, None]]:
+    """What ids are to the erasure list (`_names`) that have a row in a kept version before `current`, in segments it no longer names.
 
     A version or file that cannot be read counts as one that knows every id: better an id too many
     on the erasure list than one too few.
     """
     wanted = list(ids)
-    seen: set[str] = set()
+    seen: dict[str, dict[Erased, None]] = {}
     looked: set[str] = set()
     for about in history(root) if wanted else ():
         try:
@@ -264,11 +329,13 @@ def seen_before(root: Path, ids: Iterable[str], current: int) -> set[str]:
                 path = root / SEGMENTS / entry.id / ITEMS_FILE
                 items = ItemsReader(path, entry.modality)
                 try:
-                    seen |= {named for _, named in _matches(items, wanted)}
+                    matches = list(_matches(items, wanted))
+                    for (_, named), names in _names(items, matches).items():
+                        seen.setdefault(named, {}).update(names)
                 finally:
                     items.close()
         except (IndexCorruptError, NotFoundError):
-            return set(wanted)
+            return {one: {one: None} for one in wanted}
     return seen
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.entries import ITEMS_FILE, VECTORS_FILE, Modality, SegmentEntry
-from indexer.format.erasures import Erasures, read_erasures
+from indexer.format.erasures import Erasures, erased_rows, read_erasures
 from indexer.format.integrity import THREADS, open_checked
 from indexer.format.manifest import (
     CURRENT,
@@ -253,14 +253,15 @@ class _Together:
     ) -> Callable[[Segment, str], None]:
         def take(segment: Segment, name: str) -> None:
             seen = self._ids[segment.entry.modality]
-            for row, item_id, record, digest in segment.items.records():
+            erased = {row for row, _ in erased_rows(segment.items, erasures)}
+            for row, item_id, _, digest in segment.items.records():
                 if len(digest) != 32:
                     self._problem(name, f"row {row} has no content hash")
                 if dead_N[row]:
                     continue
                 if item_id in seen:
                     self._problem(name, f"id {item_id!r} is live twice")
-                if item_id in erasures or record in erasures:
+                if row in erased:
                     self._problem(name, f"id {item_id!r} is live and on the erasure list")
                 seen.add(item_id)
             images = segment.items.image_ids()

@@ -24,7 +24,7 @@ from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
 from indexer.filters.declared import Field, check_fields
 from indexer.format.entries import Modality, RelevanceEntry
-from indexer.format.erasures import Erasures, read_erasures
+from indexer.format.erasures import Erased, Erasures, read_erasures
 from indexer.format.manifest import (
     CURRENT,
     FOLDERS,
@@ -166,8 +166,8 @@ class IndexWriter:
         *,
         drop: Collection[int] = (),
         sources: Sequence[SourceEntry] = (),
-        erase: Iterable[str] = (),
-        unerase: Iterable[str] = (),
+        erase: Iterable[Erased] = (),
+        unerase: Iterable[Erased] = (),
         operation: Operation = "build",
         remeasure: bool = False,
     ) -> Manifest:
@@ -176,7 +176,7 @@ class IndexWriter:
         Args:
             segments: filled writers from `new_segment`; they, `dead`, `drop`, `sources` and
                 `operation` are as in `indexer.store.commit.Changes`.
-            erase: ids to put on the erasure list; `unerase` are taken off it first.
+            erase: what to put on the erasure list; `unerase` are taken off it first.
             remeasure: measure the background anew, even where the old one would do.
 
         Returns:

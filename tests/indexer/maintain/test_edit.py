@@ -294,3 +294,55 @@ def test_it_makes_no_index_and_mixes_no_models(tmp_path: Path, out: Path) -> Non
     assert not (tmp_path / "none").exists()
     with pytest.raises(EncoderMismatchError):
         Editor(out, ColourEncoder(name="other")).put([record("a", "red")])
+
+
+# -- a deleted caption is remembered by what it says
+
+
+def captions(path: Path, key: str) -> list[str | None]:
+    with opened(path) as snapshot:
+        return [item.text for item in snapshot.captions(key)]
+
+
+def test_a_deleted_caption_stays_out_wherever_it_comes_next(tmp_path: Path) -> None:
+    out = tmp_path / "x.index"
+    build([record("a", "red", "Jane Doe, 12 Elm St", "a red thing")], out)
+    delete_items(out, ["a#en/0"])
+    report = build([record("a", "red", "fine", " jane  Doe, 12 Elm St", "a red thing")], out)
+    assert report.erased == 1
+    assert captions(out, "a") == ["fine", "a red thing"]
+    build([record("a", "red", "Jane Doe, 12 Elm St", "last")], out)
+    with opened(out) as snapshot:
+        assert snapshot.item("a").text == "last"
+    assert verify_index(out, deep=True).problems == []
+    rollback(out, 1)
+    assert captions(out, "a") == ["a red thing"]
+
+
+def test_a_corrected_caption_takes_the_place_of_a_deleted_one(tmp_path: Path) -> None:
+    out = tmp_path / "x.index"
+    build([record("a", "red", "wrong", "second")], out)
+    delete_items(out, ["a#en/0"])
+    report = build([record("a", "red", "corrected", "second")], out)
+    assert (report.erased, captions(out, "a")) == (0, ["corrected", "second"])
+    build([record("a", "red", "wrong")], out, allow_erased=True)
+    assert captions(out, "a") == ["wrong"]
+    assert read_manifest(out).erased is None
+
+
+def test_a_caption_that_is_there_twice_goes_twice(tmp_path: Path) -> None:
+    out = tmp_path / "x.index"
+    build([record("a", "red", "same", "other", "Same")], out)
+    build([record("b", "red", "same")], out)
+    assert delete_items(out, ["a#en/0"]).removed_texts == 2
+    assert (captions(out, "a"), captions(out, "b")) == (["other"], ["same"])
+    assert verify_index(out, deep=True).problems == []
+
+
+def test_lists_that_hold_places_are_honoured(tmp_path: Path) -> None:
+    out = tmp_path / "x.index"
+    build([record("a", "red", "first", "second")], out)
+    with IndexWriter(out, ColourEncoder().fingerprint) as writer:
+        writer.commit(erase=["b#en/0"], operation="delete")
+    assert build([record("b", "blue", "first", "second")], out).erased == 1
+    assert captions(out, "b") == ["second"]

@@ -178,9 +178,10 @@ class RelevanceEntry(FileEntry):
 
 
 class ErasedEntry(FileEntry):
-    """The erasure list: ids that were deleted and must not come back unasked.
+    """The erasure list: what was deleted and must not come back unasked.
 
-    The file is a uint8 [E, 32] array: sorted sha256 of item and record ids, without repeats.
+    The file is a uint8 [E, 32] array: sorted sha256 of ids, and of captions within their records
+    (`indexer.format.erasures`), without repeats.
     """
 
     file: Annotated[str, Field(pattern=r"^[0-9]{8}\.npy$")]

@@ -90,9 +90,10 @@ def delete_items(
 ) -> EditReport:
     """Delete items by id, by filter, or both.
 
-    A picture takes its captions with it; a text alone goes alone, and its picture is stored anew
-    without it. Every id that names something, in this version or in an older one that is kept,
-    comes onto the erasure list.
+    A picture takes its captions with it; a text alone goes alone, with others of its record that
+    say the same, and its picture is stored anew without it. Every id that names something, in this
+    version or in an older one that is kept, comes onto the erasure list; so does what a caption
+    says, whose id is only its place.
 
     Args:
         ids: of pictures, of texts, or of records that have texts only.
@@ -173,7 +174,7 @@ def _resolve(
         ids = list(dict.fromkeys([*ids, *resolve_filter(version, filter, target)]))
     found = resolve_ids(version, ids)
     report.missing = [one for one in ids if one not in found.live]
-    unknown = [one for one in ids if one not in found.known]
+    unknown = [one for one in ids if one not in found.said]
     before = seen_before(version.root, unknown, version.manifest.version)
     erase: list[Erased] = [
         name for one in ids for name in (found.said.get(one) or before.get(one) or ())
@@ -227,10 +228,6 @@ class Resolved:
     live: set[str] = field(default_factory=set)
     said: dict[str, dict[Erased, None]] = field(default_factory=dict)
     records: set[str] = field(default_factory=set)
-
-    @property
-    def known(self) -> set[str]:
-        return set(self.said)
 
 
 def resolve_ids(version: OpenVersion, ids: Sequence[str]) -> Resolved:
@@ -309,7 +306,7 @@ def resolve_filter(version: OpenVersion, wanted: Filter, target: Target) -> list
 
 
 def seen_before(root: Path, ids: Iterable[str], current: int) -> dict[str, dict[Erased, None]]:
-    """What ids are to the erasure list (`_names`) that have a row in a kept version before `current`, in segments it no longer names.
+    """What ids are to the erasure list (`_names`) that only versions before `current` have rows of.
 
     A version or file that cannot be read counts as one that knows every id: better an id too many
     on the erasure list than one too few.

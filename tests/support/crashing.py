@@ -27,12 +27,14 @@ from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
+from indexer.maintain.repair import repair
 from indexer.store.writer import IndexWriter
 from models.sources.records import Record
 
 PRIMITIVES = ("_create", "_write", "_fsync", "_close", "_rename", "_mkdir", "_remove")
 Step = list[Any]
-"""`["build", generation]`, `["delete", ids]`, `["optimize"]`, `["rollback", to]` or `["purge"]`."""
+"""`["build", generation]`, `["delete", ids]`, `["optimize"]`, `["rollback", to]`, `["purge"]` or
+`["repair"]`."""
 
 
 def generation(number: int, size: int = 24) -> list[Record]:
@@ -63,12 +65,19 @@ def perform(
             rollback(out, version, fs=fs)
         case ["purge"]:
             purge(out, fs=fs)
+        case ["repair"]:
+            repair(out, yes=True, fs=fs)
         case _:
             raise AssertionError(step)
 
 
-def victim(out: str, step: Step, acknowledged: str, embedded: str) -> None:
-    """Do one step, logging every acknowledged version and every embedded picture."""
+def victim(
+    out: str, step: Step, acknowledged: str, embedded: str, kill_at: int | None = None
+) -> None:
+    """Do one step, logging every acknowledged version and every embedded picture.
+
+    `kill_at`: the primitive call (0-based) at which it ends itself as if it were killed.
+    """
     append(embedded, b"")  # tells that the process is under way
     commit = IndexWriter._commit
 
@@ -83,7 +92,8 @@ def victim(out: str, step: Step, acknowledged: str, embedded: str) -> None:
             return super().embed_images(images)
 
     IndexWriter._commit = logged_commit  # type: ignore[method-assign]
-    perform(Path(out), step, Logged())
+    fs = None if kill_at is None else KillingFs(kill_at)
+    perform(Path(out), step, Logged(), fs=fs)
 
 
 def serve() -> None:

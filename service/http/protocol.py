@@ -4,7 +4,7 @@ A connection has a deadline until its first complete head, and again for each la
 who does not read its answer is cut off; connections have a bound, at which the one that has waited
 longest without a request makes room; and whatever is refused gets a problem document and then time
 to read it, instead of a reset. What h11 cannot parse never reaches the application, so its refusal
-is written here.
+is written here; nor does what a proxy in front of it may have read in another way (`Strict`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import logging
 import uuid
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.http.lingering import LingeringTransport
@@ -58,6 +59,45 @@ def protocol_class(limits: ConnectionLimits) -> type[ProblemH11Protocol]:
     return Limited
 
 
+class Strict(h11.Connection):
+    """h11 without what RFC 9112 lets a server forgive and a proxy may have read differently.
+
+    Where two readers part ways on where a request ends, the second of them takes a body for the
+    next request. Refused: lines that end in a bare LF, in the head and behind a chunked body;
+    folded header lines; a length told twice, by `Content-Length` beside `Transfer-Encoding` or by
+    two of them; and `Transfer-Encoding` in HTTP/1.0.
+    """
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        # of a body with a length nothing is left to be read in two ways; its bytes are not copied
+        if self.their_state is h11.SEND_BODY and not self._chunked:
+            return super().next_event()
+        before, _ = self.trailing_data
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self._check_head(event)
+        if isinstance(event, h11.Request | h11.EndOfMessage):
+            read = before[: len(before) - len(self.trailing_data[0])]
+            if read.count(b"\n") != read.count(b"\r\n"):
+                raise h11.RemoteProtocolError("a line ends in a bare LF")
+            if b"\n " in read or b"\n\t" in read:
+                raise h11.RemoteProtocolError("a header line is folded")
+            if self._chunked is False and read.lower().count(b"\ncontent-length:") > 1:
+                raise h11.RemoteProtocolError("the length is told twice")  # h11 merges equal ones
+        return event
+
+    _chunked: bool = False
+
+    def _check_head(self, request: h11.Request) -> None:
+        if not self._chunked:
+            return
+        if any(name == b"content-length" for name, _ in request.headers):
+            raise h11.RemoteProtocolError("the length is told twice")
+        if request.http_version < b"1.1":
+            raise h11.RemoteProtocolError("Transfer-Encoding in HTTP/1.0")
+
+
 class ProblemH11Protocol(H11Protocol):
     """`H11Protocol` with deadlines, a bound, and `send_400_response` in our shape."""
 
@@ -68,6 +108,10 @@ class ProblemH11Protocol(H11Protocol):
     _wire: LingeringTransport
     _head_timer: asyncio.TimerHandle | None = None
     _last: bool = False
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.conn = Strict(h11.SERVER, config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
 
     # -- asyncio's side -----------------------------------------------------------------------
 

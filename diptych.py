@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from models.sources.fields import ReadOptions
     from models.sources.records import Record, Reject, Source
     from service.engine.engine import Engine
-    from service.engine.library import Index, build_index, classify, evaluate, open_index
+    from service.engine.library import Index, build_index, classify, evaluate, open_index, train
     from service.engine.queries import (
         ComposedQuery,
         EmbeddingQuery,
@@ -51,7 +51,9 @@ _HOMES = {
     "models.sources.fields": ("ReadOptions",),
     "models.sources.records": ("Record", "Reject", "Source"),
     "service.engine.engine": ("Engine",),
-    "service.engine.library": ("Index", "build_index", "classify", "evaluate", "open_index"),
+    "service.engine.library": (
+        "Index", "build_index", "classify", "evaluate", "open_index", "train",
+    ),
     "service.engine.queries": (
         "ComposedQuery", "EmbeddingQuery", "ImageQuery", "ImageResult", "ItemQuery", "TextQuery",
         "Weighted",
@@ -88,6 +90,7 @@ __all__ = [
     "open_index",
     "open_source",
     "parse_fields",
+    "train",
 ]
 
 

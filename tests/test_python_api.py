@@ -6,11 +6,12 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import ColourEncoder, solid
+from fakes import COLOURS, ColourEncoder, solid
 from indexes import ListSource, build, record
 from PIL import Image
 
@@ -22,6 +23,7 @@ from models.errors import (
     IndexNotFoundError,
     InputError,
     NotFoundError,
+    TrainingError,
 )
 
 
@@ -36,6 +38,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(path: Path) -> Iterator[diptych.Index]:
     with diptych.open_index(path, encoder=ColourEncoder()) as index:
         yield index
+
+
+def captioned(folder: Path) -> Path:
+    """Twelve pictures of colours with a caption beside each."""
+    folder.mkdir()
+    for number, name in enumerate([*COLOURS][:6] * 2):
+        (folder / f"{number}.png").write_bytes(solid(name, size=(16 + number, 16)))
+        (folder / f"{number}.txt").write_text(f"{name} number {number}", encoding="utf-8")
+    return folder
 
 
 def test_importing_it_loads_nothing_heavy_and_every_name_leads_home() -> None:
@@ -191,3 +202,51 @@ def test_pictures_are_classified(tmp_path: Path) -> None:
     many = diptych.classify([solid("red")] * 70, ["red", "blue"], encoder=ColourEncoder())
     assert {result.predictions[0].label for result in many} == {"red"}
     assert len(many) == 70
+
+
+def test_training_takes_settings_by_name_and_what_it_leaves_loads(tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "pictures")
+    told: list[int] = []
+    result = diptych.train(
+        folder, tmp_path / "pair", epochs=1, batch_size=4, validation=[],
+        on_step=lambda step: told.append(step.step),
+    )  # fmt: skip
+    assert result.steps == len(told) > 0
+    assert result.after is None
+    encoder = diptych.load_encoder(f"local-dir:{tmp_path / 'pair'}")
+    assert encoder.embed_texts([encoder.prepare_text("red")]).shape == (1, encoder.dim)
+    with pytest.raises(TrainingError, match="finished run"):
+        diptych.train(folder, tmp_path / "pair", epochs=1, batch_size=4, validation=[])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 1e-3}, {"lr": float("nan")}, {"lr": -1.0}, {"epochs": 0}, {"epochs": "two"},
+     {"objective": "triplet"}, {"epochs": True}],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_read(
+    wrong: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        diptych.train(tmp_path / "nothing here", tmp_path / "pair", **wrong)
+
+
+def test_a_pair_is_measured_on_captions_labels_and_by_a_linear_probe(tmp_path: Path) -> None:
+    data = ListSource(
+        [replace(record(f"{name}{i}", name, f"a {name} thing"), label=name)
+         for name in ("red", "green", "blue") for i in range(3)]
+    )  # fmt: skip
+    encoder = ColourEncoder()
+    [english] = diptych.evaluate(data, encoder=encoder)
+    assert english.language == "en"
+    assert 0 < english.metrics["image_retrieval_recall@1"] <= 1
+    [shot] = diptych.evaluate(data, task="zero-shot", encoder=encoder)
+    assert shot.metrics["acc1"] == 1.0
+    [probe] = diptych.evaluate(data, task="linear-probe", train=data, encoder=encoder)
+    assert probe.metrics["lp_acc1"] == 1.0
+    with pytest.raises(InputError, match="no task"):
+        diptych.evaluate(data, task="guess", encoder=encoder)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="go together"):
+        diptych.evaluate(data, task="linear-probe", encoder=encoder)
+    with pytest.raises(InputError, match="no captions"):
+        diptych.evaluate(ListSource([record("a", "red")]), encoder=encoder)

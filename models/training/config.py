@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from models.errors import InputError
+
 OPTIMISATION: Final = "Optimisation"
 KEEPING: Final = "What stays as it was"
 PIXELS: Final = "Pictures"
@@ -59,6 +61,25 @@ class Setting:
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> None:
+        """Refuse what the command line would refuse, for those who come another way.
+
+        Raises:
+            InputError: a value of another type, out of range, or none of the choices.
+        """
+        if value is None:
+            return
+        kinds = (int, float) if self.type is float else (self.type,)
+        right = isinstance(value, kinds) and (self.type is bool or not isinstance(value, bool))
+        if right and self.choices:
+            right = value in self.choices
+        if right and self.least is not None:
+            right = value > self.least if self.above else value >= self.least
+        if right and self.most is not None:
+            right = value < self.most if self.below else value <= self.most
+        if not right or value != value:  # NaN is no number
+            raise InputError(f"{self.name} cannot be {value!r}", hint=self.help)
 
 
 def _set(heading: str, type: type, help: str | None = None, **named: Any) -> Any:
@@ -421,6 +442,20 @@ all, and stands in `TrainConfig`."""
 
 FIXED: Final = frozenset({"grad_clip", "eps"})
 """Where `DEFAULTS` name these, they are so whatever was asked for."""
+
+
+def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting by name: as given, else as the command line has it where nobody says anything.
+
+    Raises:
+        InputError: an unknown setting, or a value that it cannot have.
+    """
+    known = {one.name: one for one in settings()}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"training has no setting {name!r}", hint=f"one of {', '.join(known)}")
+        known[name].check(value)
+    return {name: one.default for name, one in known.items()} | dict(given)
 
 
 def resolved(asked: Mapping[str, Any], kind: str, at: Circumstances) -> TrainConfig:

@@ -242,6 +242,16 @@ FEWEST_TO_HOLD: Final = 100
 _MOST_HELD: Final = 1_000
 
 
+def refuse_streams(sources: Sequence[Source]) -> None:
+    """Raises SourceError: one of the sources can be read only once."""
+    if not all(source.rereadable for source in sources):
+        raise SourceError(
+            "training reads its data again and again, and standard input can be read once",
+            code="not-rereadable",
+            hint="write it to a file first",
+        )
+
+
 class Surveyed(SourceWrapper):
     """A source that counts its pairs as it is read. Reading it again counts again.
 

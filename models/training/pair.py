@@ -22,9 +22,9 @@ from models.devices import resolve_precision
 from models.encoder import PreparedText
 from models.encoders.base.model_id import STARTER
 from models.errors import SourceError
-from models.sources.records import Reject, Source
+from models.sources.records import HoldOut, Reject, Source
 from models.training.config import TrainConfig
-from models.training.data import Kind
+from models.training.data import Kind, Surveyed
 from models.training.distributed import World
 from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
 from models.training.record import Recall, Step
@@ -66,6 +66,31 @@ class Feed:
     kind: Kind
     sources: Sequence[Source]
     pairs: int
+
+
+def feeds_of(
+    kinds: Sequence[tuple[Kind, Sequence[Surveyed]]], one_in: int | None
+) -> tuple[list[Feed], list[Source], int]:
+    """What to train on, the records of the main sources held back, and how many these are.
+
+    Args:
+        kinds: sources that were read once, and so counted.
+        one_in: hold one main record of so many back; None holds back none.
+    """
+    feeds: list[Feed] = []
+    validation: list[Source] = []
+    held = 0
+    for kind, surveyed in kinds:
+        pairs = sum(source.pairs for source in surveyed)
+        sources = [source.source for source in surveyed]
+        if kind == "main" and one_in is not None:
+            held = sum(source.held[one_in] for source in surveyed)
+            pairs -= held
+            validation = [HoldOut(source, one_in, held_out=True) for source in sources]
+            sources = [HoldOut(source, one_in, held_out=False) for source in sources]
+        if pairs:
+            feeds.append(Feed(kind, sources, pairs))
+    return feeds, validation, held
 
 
 @dataclass(frozen=True, slots=True)

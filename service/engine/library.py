@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from indexer.search.snapshot import Snapshot
     from models.encoder import Encoder
     from models.evaluation.tasks import Measured, Task
-    from models.sources.records import Source
+    from models.sources.records import Reject, Source
+    from models.training.record import Result as TrainingResult
+    from models.training.record import Step
     from models.vectors import Vectors
     from service.engine.engine import Engine
     from service.engine.queries import ImageResult, SearchAnswer
@@ -401,6 +403,116 @@ def evaluate(
         return list(measure_linear_probe(trained, collected, shots=shots, seed=seed))
     prompts = resolve_templates(templates)
     return list(measure_zero_shot(pair, collected, templates=prompts, class_names=class_names))
+
+
+def train(
+    data: SourceLike | Iterable[SourceLike],
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    validation: SourceLike | Iterable[SourceLike] | None = None,
+    fresh: bool = False,
+    restart: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    reading: Mapping[str, Any] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_reject: Callable[[Reject], None] | None = None,
+    **settings: Any,
+) -> TrainingResult:
+    """Train an encoder pair on captioned pictures, as `diptych train` does.
+
+    `load_encoder(f"local-dir:{out}")` loads what it leaves. A run that was cut off goes on when it
+    is called again with the same arguments.
+
+    Args:
+        data: what epochs go over; see `open_source`.
+        out: a directory for the pair, its settings, its figures and its curves.
+        model: what to start from: the default pair's heads, or any open_clip pair.
+        validation: what to measure on; None holds part of `data` back where there is enough, an
+            empty list measures nothing.
+        fresh: start from random weights.
+        restart: drop a run that `out` holds, finished or not.
+        reading: fields of `ReadOptions`, such as `{"text_fields": ("caption",)}`.
+        on_step, on_reject: told of every step, and of every refused record.
+        settings: fields of `TrainConfig`; docs/training.md has their table. What is left out is
+            what is safe for the pair and the amount of data.
+
+    Returns:
+        Steps, what was kept, recall before and after (None where nothing was measured).
+
+    Raises:
+        InputError: an unknown setting or one out of range.
+        SourceError: nothing can be learned from the data.
+        TrainingError: `run-finished`, a run of other settings, or training that diverged.
+        ModelError: the pair, the device or the precision cannot be used.
+    """
+    from models.devices import set_threads
+    from models.sources.report.checks import check
+    from models.sources.report.counts import inspect, sampling
+    from models.training.config import Circumstances, asked_for, resolved
+    from models.training.data import Surveyed, one_in_for, refuse_streams
+    from models.training.distributed import join_world
+    from models.training.pair import PairRequest, Watching, feeds_of, load_trainable
+    from models.training.run import refuse_finished, run_training
+
+    wanted = asked_for(settings)
+    path = Path(out).expanduser()
+    read = dict(reading or {})
+    sources = [Surveyed(source) for source in opened_sources(data, **read)]
+    measured = [] if validation is None else opened_sources(validation, **read)
+    refuse_streams([*sources, *measured])
+    if not restart:
+        refuse_finished(path)
+    set_threads(threads)
+    world = join_world(device)
+    name = model or default_model()
+    pair = load_trainable(
+        PairRequest(
+            model=name,
+            device=world.device,
+            fresh=fresh,
+            seed=wanted["seed"],
+            precision=precision,
+        )
+    )
+    report = inspect(sources, prepare_text=pair.prepare_text, one_in=sampling(sources))
+    check(report)
+    holds_back = validation is None and pair.holds_back
+    one_in = one_in_for(sum(source.pairs for source in sources)) if holds_back else None
+    feeds, held_back, _ = feeds_of([("main", sources)], one_in)
+    measured = measured or held_back
+    if wanted["objective"] == "auto":
+        wanted["objective"] = "clip" if pair.bias is None else "siglip"
+    wanted["precision"] = pair.arithmetic(precision, world.device)
+    pairs = feeds[0].pairs
+    at = Circumstances(pairs=pairs, pictures=pairs, measured=bool(measured), tune=wanted["tune"])
+    watching = Watching()
+    result = run_training(
+        pair,
+        feeds,
+        resolved(wanted, pair.kind, at),
+        world,
+        path,
+        identity={
+            "model": name,
+            "weights_sha256": pair.weights_sha256,
+            "data": [source.name for source in sources],
+            "val": [source.name for source in measured],
+            "data_digest": "-".join(source.digest for source in sources),
+        },
+        report={"train": report.to_dict()},
+        validation_sources=measured,
+        restart=restart,
+        watching=replace(
+            watching,
+            on_step=on_step or watching.on_step,
+            on_reject=on_reject or watching.on_reject,
+        ),
+    )
+    assert result is not None, "one process is rank 0"
+    return result
 
 
 def as_query(query: QueryLike) -> SearchQuery:

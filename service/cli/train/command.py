@@ -180,11 +180,10 @@ class _Found:
 
 
 def _found(options: TrainOptions, pair: TrainablePair, world: World) -> _Found:
-    from models.sources.records import HoldOut
     from models.sources.report.checks import report_lines
     from models.sources.report.counts import sampling
-    from models.training.data import Surveyed, one_in_for
-    from models.training.pair import Feed
+    from models.training.data import Surveyed, one_in_for, refuse_streams
+    from models.training.pair import feeds_of
 
     sets = options.sets
     described: dict[str, Any] = {}
@@ -197,7 +196,7 @@ def _found(options: TrainOptions, pair: TrainablePair, world: World) -> _Found:
         ("class", [Surveyed(source) for source in _classes(options)]),
     ]
     every = [source for _, sources in kinds for source in sources]
-    _refuse_streams(every)
+    refuse_streams(every)
 
     def reopen(fields: Sequence[str]) -> Sequence[Source]:
         return sets.reading.with_text_fields(fields).open(sets.data + sets.extra_data)
@@ -229,18 +228,10 @@ def _found(options: TrainOptions, pair: TrainablePair, world: World) -> _Found:
     one_in = None
     if not sets.val and pair.holds_back:
         one_in = one_in_for(sum(source.pairs for source in kinds[0][1]))
-    feeds = []
-    for kind, surveyed in kinds:
-        pairs = sum(source.pairs for source in surveyed)
-        sources = [source.source for source in surveyed]
-        if kind == "main" and one_in is not None:
-            held = sum(source.held[one_in] for source in surveyed)
-            pairs -= held
-            validation = [HoldOut(source, one_in, held_out=True) for source in sources]
-            sources = [HoldOut(source, one_in, held_out=False) for source in sources]
-            lines.append(f"validation: {held} of these pictures are held back (--val none: none)")
-        if pairs:
-            feeds.append(Feed(kind, sources, pairs))
+    feeds, held_back, held = feeds_of(kinds, one_in)
+    if one_in is not None:
+        validation = held_back
+        lines.append(f"validation: {held} of these pictures are held back (--val none: none)")
     if world.main:
         for line in lines:
             note(line)
@@ -283,17 +274,6 @@ def _filtered(
         for line in report.lines():
             note(line)
     return sources[: len(main)], sources[len(main) :], report.to_dict()
-
-
-def _refuse_streams(sources: Sequence[Source]) -> None:
-    from models.errors import SourceError
-
-    if not all(source.rereadable for source in sources):
-        raise SourceError(
-            "training reads its data again and again, and standard input can be read once",
-            code="not-rereadable",
-            hint="write it to a file first",
-        )
 
 
 def _classes(options: TrainOptions) -> list[Source]:

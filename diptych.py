@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from models.sources.fields import ReadOptions
     from models.sources.records import Record, Reject, Source
     from service.engine.engine import Engine
-    from service.engine.library import Index, build_index, classify, evaluate, open_index, train
+    from service.engine.experiments import evaluate, train
+    from service.engine.library import Index, build_index, classify, open_index
     from service.engine.queries import (
         ComposedQuery,
         EmbeddingQuery,
@@ -51,9 +52,8 @@ _HOMES = {
     "models.sources.fields": ("ReadOptions",),
     "models.sources.records": ("Record", "Reject", "Source"),
     "service.engine.engine": ("Engine",),
-    "service.engine.library": (
-        "Index", "build_index", "classify", "evaluate", "open_index", "train",
-    ),
+    "service.engine.experiments": ("evaluate", "train"),
+    "service.engine.library": ("Index", "build_index", "classify", "open_index"),
     "service.engine.queries": (
         "ComposedQuery", "EmbeddingQuery", "ImageQuery", "ImageResult", "ItemQuery", "TextQuery",
         "Weighted",

@@ -2,8 +2,7 @@
 
 A request is judged at its head, before a byte of its body is read: one that could not be answered
 in time is refused there. It joins its lane when its body is complete, so that a caller who drips a
-body holds no place, is judged once more, and waits for a turn; what it asks for may then cost more
-than its bytes, which the route says (`charge`). Its deadline,
+body holds no place, is judged once more, and waits for a turn. Its deadline,
 `service.engine.deadline`'s current one, runs from then on; when the caller hangs up, that is
 cancelled. A place is held until the answer begins, so that a caller who does not read holds none
 either.

@@ -14,6 +14,7 @@ that replacing a record finds all of its rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -67,6 +68,8 @@ CREATE TABLE pictures(
 );
 PRAGMA user_version = 1;
 """
+_ORIGINS: Final = "CREATE TABLE origins(row INTEGER PRIMARY KEY, origin INTEGER NOT NULL)"
+"""Made by the first row that has one; segments of earlier releases have no such table."""
 _INSERT: Final = "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SELECT_ITEMS: Final = (
     "SELECT row, id, uri, text, language, image_id, label, attributes, content_hash FROM items"
@@ -132,6 +135,7 @@ class NewRow:
         texts: what search by words finds the row by: a picture's texts. None takes the item's own;
             empty leaves the row to `ItemsWriter.take_words`.
         picture: what is known of it; None for texts and where nothing is.
+        origin: `origin_number` of its source record's origin; None where it is not known.
     """
 
     record: str
@@ -140,6 +144,15 @@ class NewRow:
     values: tuple[Value, ...] = ()
     texts: tuple[str, ...] | None = None
     picture: Picture | None = None
+    origin: int | None = None
+
+
+def origin_number(origin: str) -> int | None:
+    """What an index keeps of `models.sources.records.Record.origin`: 64 bits; None for none."""
+    if not origin:
+        return None
+    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 class ItemsReader:
@@ -165,6 +178,7 @@ class ItemsReader:
         self._has_pictures = bool(
             self._all("SELECT 1 FROM sqlite_master WHERE name = 'pictures'")  # format 1 has not
         )
+        self.has_origins = bool(self._all("SELECT 1 FROM sqlite_master WHERE name = 'origins'"))
 
     def count(self) -> int:
         """Number of items; their rows are 0 .. count - 1.
@@ -240,6 +254,12 @@ class ItemsReader:
             return {}
         select = "SELECT row, width, height, bytes, pixels FROM pictures"
         return {row: Picture(*known) for row, *known in self._by_row(select, rows)}
+
+    def origins(self, rows: Sequence[int]) -> dict[int, int]:
+        """`NewRow.origin` by row; rows whose origin is not known are left out."""
+        if not self.has_origins:
+            return {}
+        return dict(self._by_row("SELECT row, origin FROM origins", rows))
 
     def query(self, select: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one SELECT over this database; values only ever as parameters."""
@@ -343,6 +363,7 @@ class ItemsWriter:
         self._table = self._do(lambda: FieldTableWriter(self._db, fields))
         self._words = self._do(lambda: WordTableWriter(self._db))
         self._rows = 0
+        self._has_origins = False
 
     def add(self, new: NewRow) -> None:
         """Store the next row; the first is row 0."""
@@ -370,6 +391,14 @@ class ItemsWriter:
         if picture is not None:
             known = (row, picture.width, picture.height, picture.size, picture.pixels)
             self._do(lambda: self._db.execute("INSERT INTO pictures VALUES (?,?,?,?,?)", known))
+        if new.origin is not None:
+            self._add_origin(row, new.origin)
+
+    def _add_origin(self, row: int, origin: int) -> None:
+        if not self._has_origins:
+            self._has_origins = True
+            self._do(lambda: self._db.execute(_ORIGINS))
+        self._do(lambda: self._db.execute("INSERT INTO origins VALUES (?, ?)", (row, origin)))
 
     def take_words(self, source: ItemsReader, target_N: npt.NDArray[np.int64]) -> None:
         """Find rows by the words that another segment finds them by, without their texts.

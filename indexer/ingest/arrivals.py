@@ -59,6 +59,7 @@ class Arrival:
         source: the name of its source, for rejects.
         key, uri: the record's.
         content_hash: see the function of that name.
+        origin: `indexer.format.items.origin_number` of the record's.
         size: bytes that it costs while it waits.
         record, indexed: the record and its `selected_texts`, until it is prepared.
         preparation: resolved once it is prepared or refused.
@@ -72,6 +73,7 @@ class Arrival:
     key: str
     uri: str
     content_hash: str
+    origin: int | None = None
     step: Step = "embed"
     size: int = 0
     record: Record | None = None
@@ -214,7 +216,8 @@ def prepare(
                 attributes=record.attributes,
                 content_hash=arrival.content_hash,
             )
-            arrival.rows.append(ItemRow(NewRow(record.key, item, values=values), tokens))
+            new = NewRow(record.key, item, values=values, origin=arrival.origin)
+            arrival.rows.append(ItemRow(new, tokens))
     if record.image is not None:
         _name_texts(arrival)
 
@@ -250,7 +253,8 @@ def _picture(
         content_hash=arrival.content_hash,
     )
     facts = Picture(seen.width, seen.height, len(record.image or b""), seen.digest)
-    return ItemRow(NewRow(record.key, item, seen.thumbnail, values, picture=facts), prepared)
+    new = NewRow(record.key, item, seen.thumbnail, values, picture=facts, origin=arrival.origin)
+    return ItemRow(new, prepared)
 
 
 def _name_texts(arrival: Arrival) -> None:

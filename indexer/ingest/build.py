@@ -61,7 +61,8 @@ def build_index(
     Records are told apart by key, across all sources. One whose content is in the index already is
     skipped without being decoded or embedded, and stored anew with its vectors where only its
     location changed; a changed one replaces its old rows, captions included, in the same commit.
-    One that is refused leaves an older state of itself in place.
+    One that is refused leaves an older state of itself in place; so is one whose key the index has
+    from another source with other content, unless `options.replace`.
 
     Raises:
         InputError: an option out of range, other fields than an existing index declares, or a

@@ -72,6 +72,8 @@ class BuildOptions:
             an index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
             more than half of the index (`indexer.ingest.reader`).
+        replace: let a record take the place of one that another source gave under the same id;
+            otherwise it is refused (`id-conflict`).
         rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
     """
@@ -93,6 +95,7 @@ class BuildOptions:
     relevance: bool = True
     mirror: bool = False
     mirror_all: bool = False
+    replace: bool = False
     rehash: bool = False
     allow_erased: bool = False
 
@@ -120,7 +123,8 @@ class BuildReport:
     `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
     mirror) count records, `resumed` those of the first two that a killed build had embedded,
     `erased` records and texts that were left out because they had been deleted, and `rejected` the
-    lines of the rejects file; `images` and `texts` are what the index holds now; `stopped` tells
+    lines of the rejects file, `conflicts` those among them of records whose id another one has;
+    `images` and `texts` are what the index holds now; `stopped` tells
     that `max_errors` ended it; `performance` is the summary of `indexer.ingest.progress.Stages`.
     """
 
@@ -132,6 +136,7 @@ class BuildReport:
     removed: int = 0
     erased: int = 0
     rejected: int = 0
+    conflicts: int = 0
     images: int = 0
     texts: int = 0
     version: int = 0

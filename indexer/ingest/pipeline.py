@@ -228,7 +228,7 @@ class Pipeline:
 
     def _move(self, arrival: Arrival) -> None:
         places = self._build.known.live_rows(arrival.key)
-        self._write(partial(self._storage.move, arrival.uri, places))
+        self._write(partial(self._storage.move, arrival.uri, arrival.origin, places))
         self._build.tally.handled("moved")
         self._moves += 1
         if self._moves >= self._options.segment_rows:
@@ -277,12 +277,12 @@ class Pipeline:
 
 @dataclass(slots=True)
 class _Pending:
-    """What the next commit will hold; `moved` is new locations by segment position and row."""
+    """What the next commit will hold; `moved`: new uri and origin by segment position and row."""
 
     images: SegmentWriter
     texts: SegmentWriter
     dead: Places = field(default_factory=list)
-    moved: dict[int, dict[int, str]] = field(default_factory=dict)
+    moved: dict[int, dict[int, tuple[str, int | None]]] = field(default_factory=dict)
     unerase: list[Erased] = field(default_factory=list)
 
 
@@ -312,11 +312,11 @@ class Storage:
                 stored.add(hash_text(record, item.language, item.text))
         pending.unerase += [one for one in stored if one in self._build.erased]
 
-    def move(self, uri: str, places: Places) -> None:
+    def move(self, uri: str, origin: int | None, places: Places) -> None:
         """The rows of a record are the same, but their picture is elsewhere now."""
         pending = self._begun()
         for position, row in places:
-            pending.moved.setdefault(position, {})[row] = uri
+            pending.moved.setdefault(position, {})[row] = uri, origin
         pending.dead += places
 
     def bury(self, dead: Places) -> None:

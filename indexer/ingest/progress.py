@@ -123,7 +123,7 @@ def _largest(seconds: dict[StageName, float]) -> StageName:
 
 
 Counter: TypeAlias = Literal[
-    "added", "updated", "moved", "unchanged", "removed", "erased", "resumed"
+    "added", "updated", "moved", "unchanged", "removed", "erased", "resumed", "conflicts"
 ]
 
 

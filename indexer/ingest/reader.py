@@ -9,10 +9,12 @@ time.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from indexer.format.items import origin_number
 from indexer.format.version import OpenVersion
 from indexer.ingest.arrivals import (
     Arrival,
@@ -24,14 +26,17 @@ from indexer.ingest.arrivals import (
 )
 from indexer.ingest.options import Build
 from models.errors import InputError, SourceError
+from models.sources.files import is_there
 from models.sources.records import Kept, Record, Reject, Row, SeenKeys, Source, Stamp
 
-State = Literal["new", "unchanged", "moved", "changed"]
+State = Literal["new", "unchanged", "moved", "changed", "foreign"]
+"""What a record is to an index; moved: only its location is another; foreign: the index has its
+key from another source, with other content."""
 
 _BATCH: Final = 500
-_URI_BYTES: Final = 8
 _SCAN: Final = 65_536
-_COLUMNS: Final = "row, record, content_hash, uri"
+_STATE: Final = struct.Struct("<8sq")
+"""Behind the content hash: hashes of the location and, 0 where it is not known, of the origin."""
 
 
 class KnownRecords:
@@ -50,9 +55,9 @@ class KnownRecords:
         self._base = base
         self._states: dict[str, bytes] = {}
         for position, dead in enumerate(base.dead):
-            for row, record, digest, uri in self._rows(position, only):
+            for row, record, digest, uri, origin in self._rows(position, only):
                 if not dead[row]:
-                    self._states[record] = digest + _short(uri)
+                    self._states[record] = digest + _STATE.pack(_short(uri), origin or 0)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -63,14 +68,55 @@ class KnownRecords:
     def __iter__(self) -> Iterator[str]:
         return iter(self._states)
 
-    def state(self, record: Record, digest: str) -> State:
-        """What a record of this content hash (hex) is to the index; moved: only its `uri` is."""
+    def state(self, record: Record, digest: str, source: Source, *, replace: bool) -> State:
+        """What a record of this content hash (hex) is to the index.
+
+        One that is the same in two places has not moved while the first is still there: two
+        sources that share a picture would move it back and forth in every run.
+
+        Args:
+            source: what it comes from.
+            replace: nothing is foreign; the newest place counts.
+        """
         stored = self._states.get(record.key)
         if stored is None:
             return "new"
-        if stored[:-_URI_BYTES] != bytes.fromhex(digest):
-            return "changed"
-        return "unchanged" if stored[-_URI_BYTES:] == _short(record.uri) else "moved"
+        same_place = stored[-_STATE.size : -8] == _short(record.uri)
+        if stored[: -_STATE.size] == bytes.fromhex(digest):
+            if same_place:
+                return "unchanged"
+            stays = not replace and not self._is_of(record, source) and self._is_there(record.key)
+            return "unchanged" if stays else "moved"
+        return "changed" if replace or self._is_of(record, source) else "foreign"
+
+    def _is_of(self, record: Record, source: Source) -> bool:
+        """Whether what the index has under a record's key came from the same source."""
+        place, origin = _STATE.unpack(self._states[record.key][-_STATE.size :])
+        same_place = place == _short(record.uri)
+        ours = origin_number(record.origin)
+        if origin and ours is not None:
+            # below one folder or another, a file is the file that it is
+            return bool(origin == ours) or (same_place and source.keys_are_paths)
+        if same_place:
+            return True
+        if record.origin and self.uri(record.key).partition("#")[0] == record.origin:
+            return True
+        # an index of an earlier release, or rows that were imported: it has but one source, or
+        # nobody can tell
+        listed = [(one.name, one.kind) for one in self._base.manifest.sources]
+        return not source.keys_are_paths and listed == [(source.name, source.kind)]
+
+    def _is_there(self, key: str) -> bool:
+        return is_there(self.uri(key))
+
+    def uri(self, key: str) -> str:
+        """The location of a record that the index holds."""
+        position, row = self.live_rows(key)[0]
+        return self._base.segments[position].items.items([row])[row].uri
+
+    def content(self, key: str) -> str:
+        """The content hash (hex) of a record that the index holds."""
+        return self._states[key][: -_STATE.size].hex()
 
     def holds(self, key: str, content: bytes, uri: str) -> bool:
         """Whether a record is in the index with this start of its content hash, and this `uri`."""
@@ -78,7 +124,7 @@ class KnownRecords:
         return (
             stored is not None
             and stored[: len(content)] == content
-            and stored[-_URI_BYTES:] == _short(uri)
+            and stored[-_STATE.size : -8] == _short(uri)
         )
 
     def live_rows(self, key: str) -> list[tuple[int, int]]:
@@ -92,29 +138,30 @@ class KnownRecords:
 
     def _rows(
         self, position: int, only: Collection[str] | None
-    ) -> Iterator[tuple[int, str, bytes, str]]:
-        query = self._base.segments[position].items.query
+    ) -> Iterator[tuple[int, str, bytes, str, int | None]]:
+        items = self._base.segments[position].items
+        query = items.query
+        origins = "LEFT JOIN origins USING (row)" if items.has_origins else ""
+        origin = "origin" if items.has_origins else "NULL"
+        select = f"SELECT row, record, content_hash, uri, {origin} FROM items {origins}"  # noqa: S608
         if only is not None:
             keys = list(only)
             for start in range(0, len(keys), _BATCH):
                 part = keys[start : start + _BATCH]
                 marks = ", ".join("?" * len(part))
-                yield from query(
-                    f"SELECT {_COLUMNS} FROM items WHERE record IN ({marks})",  # noqa: S608
-                    part,
-                )
+                yield from query(f"{select} WHERE record IN ({marks})", part)
             return
         start = 0
-        select = f"SELECT {_COLUMNS} FROM items WHERE row >= ? ORDER BY row LIMIT ?"  # noqa: S608
-        while block := query(select, (start, _SCAN)):
+        while block := query(f"{select} WHERE row >= ? ORDER BY row LIMIT ?", (start, _SCAN)):
             yield from block
             start = block[-1][0] + 1
 
 
 def _short(uri: str) -> bytes:
-    return hashlib.blake2b(uri.encode(), digest_size=_URI_BYTES).digest()
+    return hashlib.blake2b(uri.encode(), digest_size=8).digest()
 
 
+REMEDY: Final = "--prefix or --id-field gives it another"
 MOST: Final = 0.5
 """The largest share of its records that an index loses without `mirror_all`."""
 
@@ -190,6 +237,8 @@ class Reader:
         self._tally = build.tally
         self._stamps = build.stamps
         self._left_out = build.left_out
+        # what the keys of this run hold, where another source may have one of them again
+        self._contents = SeenKeys() if len(build.sources) > 1 else None
         self._wants_back = build.options.allow_erased and len(build.erased) > 0
         # a text that was deleted and may come back is found by reading its record
         self._trusts = build.stamps is not None and not self._wants_back
@@ -224,32 +273,68 @@ class Reader:
     def _judge(self, source: Source, row: Row | Kept) -> Arrival | None:
         if isinstance(row, Reject):
             self._build.mirror.refused(source, row)
+            if row.code == "duplicate-key":
+                self._tally.count("conflicts")
             self._tally.refuse(row)
             return None
-        fresh = self._build.mirror.seen.add(row.key)
-        if isinstance(row, Kept) and fresh:
-            self._tally.handled("unchanged")
-            return None
         with self._build.stages.work("read"):
-            if isinstance(row, Record) and (why := check_record(row)):
+            if isinstance(row, Kept):
+                self._kept(source, row.key)
+            elif why := check_record(row):
+                self._build.mirror.seen.add(row.key)
                 self._tally.refuse(Reject(source.name, row.key, "unusable-record", why))
-            elif isinstance(row, Kept) or not fresh:
-                why = "an earlier record of this build has the same id"
-                self._tally.refuse(Reject(source.name, row.key, "duplicate-id", why))
             elif row.key in self._left_out:
+                self._build.mirror.seen.add(row.key)
                 self._tally.handled("erased")
             else:
                 return self._news(source, row)
         return None
 
+    def _kept(self, source: Source, key: str) -> None:
+        known = self._build.known.content(key)
+        if self._is_fresh(key, known) or self._is_repeated(key, known):
+            self._tally.handled("unchanged")
+        else:
+            self._refuse_duplicate(source, key)
+
+    def _is_fresh(self, key: str, content: str) -> bool:
+        """Whether no record of this build had this key; notes it, and its content."""
+        if not self._build.mirror.seen.add(key):
+            return False
+        if self._contents is not None:
+            self._contents.add(key + content)
+        return True
+
+    def _is_repeated(self, key: str, content: str) -> bool:
+        """Whether an earlier record of this build had this key and this very content."""
+        return self._contents is not None and key + content in self._contents
+
+    def _refuse_duplicate(self, source: Source, key: str) -> None:
+        self._tally.count("conflicts")
+        why = f"an earlier record of this build has the same id: {REMEDY}"
+        self._tally.refuse(Reject(source.name, key, "duplicate-id", why))
+
     def _news(self, source: Source, record: Record) -> Arrival | None:
-        options = self._build.options
+        options, known = self._build.options, self._build.known
         indexed = selected_texts(record, options.captions, options.languages)
         digest = content_hash(record, indexed)
+        if record.key in self._build.mirror.seen:
+            if self._is_repeated(record.key, digest):
+                self._tally.handled("unchanged")
+            else:
+                self._refuse_duplicate(source, record.key)
+            return None
+        state = known.state(record, digest, source, replace=options.replace)
+        if state == "foreign":  # not seen: a mirror asks whether the source that gave it has it
+            self._tally.count("conflicts")
+            why = f"the index has this id from {known.uri(record.key)}: {REMEDY}, --replace takes "
+            why += "this one for that"
+            self._tally.refuse(Reject(source.name, record.key, "id-conflict", why))
+            return None
+        self._is_fresh(record.key, digest)
         if self._stamps is not None:
             self._stamps.note(record.key, record.stamp, digest)
-        arrival = Arrival(source.name, record.key, record.uri, digest)
-        state = self._build.known.state(record, digest)
+        arrival = Arrival(source.name, record.key, record.uri, digest, origin_number(record.origin))
         if state in ("unchanged", "moved") and not self._is_wanted_back(record.key, indexed):
             if state == "moved":
                 arrival.step = "move"

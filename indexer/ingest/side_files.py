@@ -317,6 +317,7 @@ def _unpack(entry: dict[str, Any], blob: memoryview, arrival: Arrival) -> None:
                 values=tuple(tuple(v) if isinstance(v, list) else v for v in one["values"]),
                 texts=None if one["texts"] is None else tuple(one["texts"]),
                 picture=None if facts is None else _picture(*facts),
+                origin=arrival.origin,
             )
             arrival.rows.append(ItemRow(new, vector_D=vector_D))
     arrival.rejects += [Reject(**reject) for reject in entry["rejects"]]

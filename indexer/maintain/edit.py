@@ -399,6 +399,7 @@ class Editor:
             fields=None,
             max_errors=None,
             mirror=False,
+            replace=True,
             allow_erased=allow_erased,
         )
         read_manifest(self.root)  # an index is never made by the way

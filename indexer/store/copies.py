@@ -35,6 +35,7 @@ def load_rows(source: Segment, rows: Sequence[int], fields: Sequence[Field]) -> 
         IndexCorruptError: the segment's database is damaged.
     """
     items, pictures = source.items.items(rows), source.items.pictures(rows)
+    origins = source.items.origins(rows)
     marks = ", ".join("?" * len(rows))
     select = f"SELECT row, record FROM items WHERE row IN ({marks})"  # noqa: S608 - marks only
     records = dict(source.items.query(select, [int(row) for row in rows]))
@@ -45,6 +46,7 @@ def load_rows(source: Segment, rows: Sequence[int], fields: Sequence[Field]) -> 
             thumbnail=source.items.thumbnail(row),
             values=values_of(items[row].attributes, fields)[0],
             picture=pictures.get(row),
+            origin=origins.get(row),
         )
         for row in rows
     ]
@@ -56,7 +58,7 @@ def copy_rows(
     target: SegmentWriter,
     fields: Sequence[Field],
     *,
-    moved: Mapping[int, str] | None = None,
+    moved: Mapping[int, tuple[str, int | None]] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Append rows of one segment to a new one, words included.
@@ -64,7 +66,7 @@ def copy_rows(
     Args:
         source: stays open until `target` is finished.
         rows: without repeats.
-        moved: new `uri` by row, where it changed.
+        moved: new `uri` and origin by row, where they changed.
         captions: texts of pictures by id, for a source of format 1, which has no words to copy;
             without them a picture is found by its own text only (`captions_by_picture`).
 
@@ -80,9 +82,10 @@ def copy_rows(
         loaded = load_rows(source, part, fields)
         for place, row in enumerate(part):
             one = loaded[place]
-            item = dataclasses.replace(one.item, uri=moved.get(row, one.item.uri))
+            uri, origin = moved.get(row, (one.item.uri, one.origin))
+            item = dataclasses.replace(one.item, uri=uri)
             texts = () if has_words else _texts(item, captions or {})
-            loaded[place] = dataclasses.replace(one, item=item, texts=texts)
+            loaded[place] = dataclasses.replace(one, item=item, texts=texts, origin=origin)
         target.add(source.vectors_ND[part], loaded)
     if has_words and len(rows):
         target_N = np.full(source.entry.rows, -1, dtype=np.int64)

@@ -7,6 +7,7 @@ A new format is a module of this folder and its line in `READERS`.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,15 @@ from models.sources.json_documents import json_format
 from models.sources.jsonl import JsonlFormat, ListFormat, StdinSource
 from models.sources.manifest import Format, ManifestSource
 from models.sources.parquet import ParquetFormat
-from models.sources.records import UNDETERMINED, Plan, Record, Reject, Row, Source
+from models.sources.records import (
+    UNDETERMINED,
+    Plan,
+    Prefixed,
+    Record,
+    Reject,
+    Row,
+    Source,
+)
 from models.sources.tar import TarSource
 
 __all__ = [
@@ -65,6 +74,7 @@ KINDS: Final = (
     "a folder of pictures, .tar shards (shard-{00000..00012}.tar), a .jsonl, .csv, .tsv, .parquet, "
     ".json (COCO, Karpathy) or .txt manifest, or - for JSON lines on standard input"
 )
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _COMPRESSED_TARS: Final = (".tgz", ".txz", ".tbz2", ".tzst")
 
 
@@ -82,6 +92,15 @@ def open_source(spec: str, options: ReadOptions | None = None, **changes: Any) -
         SourceError: the source does not exist or is of no kind that is read here.
     """
     options = replace(options or ReadOptions(), **changes)
+    source = _open(spec, options)
+    if options.prefix is None:
+        return source
+    if not options.prefix.strip("/") or _CONTROL.search(options.prefix):
+        raise SourceError(f"{options.prefix!r} cannot begin an id", code="bad-prefix")
+    return Prefixed(source, options.prefix)
+
+
+def _open(spec: str, options: ReadOptions) -> Source:
     if spec == "-":
         return StdinSource(options)
     if any(part.strip().lower().startswith("pipe:") for part in spec.split("::")):

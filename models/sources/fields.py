@@ -53,6 +53,7 @@ class ReadOptions:
             own (of standard input: the working directory).
         include, exclude: of a folder: patterns, see `models.sources.folder.Globs`.
         splits: of Karpathy's JSON: the splits to take; `dataset.json#train,restval` says the same.
+        prefix: what every key begins with, and a slash: see `models.sources.records.Prefixed`.
         fetch: what gets pictures that are URLs; without it each is a reject, `url-not-allowed`.
     """
 
@@ -66,6 +67,7 @@ class ReadOptions:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     splits: Sequence[str] = ()
+    prefix: str | None = None
     fetch: Fetch | None = None
 
     def __post_init__(self) -> None:

@@ -165,6 +165,13 @@ def file_of(uri: str) -> Path | None:
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
 
 
+def is_there(uri: str) -> bool:
+    """Whether the file that a URI names, or its archive, is there; True where one cannot tell."""
+    if not uri.startswith("file://"):
+        return not uri.startswith("stdin:")
+    return os.path.lexists(unquote_to_bytes(uri.removeprefix("file://").partition("#")[0]))
+
+
 def name_of(record: Record) -> str:
     """What a record's file is called, or what its archive calls the member, without folders."""
     file = file_of(record.uri)

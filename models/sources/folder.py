@@ -75,6 +75,7 @@ class FolderSource(Source):
             tuple(options.text_field), options.label_field,
             None if options.attribute_fields is None else tuple(options.attribute_fields),
         )  # fmt: skip
+        self._origin = file_uri(self._root)
         self._salt = _READING + repr(chosen).encode()
 
     def count(self) -> int:
@@ -217,6 +218,7 @@ class FolderSource(Source):
             texts=fields.texts,
             label=fields.label,
             attributes=fields.attributes,
+            origin=self._origin,
             stamp=None if problems else stamp,
         )
 

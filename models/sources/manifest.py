@@ -164,10 +164,11 @@ class RowReader:
         """
         self._options = options
         if manifest is None:
-            self._name, self._place = "stdin", "stdin:#"
+            self._name, self._place, self._origin = "stdin", "stdin:#", ""
         else:
             self._name = display_name(os.path.basename(manifest))  # noqa: PTH119 (bytes)
-            self._place = f"{file_uri(manifest)}#"
+            self._origin = file_uri(manifest)
+            self._place = f"{self._origin}#"
         self._root = root_of(manifest, options)
 
     def row(
@@ -214,7 +215,7 @@ class RowReader:
         for attribute, value in attributes.items():
             if isinstance(value, str) and len(value) > MAX_TEXT_BYTES:
                 raise RefusedError("text-too-long", f"{attribute} has {len(value)} characters")
-        return Record(key, uri, image, fields.texts, fields.label, attributes)
+        return Record(key, uri, image, fields.texts, fields.label, attributes, self._origin)
 
     def _picture(self, data: Mapping[str, Any]) -> tuple[tuple[str, ...], _Picture]:
         """(the top-level keys that held it, what it is)."""

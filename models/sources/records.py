@@ -8,13 +8,15 @@ it is. Sources look at names, sizes and text; they never decode pictures (`model
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 UNDETERMINED = "und"
 """BCP 47's tag for a text whose language the source does not tell."""
@@ -44,6 +46,8 @@ class Record:
         texts: captions by language tag, in source order; `und` where the language is unknown.
         label: the class, where the source has one.
         attributes: every other field of the record, JSON-compatible.
+        origin: `file:` URI of the folder, shard or manifest it stands in, which tells whether a
+            record of the same key is this one again; empty where nothing can be gone back to.
         stamp: where a source can tell it, and all of the record was read without a complaint.
     """
 
@@ -53,6 +57,7 @@ class Record:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
     stamp: Stamp | None = None
 
 
@@ -224,6 +229,51 @@ class HoldOut(SourceWrapper):
             )
             if wanted:
                 yield row
+
+
+class Prefixed(SourceWrapper):
+    """A source whose keys begin with a name of their own, so that they meet no other source's.
+
+    `{source}` in the prefix stands for the name, without its ending, of the folder or file that a
+    record is in: of each shard, where a source has several.
+    """
+
+    def __init__(self, source: Source, prefix: str) -> None:
+        super().__init__(source)
+        self._prefix = prefix
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.rows_unless(lambda *_: False):
+            assert not isinstance(row, Kept)
+            yield row
+
+    def rows_unless(self, skip: Skip) -> Iterator[Row | Kept]:
+        parts = self.source.parts() if _SOURCE_NAME in self._prefix else [self.source]
+        for part in parts:
+            prefix = f"{self._prefix.replace(_SOURCE_NAME, _own_name(part)).rstrip('/')}/"
+            for row in part.rows_unless(partial(_skip_prefixed, skip, prefix)):
+                if not isinstance(row, Reject):
+                    yield replace(row, key=prefix + row.key)
+                elif part.keys_are_paths:
+                    yield replace(row, key=prefix + row.key.removeprefix("/"))
+                else:
+                    yield row
+
+
+_SOURCE_NAME: Final = "{source}"
+
+
+def _skip_prefixed(skip: Skip, prefix: str, key: str, uri: str, stamp: Stamp) -> bool:
+    return skip(prefix + key, uri, stamp)
+
+
+def _own_name(source: Source) -> str:
+    """What a source is called, for its keys: no folder before it, no ending behind a file."""
+    if source.name == "-":
+        return "stdin"
+    last = os.fsencode(os.path.basename(os.path.abspath(source.name)))  # noqa: PTH100, PTH119
+    name = last.decode("utf-8", "backslashreplace")
+    return name if source.keys_are_paths else name.rpartition(".")[0] or name
 
 
 class FirstRows(SourceWrapper):

@@ -71,12 +71,17 @@ class Reading:
         return replace(self, text_fields=tuple(fields))
 
     def open(
-        self, specs: Sequence[str], *, column_types: Mapping[str, str] | None = None
+        self,
+        specs: Sequence[str],
+        *,
+        column_types: Mapping[str, str] | None = None,
+        prefix: str | None = None,
     ) -> list[Source]:
         """The readers of the sources.
 
         Args:
             column_types: of a CSV's cells that are not text.
+            prefix: what every id begins with.
 
         Raises:
             SourceError: a source does not exist or is of no kind that is read here.
@@ -93,6 +98,7 @@ class Reading:
             root=self.root,
             include=self.include,
             exclude=self.exclude,
+            prefix=prefix,
             fetch=_fetcher() if self.allow_urls else None,
         )
         return [open_source(spec, options) for spec in specs]

@@ -80,6 +80,18 @@ class IngestArguments:
         is_flag=True,
         help="Index again what was deleted; otherwise it is left out.",
     )
+    prefix: str | None = option(
+        "--prefix",
+        metavar="NAME",
+        help="Put NAME/ before every id, so that it meets no other source's; {source} in it stands "
+        "for the name of the folder, shard or manifest a record is in.",
+    )
+    replace: bool = option(
+        "--replace",
+        is_flag=True,
+        help="Let a record take the place of what another source gave the index under the same "
+        "id; otherwise it is refused.",
+    )
     rejects: Path | None = option(
         "--rejects",
         type=NEW_FILE,
@@ -104,6 +116,7 @@ class IngestArguments:
             rejects=self.rejects,
             max_errors=self.max_errors,
             allow_erased=self.allow_erased,
+            replace=self.replace,
             rehash=self.rehash,
             workers=self.workers,
             draft=self.fast_jpeg,
@@ -191,7 +204,9 @@ class AddArguments:
     epilog="\b\nExamples:\n"
     "  diptych index add ~/Pictures/2026 --index photos.index\n"
     "  diptych index add new.jsonl --index shop.index --label-field category --json\n\n"
-    "An item whose id is in the index already is replaced if it changed."
+    "\b\n  diptych index add 2019 2020 --index photos.index --prefix '{source}'\n\n"
+    "An item that the same SOURCE gave before is replaced if it changed. One whose id the index "
+    "has from another is refused: --prefix gives it an id of its own, --replace takes it for that."
 )
 @takes(AddArguments)
 def add(given: AddArguments) -> int:
@@ -221,7 +236,7 @@ def _index(
 
     # a CSV's cells are text but where a field was declared
     types = {field.path: field.type for field in options.fields or ()}
-    sources = given.reading.open(given.sources, column_types=types)
+    sources = given.reading.open(given.sources, column_types=types, prefix=given.prefix)
     if given.plot is not None:
         from service.cli.plots import require_matplotlib
 
@@ -250,6 +265,12 @@ def _index(
             click.echo(f"throughput: {drawn}")
     if report.stopped:
         note(f"Stopped after {report.rejected} rejects, as --max-errors asked.")
+    if report.conflicts:
+        note(
+            f"{report.conflicts} records have an id that another one has, and were refused: "
+            "--prefix '{source}' or --id-field gives them ids of their own; --replace takes them "
+            "for what another source gave the index."
+        )
     if report.erased:
         note(f"{report.erased} deleted items were left out; --allow-erased indexes them again.")
     return PARTIAL if report.rejected else OK

@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_the_old_version_untouched(
         extra.unlink()
     (pictures / "new.png").write_bytes(solid("red", size=(9, 9)))
     codes = set()
-    for spare in range(0, 120_000, 12_000):
+    for spare in range(0, 180_000, 12_000):
         ballast = small_disk / "ballast"
         free = shutil.disk_usage(small_disk).free
         ballast.write_bytes(bytes(max(0, free - spare)))
@@ -307,3 +307,22 @@ def test_a_full_disk_leaves_the_old_version_untouched(
     assert codes == {0, 6}
     with opened(out) as snapshot:
         assert sorted(ids(snapshot, "red", 2)) == ["new.png", "red.png"]
+
+
+def test_two_sources_with_the_same_ids_are_told_how_to_keep_both(
+    pictures: Path, tmp_path: Path
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "x.index"
+    other.mkdir()
+    (other / "red.png").write_bytes(solid("blue"))
+    build = ("index", "build", pictures, "--out", out, "--model", "colours", "--json")
+    assert diptych(*build).returncode == 0
+    for command in (("add", other, "--index"), ("build", pictures, other, "--out")):
+        run = diptych("index", *command, out, "--json")
+        assert (run.returncode, json.loads(run.stdout)["conflicts"]) == (3, 1)
+        for told in ("--prefix", "--id-field", "--replace"):
+            assert told in run.stderr
+    run = diptych("index", "add", other, "--index", out, "--json", "--prefix", "{source}")
+    assert (run.returncode, json.loads(run.stdout)["added"]) == (0, 1)
+    run = diptych("index", "add", other, "--index", out, "--json", "--replace")
+    assert (run.returncode, json.loads(run.stdout)["updated"]) == (0, 1)

@@ -71,7 +71,8 @@ class BuildOptions:
         relevance: keep a background (`indexer.search.relevance`) so that hits carry a relevance;
             an index that has one keeps it in any case.
         mirror: also remove the records that no source has any more; `mirror_all` even if they are
-            more than half of the index (`indexer.ingest.reader`).
+            more than half of the index, or all that a source or a folder had
+            (`indexer.ingest.reader`).
         replace: let a record take the place of one that another source gave under the same id;
             otherwise it is refused (`id-conflict`).
         rehash: read every file, also those that look as they did when they were indexed.

@@ -235,8 +235,9 @@ class Pipeline:
             self._commit()
 
     def _remove_gone(self) -> None:
-        known = self._build.known
-        for key in self._build.mirror.gone(known, remove_all=self._options.mirror_all):
+        known, mirror = self._build.known, self._build.mirror
+        remove_all = self._options.mirror_all
+        for key in mirror.gone(known, self._build.sources, remove_all=remove_all):
             self._write(partial(self._storage.bury, known.live_rows(key)))
             self._build.tally.count("removed")
 

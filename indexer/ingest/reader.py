@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -114,6 +115,14 @@ class KnownRecords:
         position, row = self.live_rows(key)[0]
         return self._base.segments[position].items.items([row])[row].uri
 
+    def origin(self, key: str) -> int:
+        """Where a record that the index holds came from; 0 where that is not known."""
+        return int(_STATE.unpack(self._states[key][-_STATE.size :])[1])
+
+    def lists(self, name: str, kind: str) -> bool:
+        """Whether the index names a source as one that it was built from."""
+        return any((one.name, one.kind) == (name, kind) for one in self._base.manifest.sources)
+
     def content(self, key: str) -> str:
         """The content hash (hex) of a record that the index holds."""
         return self._states[key][: -_STATE.size].hex()
@@ -174,16 +183,24 @@ class Mirror:
 
     Only sources read to their end tell that. A row that a reader refused without telling whose it
     is might be any record's, and a disk that is not mounted looks like an empty folder. So a mirror
-    removes nothing when in doubt, and never more than half without being told so.
+    removes nothing when in doubt, and neither more than half nor all of a source or a folder
+    without being told so.
     """
 
     seen: SeenKeys = field(default_factory=SeenKeys)
+    arrived: SeenKeys = field(default_factory=SeenKeys)
+    """Content hashes of the records that are new: what moved within a source is not lost."""
+    _origins: set[int] = field(default_factory=set)
+    _path_origins: set[int] = field(default_factory=set)
+    _parents: set[str] = field(default_factory=set)
+    _answered: set[tuple[str, str]] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _folders: list[str] = field(default_factory=list)
     _nameless: int = 0
 
     def refused(self, source: Source, reject: Reject) -> None:
         """Take note of a row that a reader refused: whatever it is, it is not gone."""
+        self._answered.add((source.name, source.kind))
         if reject.code in _HARMLESS:
             return
         if not source.keys_are_paths:  # a line, a byte offset or a member, not the record's key
@@ -192,12 +209,30 @@ class Mirror:
             self._folders.append("" if reject.key == "/" else reject.key)
         else:
             self._refused.add(reject.key)
+            self._note_parents(reject.key)
 
-    def gone(self, known: KnownRecords, *, remove_all: bool) -> list[str]:
+    def found(self, source: Source, key: str, origin: int) -> None:
+        """Take note of a record that a source has, whatever becomes of it; origin: 0 for none."""
+        self._answered.add((source.name, source.kind))
+        self._origins.add(origin)
+        if source.keys_are_paths:
+            self._path_origins.add(origin)
+            self._note_parents(key)
+
+    def _note_parents(self, key: str) -> None:
+        parent = key[: key.rfind("/") + 1]
+        while parent and parent not in self._parents:
+            self._parents.add(parent)
+            parent = parent[: parent.rfind("/", 0, -1) + 1]
+
+    def gone(
+        self, known: KnownRecords, sources: Sequence[Source], *, remove_all: bool
+    ) -> list[str]:
         """Keys of the records that no source has any more.
 
         Raises:
-            InputError: it cannot be told, or there are too many of them.
+            InputError: it cannot be told, there are too many of them, or they are all that a
+                source, or a folder in it, had.
         """
         gone = [
             key
@@ -221,7 +256,50 @@ class Mirror:
                 code="mirror-too-much",
                 hint="see that every source is there and was named; --mirror-all removes them",
             )
+        if not remove_all and (lost := self._lost(known, gone, sources)):
+            raise InputError(
+                f"nothing was removed: {lost}",
+                code="mirror-emptied",
+                hint="see that every disk is mounted and every source named; where they are gone "
+                "for good, --mirror-all removes them",
+            )
         return gone
+
+    def _lost(
+        self, known: KnownRecords, gone: Sequence[str], sources: Sequence[Source]
+    ) -> str | None:
+        """What looks like a disk that is not mounted: a source, or a folder, that has nothing."""
+        left = set(gone)
+        there = self._origins | {known.origin(key) for key in known if key not in left}
+        lost = [key for key in gone if known.content(key) not in self.arrived]
+        for key in lost:
+            origin = known.origin(key)
+            if origin and origin not in there:
+                count = sum(known.origin(one) == origin for one in lost)
+                return f"no source has any of the {count} records that came with {known.uri(key)}"
+        if any(not known.origin(key) for key in lost):
+            # of an earlier release: all that is known is which sources there were
+            for name, kind in ((one.name, one.kind) for one in sources):
+                if (name, kind) not in self._answered and known.lists(name, kind):
+                    return f"{name} had records and has none now"
+        folders = Counter(
+            folder
+            for key in lost
+            if known.origin(key) in self._path_origins and (folder := self._emptied(key))
+        )
+        for folder, count in folders.items():
+            if count > 1:
+                return f"none of the {count} records below {folder} is there any more"
+        return None
+
+    def _emptied(self, key: str) -> str | None:
+        """The outermost folder of a key that has nothing in it any more."""
+        at = key.find("/")
+        while at >= 0:
+            if key[: at + 1] not in self._parents:
+                return key[: at + 1]
+            at = key.find("/", at + 1)
+        return None
 
 
 class Reader:
@@ -237,6 +315,7 @@ class Reader:
         self._tally = build.tally
         self._stamps = build.stamps
         self._left_out = build.left_out
+        self._mirrors = build.options.mirror
         # what the keys of this run hold, where another source may have one of them again
         self._contents = SeenKeys() if len(build.sources) > 1 else None
         self._wants_back = build.options.allow_erased and len(build.erased) > 0
@@ -280,7 +359,10 @@ class Reader:
         with self._build.stages.work("read"):
             if isinstance(row, Kept):
                 self._kept(source, row.key)
-            elif why := check_record(row):
+                return None
+            if self._mirrors:
+                self._build.mirror.found(source, row.key, origin_number(row.origin) or 0)
+            if why := check_record(row):
                 self._build.mirror.seen.add(row.key)
                 self._tally.refuse(Reject(source.name, row.key, "unusable-record", why))
             elif row.key in self._left_out:
@@ -291,6 +373,8 @@ class Reader:
         return None
 
     def _kept(self, source: Source, key: str) -> None:
+        if self._mirrors:
+            self._build.mirror.found(source, key, self._build.known.origin(key))
         known = self._build.known.content(key)
         if self._is_fresh(key, known) or self._is_repeated(key, known):
             self._tally.handled("unchanged")
@@ -332,6 +416,8 @@ class Reader:
             self._tally.refuse(Reject(source.name, record.key, "id-conflict", why))
             return None
         self._is_fresh(record.key, digest)
+        if self._mirrors and state == "new":
+            self._build.mirror.arrived.add(digest)
         if self._stamps is not None:
             self._stamps.note(record.key, record.stamp, digest)
         arrival = Arrival(source.name, record.key, record.uri, digest, origin_number(record.origin))

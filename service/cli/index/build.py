@@ -144,7 +144,8 @@ class BuildArguments:
         "--mirror",
         is_flag=True,
         help="Also remove what is in the index but in no SOURCE any more; refused where more than "
-        "half of it seems gone, or where a SOURCE could not be read to its end.",
+        "half of it seems gone, or all that a SOURCE or a folder had (a disk that is not mounted), "
+        "or where a SOURCE could not be read to its end.",
     )
     mirror_all: bool = option(
         "--mirror-all", is_flag=True, help="As --mirror, however much is gone."

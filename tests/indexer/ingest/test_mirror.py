@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from indexes import NAMES, ListSource, build, ids, opened, record, reject
 
 from indexer.format.erasures import read_erasures
 from indexer.format.manifest import read_manifest
+from indexer.ingest import reader
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
 from indexer.ingest.options import DeferredEncoder
 from indexer.maintain.edit import delete_items, rollback
@@ -188,3 +190,99 @@ def test_a_deferred_model_that_is_another_is_refused(out: Path) -> None:
     with pytest.raises(EncoderMismatchError):
         build_index([ListSource([record("new", "red")])], out, deferred)
     assert live(out) == set(KEYS)
+
+
+def disk(path: Path, *names: str) -> Path:
+    """A folder of pictures; `names` are paths below it."""
+    for number, name in enumerate(names):
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(solid(NAMES[number % 8], size=(8 + number, 8 + len(path.name))))
+    return path
+
+
+def mirror_of(out: Path, *sources: Path, **options: object) -> BuildReport:
+    settings = BuildOptions(mirror=True, **options)  # type: ignore[arg-type]
+    opened_ones = [open_source(str(one)) for one in sources]
+    return build_index(opened_ones, out, ColourEncoder(), options=settings)
+
+
+@pytest.mark.parametrize("stored", ["now", "by an earlier release"])
+def test_a_source_that_had_records_and_has_none_is_not_mounted(
+    tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop = disk(tmp_path / "laptop", *(f"l{n}.png" for n in range(6)))
+    usb = disk(tmp_path / "usb", *(f"u{n}.png" for n in range(4)))
+    out = tmp_path / "x.index"
+    with monkeypatch.context() as patch:
+        if stored != "now":
+            patch.setattr(reader, "origin_number", lambda _: None)
+        mirror_of(out, laptop, usb)
+    usb.rename(tmp_path / "away")
+    usb.mkdir()  # an empty mount point
+    with pytest.raises(InputError, match="nothing was removed") as caught:
+        mirror_of(out, laptop, usb)
+    assert caught.value.code == "mirror-emptied"
+    assert "--mirror-all" in (caught.value.hint or "")
+    if stored == "now":
+        with pytest.raises(InputError, match="any of the 4 records"):
+            mirror_of(out, laptop)  # the mount point gone too, and so not named
+    assert len(live(out)) == 10
+    assert mirror_of(out, laptop, usb, mirror_all=True).removed == 4
+    assert mirror_of(out, laptop, usb).removed == 0, "a source that is empty is none that was lost"
+
+
+def test_a_folder_that_lost_everything_is_not_mounted(tmp_path: Path) -> None:
+    names = [
+        *(f"in/usb/u{n}.png" for n in range(3)),
+        *(f"l/{n}.png" for n in range(6)),
+        "one/a.png",
+    ]
+    everything = disk(tmp_path / "all", *names)
+    out = tmp_path / "x.index"
+    mirror_of(out, everything)
+    (everything / "in" / "usb").rename(tmp_path / "away")
+    (everything / "one" / "a.png").unlink()
+    for spoil in (lambda: None, (everything / "in" / "usb").mkdir, (everything / "in/x.png").touch):
+        spoil()
+        with pytest.raises(InputError, match=r"none of the 3 records below in/(usb/)? is"):
+            mirror_of(out, everything)
+        assert len(live(out)) == 10
+    (tmp_path / "away").rename(everything / "moved")
+    report = mirror_of(out, everything)
+    assert (report.added, report.removed) == (3, 4), "what moved is not lost, nor is one picture"
+    (everything / "l" / "0.png").unlink()
+    assert mirror_of(out, everything).removed == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tar"])
+def test_a_file_that_is_empty_now_is_not_what_it_was(tmp_path: Path, suffix: str) -> None:
+    pictures, table = disk(tmp_path / "p", *(f"{n}.png" for n in range(6))), tmp_path / f"t{suffix}"
+    rows = [f'{{"id": "t{n}", "caption": "red {n}"}}\n' for n in range(3)]
+    full = {".jsonl": "".join(rows), ".csv": "id,caption\nt0,red\nt1,blue\n", ".tar": ""}[suffix]
+    table.write_text(full)
+    if suffix == ".tar":
+        with tarfile.open(table, "w") as tar:
+            for name in ("0.png", "1.png"):
+                tar.add(pictures / name, arcname=f"t{name}")
+    out = tmp_path / "x.index"
+    mirror_of(out, pictures, table)
+    if suffix == ".tar":
+        tarfile.open(table, "w").close()
+    else:
+        table.write_text("" if suffix == ".jsonl" else "id,caption\n")
+    with pytest.raises(InputError, match="nothing was removed"):
+        mirror_of(out, pictures, table)
+
+
+def test_a_record_whose_source_lost_it_makes_room_for_another_source(tmp_path: Path) -> None:
+    first = disk(tmp_path / "first", "a.png", "b.png", "c.png")
+    second = disk(tmp_path / "second", "a.png")
+    out = tmp_path / "x.index"
+    assert mirror_of(out, first, second).conflicts == 1
+    (first / "a.png").unlink()
+    assert (mirror_of(out, first, second).removed) == 1
+    report = mirror_of(out, first, second)
+    assert (report.added, report.conflicts) == (1, 0)
+    with pytest.raises(InputError):
+        mirror_of(tmp_path / "x.index", second)  # would remove what the other source has

@@ -46,7 +46,7 @@ class Erasures:
         self._hashes = frozenset(hashes)
 
     def __contains__(self, erased: Erased) -> bool:
-        return bool(self._hashes) and _hashed(erased) in self._hashes
+        return bool(self._hashes) and hashed(erased) in self._hashes
 
     def text(self, record: str, language: str | None, text: str | None) -> bool:
         """Whether this text of a record was deleted by what it says."""
@@ -73,8 +73,8 @@ class Erasures:
 
     def changed(self, *, erase: Iterable[Erased] = (), unerase: Iterable[Erased] = ()) -> Erasures:
         """With some taken off and others put on; what is named in both is on."""
-        hashes = self._hashes - {_hashed(one) for one in unerase}
-        return Erasures(hashes | {_hashed(one) for one in erase})
+        hashes = self._hashes - {hashed(one) for one in unerase}
+        return Erasures(hashes | {hashed(one) for one in erase})
 
     def joined(self, hashes: Iterable[bytes]) -> Erasures:
         """With these hashes of ids as well."""
@@ -106,7 +106,8 @@ def is_place(record: str, item_id: str) -> bool:
     return rest != item_id and _PLACE.fullmatch(rest) is not None
 
 
-def _hashed(erased: Erased) -> bytes:
+def hashed(erased: Erased) -> bytes:
+    """The hash that a list has of something."""
     return erased if isinstance(erased, bytes) else hash_id(erased)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from indexer.files.fs import Fs, require_space
-from indexer.format.entries import FileEntry
+from indexer.format.entries import ITEMS_FILE, FileEntry
+from indexer.format.erasures import Erasures, read_erasures
 from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
     CURRENT,
@@ -27,10 +28,17 @@ from indexer.format.manifest import (
     read_head,
     read_manifest,
 )
-from indexer.format.version import open_version
+from indexer.format.version import OpenVersion, open_version
 from indexer.transfer.clip_retrieval import write_folders
 from indexer.transfer.parquet_files import arrow, write_parquet
-from indexer.transfer.rows import OnRows, RowBlock, TransferReport, live_rows, whole_directory
+from indexer.transfer.rows import (
+    ERASURES,
+    OnRows,
+    RowBlock,
+    TransferReport,
+    live_rows,
+    whole_directory,
+)
 from models.errors import IndexCorruptError
 
 Format = Literal["clip-retrieval", "parquet", "copy"]
@@ -67,18 +75,26 @@ def export_index(
 
 def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) -> TransferReport:
     with whole_directory(out) as partial:
-        with _newest(
-            root, lambda head: open_version(root, read_manifest(root, head), verify="full")
-        ) as version:
+        version, erasures = _newest(root, lambda head: _opened(root, head))
+        with version:
             live = version.manifest.live
-            require_space(partial, 3 * version.manifest.dim * (live.images + live.texts))
+            about = sum(one.files[ITEMS_FILE].size for one in version.manifest.segments)
+            rows = live.images + live.texts
+            require_space(partial, 3 * version.manifest.dim * rows + about)
             if form == "parquet":
-                total = live.images + live.texts
-                write_parquet(partial, version.manifest, _told(live_rows(version), total, on_rows))
+                write_parquet(partial, version.manifest, _told(live_rows(version), rows, on_rows))
             else:
                 write_folders(partial, version)
+            if len(erasures):
+                (partial / ERASURES).write_bytes(erasures.encode())
         _sync_all(partial)
     return TransferReport(form, version.manifest.version, live.images, live.texts)
+
+
+def _opened(root: Path, head: Head) -> tuple[OpenVersion, Erasures]:
+    manifest = read_manifest(root, head)
+    erasures = read_erasures(root, manifest)
+    return open_version(root, manifest, verify="full"), erasures
 
 
 def _newest(root: Path, use: Callable[[Head], T]) -> T:

@@ -2,11 +2,13 @@
 
     part-00000.parquet    id, modality, uri, text, language, image_id, label, record, attributes
                           (JSON), content_hash, vector (float16 [D]), thumbnail (JPEG), picture,
-                          texts (of a picture: what search by words finds it by)
+                          texts (of a picture: what search by words finds it by), origin (a number
+                          that tells its source from others)
 
 Every column but `id` and `vector` may be missing in files made by others; columns that are not
-named here become attributes. Our files carry the encoder's fingerprint and the declared fields in
-their schema, so that a wrong model is refused. Extension types of Arrow are not loaded.
+named here become attributes, and so do those that bear our names and are something else. Our files
+carry the encoder's fingerprint and the declared fields in their schema, so that a wrong model is
+refused. Extension types of Arrow are not loaded.
 """
 
 from __future__ import annotations
@@ -21,12 +23,28 @@ import numpy as np
 
 from indexer.filters.declared import Field, parse_fields, values_of
 from indexer.format.entries import Modality
-from indexer.format.items import Item, NewRow, Picture
+from indexer.format.items import Item, NewRow
 from indexer.format.manifest import Manifest
+from indexer.format.segment import HalfVectors
+from indexer.transfer.cells import (
+    RefusedRowError,
+    attributes_of,
+    cells,
+    hash_of,
+    id_of,
+    origin_of,
+    others,
+    picture_of,
+    plain,
+    text_of,
+    texts_of,
+    thumbnail_of,
+)
 from indexer.transfer.rows import BLOCK, RowBlock, TransferReport
 from models.encoder import Fingerprint
 from models.errors import InputError, ModelError, SourceError
 from models.sources.records import UNDETERMINED
+from models.vectors import Vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +54,7 @@ FIELDS: Final = b"diptych.fields"
 _ROWS_A_FILE: Final = 1_000_000
 _KNOWN: Final = (
     "id", "modality", "uri", "text", "language", "image_id", "label", "record", "attributes",
-    "content_hash", "vector", "thumbnail", "picture", "texts",
+    "content_hash", "vector", "thumbnail", "picture", "texts", "origin",
 )  # fmt: skip
 
 
@@ -48,10 +66,20 @@ def arrow() -> Any:
     """
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise InputError("Parquet needs pyarrow", hint="pip install 'diptych[parquet]'") from error
     return pyarrow
+
+
+def about(manifest: Manifest) -> dict[bytes, bytes]:
+    """What our files say in their schema of the index that they came from."""
+    fields = ",".join(f"{one.name}={one.path}:{one.type}" for one in manifest.declared)
+    return {
+        FINGERPRINT: json.dumps(manifest.fingerprint.to_dict()).encode(),
+        FIELDS: fields.encode(),
+    }
 
 
 def schema(manifest: Manifest) -> pa.Schema:
@@ -65,10 +93,6 @@ def schema(manifest: Manifest) -> pa.Schema:
             ("pixels", pa.binary()),
         ]
     )
-    about = {
-        FINGERPRINT: json.dumps(manifest.fingerprint.to_dict()).encode(),
-        FIELDS: ",".join(f"{one.name}={one.path}:{one.type}" for one in manifest.declared).encode(),
-    }
     return pa.schema(
         [
             *((name, pa.string()) for name in text),
@@ -78,8 +102,9 @@ def schema(manifest: Manifest) -> pa.Schema:
             ("thumbnail", pa.binary()),
             ("picture", picture),
             ("texts", pa.list_(pa.string())),
+            ("origin", pa.int64()),
         ],
-        metadata=about,
+        metadata=about(manifest),
     )
 
 
@@ -126,6 +151,7 @@ def _table(pa: Any, form: pa.Schema, block: RowBlock) -> pa.Table:
         else {name: getattr(row.picture, name) for name in ("width", "height", "size", "pixels")}
         for row in block.rows
     ]
+    columns["origin"] = [row.origin for row in block.rows]
     columns["texts"] = [None if row.texts is None else list(row.texts) for row in block.rows]
     return pa.table(columns, schema=form)
 
@@ -143,33 +169,65 @@ def stored_about(parts: list[Path]) -> tuple[Fingerprint | None, tuple[Field, ..
     Raises:
         SourceError: it is not Parquet.
     """
-    about = open_parquet(parts[0]).schema_arrow.metadata or {}
+    told_of = open_parquet(parts[0]).schema_arrow.metadata or {}
     try:
-        told = json.loads(about[FINGERPRINT]) if FINGERPRINT in about else None
-        fields = parse_fields([about[FIELDS].decode()]) if about.get(FIELDS) else ()
+        told = json.loads(told_of[FINGERPRINT]) if FINGERPRINT in told_of else None
+        fields = parse_fields([told_of[FIELDS].decode()]) if told_of.get(FIELDS) else ()
         return None if told is None else Fingerprint.from_dict(told), fields
     except (ValueError, ModelError, InputError) as error:
         raise SourceError(f"{parts[0]}: what it says of its encoder is damaged") from error
 
 
 def read_parquet(
-    parts: list[Path], fields: tuple[Field, ...], report: TransferReport
+    parts: list[Path], dim: int, fields: tuple[Field, ...], report: TransferReport
 ) -> Iterator[RowBlock]:
-    """Rows of all files, a block at a time, split by modality.
+    """Rows of all files, a block at a time: first all pictures, then all texts.
+
+    Each row is judged alone: one that cannot be stored is rejected with its reason.
+
+    Args:
+        dim: D, of the vectors that are wanted.
 
     Raises:
         SourceError: a file cannot be read, or lacks `id` or `vector`.
+        InputError: no vector has the wanted dimension.
     """
-    for path in parts:
-        file = open_parquet(path)
-        missing = {"id", "vector"} - set(file.schema_arrow.names)
-        if missing:
-            raise SourceError(f"{path} has no column {' and no '.join(sorted(missing))}")
-        try:
-            for batch in file.iter_batches(BLOCK):
-                yield from _rows(batch, fields, report)
-        except (OSError, ValueError, arrow().lib.ArrowException) as error:
-            raise SourceError(f"{path}: {str(error).splitlines()[0]}") from error
+    reader = _Reader(dim, fields, report)
+    # texts name their pictures, which may stand behind them or in another file
+    for modality in ("image", "text"):
+        for path in parts:
+            file = open_parquet(path)
+            names = file.schema_arrow.names
+            missing = {"id", "vector"} - set(names)
+            if missing:
+                raise SourceError(f"{path} has no column {' and no '.join(sorted(missing))}")
+            if len(set(names)) < len(names):
+                raise SourceError(f"{path} has two columns of the same name")
+            _check_vectors(path, file.schema_arrow.field("vector").type)
+            if modality == "text" and "modality" not in names:
+                continue
+            try:
+                at = 0
+                for batch in file.iter_batches(BLOCK):
+                    yield from reader.take(batch, modality, path.name, at)
+                    at += len(batch)
+            except (OSError, ValueError, arrow().lib.ArrowException) as error:
+                raise SourceError(f"{path}: {str(error).splitlines()[0]}") from error
+    reader.finish()
+
+
+def _check_vectors(path: Path, found: Any) -> None:
+    types = arrow().types
+    is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    one = found.value_type if is_list else found
+    if types.is_null(one):
+        return  # each row says that it has none
+    if is_list and (types.is_floating(one) or types.is_integer(one) or types.is_decimal(one)):
+        return
+    raise SourceError(
+        f"{path}: its column vector holds {found}, not lists of numbers",
+        hint="write each vector as a list of floats, one for each dimension",
+    )
 
 
 def open_parquet(path: Path) -> Any:
@@ -179,66 +237,168 @@ def open_parquet(path: Path) -> Any:
         raise SourceError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
 
 
-def _rows(
-    batch: pa.RecordBatch, fields: tuple[Field, ...], report: TransferReport
-) -> Iterator[RowBlock]:
-    names = set(batch.schema.names)
-    vector = batch.column(batch.schema.get_field_index("vector"))
-    told = batch.select([name for name in batch.schema.names if name != "vector"]).to_pylist()
-    modalities: tuple[Modality, ...] = ("image", "text")
-    kinds = [one.get("modality") or "image" for one in told]
-    dim = len(vector[0]) if len(vector) and vector[0].is_valid else 0
-    for modality in modalities:
-        at = [i for i, kind in enumerate(kinds) if kind == modality and vector[i].is_valid]
-        at = [i for i in at if len(vector[i]) == dim]
-        if at:
-            flat = vector.take(arrow().array(at)).flatten().to_numpy(zero_copy_only=False)
-            rows = [_row(told[i], modality, names, fields) for i in at]
-            yield RowBlock(modality, flat.reshape(len(at), dim), rows)
-    for i, one in enumerate(told):
-        if kinds[i] not in modalities:
-            report.reject(str(one["id"]), f"modality is {kinds[i]!r}")
-        elif not vector[i].is_valid or len(vector[i]) != dim:
-            report.reject(str(one["id"]), "it has no vector, or one of another length")
+class _Reader:
+    """Rows of the files -> rows of an index, each judged alone."""
+
+    def __init__(self, dim: int, fields: tuple[Field, ...], report: TransferReport) -> None:
+        self._dim = dim
+        self._fields = fields
+        self._report = report
+        self._fitting = 0
+        self._other: int | None = None
+
+    def take(
+        self, batch: pa.RecordBatch, modality: Modality, file: str, first: int
+    ) -> Iterator[RowBlock]:
+        """The rows of one modality; `first` is the number of the first one in its file."""
+        names = batch.schema.names
+        kinds = (
+            [_kind(one) for one in cells(batch.column("modality"))] if "modality" in names else ()
+        )
+        # what is neither is judged with the pictures
+        numbers = [i for i in range(len(batch)) if (kinds[i] if kinds else "image") == "text"]
+        if modality == "image":
+            numbers = sorted(set(range(len(batch))) - set(numbers))
+        if len(numbers) < len(batch):
+            batch = batch.take(arrow().array(numbers, arrow().int64()))
+        columns = {name: cells(batch.column(name)) for name in names if name != "vector"}
+        vectors = _Vectors(batch.column("vector"), self._dim)
+        chosen: list[int] = []
+        rows: list[NewRow] = []
+        for i, number in enumerate(numbers):
+            one = {name: column[i] for name, column in columns.items()}
+            kind = kinds[number] if kinds else modality
+            where = f"row {first + number} of {file}"
+            try:
+                where = id_of(one["id"], "id") or where
+                if kind != modality:
+                    raise RefusedRowError(f"its modality is {plain(kind, 'modality')!r}")
+                if (length := vectors.lengths[i]) != self._dim:
+                    self._other = self._other or length
+                    why = "no vector" if length is None else f"a vector of {length} dimensions"
+                    raise RefusedRowError(f"it has {why}, the model has {self._dim}")
+                self._fitting += 1
+                if vectors.has_gap(i):
+                    raise RefusedRowError("its vector has gaps")
+                rows.append(self._row(one, modality))
+            except RefusedRowError as error:
+                self._report.reject(where, str(error))
+            else:
+                chosen.append(i)
+        if chosen:
+            yield RowBlock(modality, vectors.rows(chosen), rows)
+
+    def finish(self) -> None:
+        """Raises InputError where all vectors are of another model."""
+        if self._other and not self._fitting:
+            raise InputError(
+                f"vectors have {self._other} dimensions, the model has {self._dim}",
+                hint="name the model that made them with --model",
+            )
+
+    def _row(self, one: dict[str, Any], modality: Modality) -> NewRow:
+        item_id = id_of(one["id"], "id")
+        if item_id is None:
+            raise RefusedRowError("it has no id")
+        is_text = modality == "text"
+        image_id = id_of(one.get("image_id"), "image_id") if is_text else None
+        texts = texts_of(one.get("text"), "text")
+        if is_text and len(texts) != 1:
+            raise RefusedRowError("it is a text without words" if not texts else _TWO_TEXTS)
+        text = texts[0] if texts else None
+        attributes = attributes_of(one.get("attributes")) | others(one, _KNOWN)
+        digest = hash_of(one.get("content_hash"))
+        thumbnail, picture = thumbnail_of(one.get("thumbnail")), picture_of(one.get("picture"))
+        record = self._record(one, item_id, image_id, is_text=is_text)
+        claims: dict[str, Any] = {
+            "content_hash": digest,
+            "thumbnail": thumbnail,
+            "picture": picture,
+            "record": record,
+            "image_id": image_id,
+        }
+        for name, claim in claims.items():
+            if claim is None and one.get(name) is not None:
+                # a column that happens to have one of our names, and is something else
+                attributes[name] = plain(one[name], name)
+        label = text_of(one.get("label"), "label")
+        language = text_of(one.get("language"), "language")
+        content = json.dumps([item_id, text, attributes], ensure_ascii=False, sort_keys=True)
+        item = Item(
+            id=item_id,
+            modality=modality,
+            uri=text_of(one.get("uri"), "uri") or item_id,
+            text=text,
+            language=None if text is None else language or UNDETERMINED,
+            image_id=image_id,
+            label=label,
+            attributes=attributes,
+            content_hash=digest or hashlib.sha256(content.encode()).hexdigest(),
+        )
+        words = texts_of(one.get("texts"), "texts")
+        words = tuple(dict.fromkeys([*words, *texts]))
+        values, problems = values_of(attributes, self._fields)
+        for problem in problems:
+            self._report.note(f"{problem}; it counts as missing")
+        return NewRow(
+            record=record or image_id or item_id,
+            item=item,
+            thumbnail=thumbnail,
+            values=values,
+            picture=picture,
+            texts=words if modality == "image" and words else None,
+            origin=origin_of(one.get("origin")),
+        )
+
+    @staticmethod
+    def _record(
+        one: dict[str, Any], item_id: str, image_id: str | None, *, is_text: bool
+    ) -> str | None:
+        """The source record that a row names, if it can be one as an index has them."""
+        record = id_of(one.get("record"), "record")
+        if record is None:
+            return None
+        owner = (image_id or record) if is_text else item_id
+        is_own = image_id is not None or not is_text or item_id.startswith(f"{record}#")
+        return record if record == owner and is_own else None
 
 
-def _row(
-    one: dict[str, Any], modality: Modality, names: set[str], fields: tuple[Field, ...]
-) -> NewRow:
-    item_id = str(one["id"])
-    attributes = json.loads(one["attributes"]) if one.get("attributes") else {}
-    attributes |= {name: plain(one[name]) for name in names - set(_KNOWN)}
-    text = one.get("text")
-    about = json.dumps([item_id, text, attributes], ensure_ascii=False, sort_keys=True)
-    item = Item(
-        id=item_id,
-        modality=modality,
-        uri=one.get("uri") or item_id,
-        text=text,
-        language=one.get("language") or (UNDETERMINED if text is not None else None),
-        image_id=one.get("image_id"),
-        label=one.get("label"),
-        attributes=attributes,
-        content_hash=one.get("content_hash") or hashlib.sha256(about.encode()).hexdigest(),
-    )
-    return NewRow(
-        record=one.get("record") or item.image_id or item_id,
-        item=item,
-        thumbnail=one.get("thumbnail"),
-        values=values_of(attributes, fields)[0],
-        picture=Picture(**one["picture"]) if one.get("picture") else None,
-        texts=tuple(one["texts"]) if one.get("texts") else None,
-    )
+def _kind(value: Any) -> Any:
+    """A cell that names a modality; nothing means a picture."""
+    return (value.strip().lower() or "image") if isinstance(value, str) else value or "image"
 
 
-def plain(value: Any) -> Any:
-    """A cell as JSON can hold it."""
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    return str(value)
+_TWO_TEXTS: Final = "it has several texts, and one vector"
+
+
+class _Vectors:
+    """The vectors of a batch, of any length, with gaps or missing."""
+
+    def __init__(self, column: pa.Array, dim: int) -> None:
+        self._dim = dim
+        self._column = column
+        pa = arrow()
+        if pa.types.is_null(column.type):
+            self.lengths: list[int | None] = [None] * len(column)
+            return
+        valid = column.is_valid().to_pylist()
+        if pa.types.is_fixed_size_list(column.type):
+            self.lengths = [column.type.list_size if one else None for one in valid]
+        else:
+            self.lengths = pa.compute.list_value_length(column).to_pylist()
+        self._gaps: set[int] = set()
+        if column.flatten().null_count:
+            whole = (i for i, length in enumerate(self.lengths) if length is not None)
+            self._gaps = {i for i in whole if column[i].values.null_count}
+
+    def has_gap(self, i: int) -> bool:
+        return i in self._gaps
+
+    def rows(self, chosen: list[int]) -> HalfVectors | Vectors:
+        """[len(chosen), D] of rows that have that many numbers and no gap."""
+        pa = arrow()
+        flat = self._column.take(pa.array(chosen)).flatten()
+        if pa.types.is_decimal(flat.type):
+            flat = flat.cast(pa.float64())
+        found: HalfVectors | Vectors = flat.to_numpy(zero_copy_only=False)
+        return found.reshape(len(chosen), self._dim)

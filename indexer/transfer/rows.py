@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from indexer.files.fs import storage_error
 from indexer.format.entries import Modality
+from indexer.format.erasures import hashes_in
 from indexer.format.items import NewRow
 from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors
 from indexer.format.version import OpenVersion
 from indexer.store.copies import load_rows
-from models.errors import InputError, StoreError
+from models.errors import InputError, SourceError, StoreError
 from models.vectors import Vectors, unit_rows
 
 OnRows = Callable[[int, int | None], None]
@@ -51,6 +52,8 @@ class TransferReport:
         files, bytes: written outside, by an export.
         scaled: vectors that were not of unit length and were scaled, by an import.
         rejected: rows left out, each with the reason; at most a hundred are told.
+        erased: rows left out because they had been deleted.
+        notes: what became of the rest that is not as it was, and how often; at most a hundred.
     """
 
     format: str
@@ -62,6 +65,8 @@ class TransferReport:
     scaled: int = 0
     rejected: int = 0
     reasons: list[str] = field(default_factory=list)
+    erased: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def reject(self, where: str, why: str) -> None:
@@ -69,8 +74,35 @@ class TransferReport:
         if len(self.reasons) < 100:
             self.reasons.append(f"{where}: {why}")
 
+    def note(self, what: str, count: int = 1) -> None:
+        if what in self.notes or len(self.notes) < 100:
+            self.notes[what] = self.notes.get(what, 0) + count
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+ERASURES: Final = "_erased.npy"
+"""Beside exported rows, where there is one: what was deleted (`indexer.format.erasures`). Readers
+of whole folders pass over names that begin so."""
+
+
+def stored_erasures(source: Path) -> set[bytes]:
+    """The erasure list beside an export, a folder or a file of one; empty where there is none.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    path = (source if source.is_dir() else source.parent) / ERASURES
+    if not path.exists():
+        return set()
+    hashes = hashes_in(path)
+    if not hashes:
+        raise SourceError(
+            f"{path} is no erasure list, or it is damaged",
+            hint="take it from the export again; without it what was deleted could come back",
+        )
+    return hashes
 
 
 def live_rows(version: OpenVersion) -> Iterator[RowBlock]:
@@ -102,7 +134,9 @@ def _texts(version: OpenVersion, picture: NewRow) -> tuple[str, ...] | None:
         item = version.segments[position].items.items([row])[row]
         if item.text is not None:
             found.append(item.text)
-    return tuple(found) or None
+    if picture.item.text is not None:  # its own, which may be in a language that is not indexed
+        found.append(picture.item.text)
+    return tuple(dict.fromkeys(found)) or None
 
 
 def storable(vectors_BD: npt.NDArray[Any], dim: int) -> tuple[HalfVectors | Vectors, int]:

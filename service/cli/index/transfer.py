@@ -81,6 +81,12 @@ class ImportArguments:
     no_relevance: bool = option(
         "--no-relevance", is_flag=True, help="Keep no background to judge hits against."
     )
+    allow_erased: bool = option(
+        "--allow-erased",
+        is_flag=True,
+        help="Take in what was deleted, from this index or the one that was exported; otherwise "
+        "it is left out.",
+    )
     as_json: bool = json_option()
 
 
@@ -97,7 +103,8 @@ def import_(given: ImportArguments) -> int:
 
     SOURCE is a folder of embeddings in clip-retrieval's layout, Parquet files with the columns id
     and vector, or a copy of an index. --model names the pair that made the vectors (a copy knows
-    its own): searching with another would be meaningless. Exits with 3 when rows were left out.
+    its own): searching with another would be meaningless. Each row is judged alone; exits with 3
+    when some were left out. What was deleted stays deleted: exports carry the list of it.
     """
     from indexer.filters.declared import parse_fields
     from indexer.transfer.imports import import_index, is_copy
@@ -118,6 +125,7 @@ def import_(given: ImportArguments) -> int:
             load,
             fields=fields,
             relevance=not given.no_relevance,
+            allow_erased=given.allow_erased,
             on_rows=bar.by,
         )
     if given.as_json:
@@ -130,4 +138,8 @@ def import_(given: ImportArguments) -> int:
             f"{report.version}; {report.scaled:,} vectors scaled to unit length, "
             f"{report.rejected:,} rows left out, {report.seconds:.1f} s"
         )
+    for what, count in report.notes.items():
+        note(f"{what} ({count:,} times)" if count > 1 else what)
+    if report.erased:
+        note(f"{report.erased} deleted items were left out; --allow-erased takes them in again.")
     return PARTIAL if report.rejected else OK

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from console import diptych
 from indexes import build, record
 from serving import run
+
+from indexer.maintain.edit import delete_items
+from indexer.transfer.exports import export_index
 
 
 @pytest.fixture
@@ -92,3 +97,20 @@ def test_repair_says_what_it_needs(path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["lost"] == ["a", "b"]
     assert run("index", "verify", "--index", path, "--deep").returncode == 0
+
+
+def test_what_was_deleted_stays_out_of_an_import_until_it_is_asked_for(
+    path: Path, tmp_path: Path
+) -> None:
+    out, back = tmp_path / "out", tmp_path / "back.index"
+    delete_items(path, ["a"])
+    export_index(path, out, "parquet")
+    build([record("a", "red", "red")], tmp_path / "old.index")
+    export_index(tmp_path / "old.index", tmp_path / "old", "parquet")
+    shutil.copy(out / "_erased.npy", tmp_path / "old")
+    command = ("index", "import", tmp_path / "old", "--out", back, "--model", "colours", "--json")
+    done = diptych(*command)
+    assert (done.returncode, json.loads(done.stdout)["erased"]) == (0, 2)
+    assert "2 deleted items were left out; --allow-erased" in done.stderr
+    done = diptych(*command, "--allow-erased")
+    assert json.loads(done.stdout)["images"] == 1

@@ -38,7 +38,8 @@ class SearchOptions:
         offset: how many of the best to skip.
         target: which modality to find.
         filter: which items may be found at all; None lets all.
-        min_score: hits with a lower cosine are left out, and nothing takes their place.
+        min_score: items with a lower cosine are left out before the page is cut, so that a short
+            page is the last one.
         hybrid: weight, in [0, 1], of the ranking by words (BM25 over an item's text, for a picture
             over its captions) when it is fused with that by cosine; 0 for none, True for `HYBRID`.
             A query without words keeps the order by cosine.
@@ -95,15 +96,11 @@ class SearchOptions:
 
         Searches of equal `ranking` may run together.
         """
-        return replace(self, k=k, offset=offset, min_score=None, include=frozenset())
+        return replace(self, k=k, offset=offset, include=frozenset())
 
     def by_cosine(self) -> SearchOptions:
-        """The same, in the order of cosines alone, and with every near-duplicate."""
-        return replace(self, hybrid=0.0, deduplicate=None)
-
-    def keeps(self, score: float) -> bool:
-        """Whether `min_score` lets a hit of this cosine through."""
-        return self.min_score is None or score >= self.min_score
+        """The same, in the order of cosines alone, however low, and with every near-duplicate."""
+        return replace(self, hybrid=0.0, deduplicate=None, min_score=None)
 
 
 def _switched(value: object, on: float, off: float | None) -> object:

@@ -87,19 +87,23 @@ def candidates(
     vectors: Sequence[HalfVectors],
     queries_QD: Vectors,
     keep: int,
+    floor: float | None = None,
 ) -> list[Candidates]:
     """For each query a set of rows that holds its `keep` best and all that tie with the last.
 
     Where a scanner only proposes, what it finds depends on how many it is asked for, and yet pages
     must fit together. So it is asked in fixed steps, whatever the page: for the 16 best, for 64,
     256 ... until `keep` are found. The rows of a step are those that no earlier one had, and stand
-    after them (`tiers`), even where one of them scores higher.
+    after them (`tiers`), even where one of them scores higher. The first step in which a row scores
+    below `floor` is the last: so what reaches the floor stands before all that does not, as it does
+    where the order is exact, and how deep to look does not depend on the page.
 
     Args:
         scanners: one per segment.
         vectors: float16 [N, D] per segment, the rows behind the scanner.
         queries_QD: float32 [Q, D], unit rows.
         keep: how many results are wanted, at least 1.
+        floor: the lowest cosine that is wanted; lower ones may be among what is returned.
     """
     if all(scanner.exact for scanner in scanners):
         return _round(scanners, vectors, queries_QD, keep)
@@ -113,10 +117,22 @@ def candidates(
             listed[query].append(_fresh(one, listed[query], min(depth, live), tier))
         if depth >= live:
             break
-        counts = [sum(len(one.rows) for one in listed[query]) for query in open_Q]
-        open_Q = open_Q[np.array(counts) < keep]
+        open_Q = open_Q[[_goes_on(listed[query], keep, floor) for query in open_Q]]
         depth, tier = depth * _WIDER, tier + 1
     return [_join(tiers) for tiers in listed]
+
+
+def _goes_on(listed: Sequence[Candidates], keep: int, floor: float | None) -> bool:
+    """Whether another step may find more that is wanted."""
+    if sum(len(one.rows) for one in listed) >= keep:
+        return False
+    return floor is None or bool(reaching(listed[-1].scores, floor).all())
+
+
+def reaching(scores_M: npt.NDArray[np.float32], floor: float) -> npt.NDArray[np.bool_]:
+    """Which cosines are not below a floor, bool [M]; a rounded row may be a hair longer than 1."""
+    reach_M: npt.NDArray[np.bool_] = np.clip(scores_M.astype(np.float64), -1.0, 1.0) >= floor
+    return reach_M
 
 
 def _fresh(found: Candidates, listed: list[Candidates], depth: int, tier: int) -> Candidates:

@@ -22,7 +22,16 @@ from indexer.format.entries import Modality
 from indexer.format.manifest import Manifest
 from indexer.format.segment import Segment
 from indexer.search.options import SearchOptions, Target
-from indexer.search.ranking import DEPTH, Ranked, Scanner, candidates, distinct, fuse, ranked
+from indexer.search.ranking import (
+    DEPTH,
+    Ranked,
+    Scanner,
+    candidates,
+    distinct,
+    fuse,
+    ranked,
+    reaching,
+)
 from indexer.search.reader import Hit
 from indexer.search.scanners import AnnScan, LiveSegment, Selections
 from indexer.search.words import WordSearch
@@ -66,7 +75,7 @@ class Searcher:
         segments = [one.segment for one in live]
         pages = _Pages(segments, scanners, total, queries_QD, worded, options)
         found = pages.all() if options.deduplicate is None else pages.distinct(options.deduplicate)
-        return _hits(segments, found, options)
+        return _hits(segments, found)
 
     def _scanners(
         self, segments: Sequence[LiveSegment], options: SearchOptions
@@ -133,8 +142,11 @@ class _Pages:
 
     def all(self) -> list[tuple[Ranked, _Page]]:
         """Every row counts."""
-        page: _Page = [(place, []) for place in range(self.options.offset, self.want)]
-        return [(one, page) for one in self._ranked(range(len(self.queries_QD)), self.want)]
+        start = self.options.offset
+        return [
+            (one, [(place, []) for place in range(start, min(self.want, len(one)))])
+            for one in self._ranked(range(len(self.queries_QD)), self.want)
+        ]
 
     def distinct(self, threshold: float) -> list[tuple[Ranked, _Page]]:
         """Near-duplicates of a better row do not count."""
@@ -146,37 +158,34 @@ class _Pages:
             depth = min(self.total, _DEEPER * depth)
             for number, one in zip(pending, self._ranked(pending, depth), strict=True):
                 kept = distinct(one, vectors, threshold, self.want)
-                if len(kept) == self.want or depth == self.total:
+                if len(kept) == self.want or depth == self.total or len(one) < depth:
                     found[number] = (one, kept[self.options.offset :])
             pending = [number for number in pending if number not in found]
         return [found[number] for number in range(len(self.queries_QD))]
 
     def _ranked(self, chosen_Q: Sequence[int], depth: int) -> list[Ranked]:
-        """Rankings of some of the queries, `depth` rows of each at least, or all there are."""
-        hybrid = self.options.hybrid
+        """Rankings of some of the queries, `depth` rows of each at least, or all that fit."""
+        hybrid, floor = self.options.hybrid, self.options.min_score
         depth = min(self.total, max(depth, DEPTH) if hybrid else depth)
         vectors = [segment.vectors_ND for segment in self.segments]
         # ids decide ties of fused scores, and name duplicates
         named = bool(hybrid) or self.options.deduplicate is not None
         rankings = []
-        found_Q = candidates(self.scanners, vectors, self.queries_QD[chosen_Q], depth)
+        found_Q = candidates(self.scanners, vectors, self.queries_QD[chosen_Q], depth, floor)
         for number, found in zip(chosen_Q, found_Q, strict=True):
             one, words = ranked(self.segments, found, depth, named=named), self.worded[number]
-            rankings.append(one if words is None else fuse(one, words, hybrid))
+            one = one if words is None else fuse(one, words, hybrid)
+            # after fusing: what an item's rank gives it does not depend on who else is wanted
+            low = floor is not None and not (reach_M := reaching(one.scores_M, floor)).all()
+            rankings.append(one.take(np.flatnonzero(reach_M).tolist()) if low else one)
         return rankings
 
 
-def _hits(
-    segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]], options: SearchOptions
-) -> list[list[Hit]]:
+def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) -> list[list[Hit]]:
     """Load the items of each query's page, those of a segment at once."""
-    kept = [
-        (rows, [(place, others) for place, others in page if options.keeps(_score(rows, place))])
-        for rows, page in pages
-    ]
     wanted: dict[int, set[int]] = {}
     keys_Q = []
-    for rows, page in kept:
+    for rows, page in pages:
         places = [place for place, _ in page]
         keys = list(
             zip(rows.segments_M[places].tolist(), rows.rows_M[places].tolist(), strict=True)
@@ -197,7 +206,7 @@ def _hits(
             )
             for (place, duplicates), (position, row) in zip(page, keys, strict=True)
         ]
-        for (rows, page), keys in zip(kept, keys_Q, strict=True)
+        for (rows, page), keys in zip(pages, keys_Q, strict=True)
     ]
 
 

@@ -84,11 +84,11 @@ class Retrieval:
                 return found
             return [hit for hit in found if hit.item not in own][offset : offset + k]
 
-        found = yield from page(options.k, options.offset, options)
-        hits = tuple(hit for hit in found if options.keeps(hit.score))
-        best = found[:1]
-        # a later page is judged by the query's best hit too, and so is one that words have ordered
-        if options.offset or options.hybrid:
+        hits = tuple((yield from page(options.k, options.offset, options)))
+        best: Sequence[Hit] = hits[:1]
+        # a later page is judged by the query's best hit too, and so is one that words have ordered,
+        # and one that is empty because nothing reaches `min_score`
+        if options.offset or options.hybrid or not hits:
             best = yield from page(1, 0, options.by_cosine())
         judgement = judge(
             reader, query_1D, best, hits, kind=query_kind(parts, own), target=options.target

@@ -66,6 +66,8 @@ class MemoryReader:
             for item in self.items.values()
             if item.modality == modality
         )
+        floor = -1.0 if options.min_score is None else options.min_score
+        ranked = [one for one in ranked if -one[0] >= floor]
         kept: list[tuple[float, Item, list[str]]] = []
         for negative, item_id, item in ranked:
             own_D = self.vectors[modality, item_id]
@@ -80,11 +82,7 @@ class MemoryReader:
             else:
                 kept.append((-negative, item, []))
         page = kept[options.offset : options.offset + options.k]
-        return [
-            Hit(item, score, duplicates=tuple(others))
-            for score, item, others in page
-            if options.keeps(score)
-        ]
+        return [Hit(item, score, duplicates=tuple(others)) for score, item, others in page]
 
     def relevance(
         self, query_D: Vectors, scores_K: Sequence[float], *, kind: QueryKind, target: Target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,24 @@ def test_pages_neither_overlap_nor_leave_out(optimized: Path, sizes: list[int], 
             offset += size
         assert pages == whole
         assert len(set(whole)) == len(whole) == sum(sizes)
+
+
+@pytest.mark.parametrize("floor", [0.3, 0.45, 0.6])
+def test_no_short_page_comes_before_a_full_one(optimized: Path, floor: float) -> None:
+    with opened(optimized) as snapshot:
+        for seed in range(4):
+            options = SearchOptions(k=1000, effort=1, min_score=floor)
+            [whole] = snapshot.search(texts(1, seed=seed), options)
+            assert all(hit.score >= floor for hit in whole)
+            pages = [
+                snapshot.search(texts(1, seed=seed), replace(options, k=7, offset=offset))[0]
+                for offset in range(0, len(whole) + 7, 7)
+            ]
+            assert [hit for page in pages for hit in page] == whole
+            assert all(len(page) == 7 for page in pages[: len(whole) // 7])
+            # the floor leaves out what is below it, and nothing that would be found without it
+            [best] = snapshot.search(texts(1, seed=seed), replace(options, min_score=None, k=16))
+            assert {hit.id for hit in best if hit.score >= floor} <= {hit.id for hit in whole}
 
 
 def test_the_last_page_ends_with_the_last_row(optimized: Path) -> None:

@@ -226,3 +226,22 @@ def test_numbers_out_of_range_are_refused(several: Path, options: dict[str, obje
     options = {name: value for name, value in options.items() if name != "texts"}
     with opened(several) as snapshot, pytest.raises(InputError):
         snapshot.search(vector("red"), SearchOptions(k=3, **options), texts=texts)  # type: ignore[arg-type]
+
+
+def test_min_score_is_applied_before_the_page_is_cut(several: Path) -> None:
+    with opened(several) as snapshot:
+        options = {"hybrid": 0.9, "words": "harbour old", "min_score": 0.5}
+        every = search(snapshot, "red", 1000, **options | {"min_score": None})  # type: ignore[arg-type]
+        fit = [hit for hit in every if hit.score >= 0.5]
+        assert len(fit) > 6
+        assert every[: len(fit)] != fit, "words put some below the floor before some above"
+        pages = [
+            search(snapshot, "red", 3, offset=at, **options)  # type: ignore[arg-type]
+            for at in range(0, len(fit) + 3, 3)
+        ]
+        full = len(fit) // 3
+        assert [len(page) for page in pages[:full]] == [3] * full
+        assert [hit for page in pages for hit in page] == fit, "fused scores are the same, too"
+        alike = search(snapshot, "red", 3, deduplicate=0.99, **options)  # type: ignore[arg-type]
+        assert ids(alike) == ids(fit[:1])
+        assert set(alike[0].duplicates) == set(ids(fit[1:]))

@@ -103,6 +103,9 @@ def test_a_later_page_is_judged_by_the_best_hit(engine: Engine) -> None:
     assert max(answer.relevance_K) < GATE
     assert answer.no_good_match is False
     assert answer_to(engine, TextQuery("cyan"), k=3, offset=6).no_good_match is True
+    # and so is one that is empty because nothing reaches the score
+    none = answer_to(engine, TextQuery("cyan"), min_score=0.999)
+    assert (none.hits, none.no_good_match) == ((), True)
 
 
 def test_each_version_is_measured(tmp_path: Path) -> None:

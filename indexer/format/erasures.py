@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +27,7 @@ from indexer.format.items import Item, ItemsReader
 from indexer.format.manifest import ERASED, HINT, Manifest
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
+from models.sources.fields import bare_words
 
 _BYTES: Final = 32
 _PLACE: Final = re.compile(r"#[^#/]*/[0-9]+")
@@ -96,8 +96,7 @@ def hash_text(record: str, language: str | None, text: str) -> bytes:
     Otherwise a deleted text would be back with a space more. The language belongs to it: where two
     languages share a word, deleting one leaves the other.
     """
-    same = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hash_id("\0".join(("text", record, language or "", same)))
+    return hash_id("\0".join(("text", record, language or "", bare_words(text))))
 
 
 def is_place(record: str, item_id: str) -> bool:

@@ -7,11 +7,13 @@ Opens no files. Caption values may be a string, a list of strings, or an object
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -137,6 +139,36 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
         unicodedata.normalize("NFC", caption.replace("\x00", "")).strip() for caption in captions
     )
     return tuple(caption for caption in cleaned if caption)
+
+
+def bare_words(text: str) -> str:
+    """What a text says: in one case, composition and spacing.
+
+    Example:
+        >>> bare_words(" A  Red\\tWall") == bare_words("a red wall")
+        True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def group_of(content: bytes) -> int:
+    """A number for what must not be contrasted with itself: equal bytes, equal numbers.
+
+    Of 10 million different pictures two share a number with a probability below 1e-5.
+    """
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
+@lru_cache(maxsize=65_536)
+def said(caption: str) -> int:
+    """A number for what a caption says, whatever its case, spacing and full stop.
+
+    Example:
+        >>> said("A red  wall.") == said("a red wall"), said("a red wall") == said("a wall")
+        (True, False)
+    """
+    words = bare_words(caption)
+    return group_of(b"says " + (words.rstrip(" .!。") or words).encode("utf-8", "surrogatepass"))
 
 
 def caption_lines(data: bytes) -> list[str]:

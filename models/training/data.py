@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from models.errors import SourceError
 from models.labels.prompts import DEFAULT_TEMPLATES, build_prompts
+from models.sources.fields import group_of, said
 from models.sources.records import Record, Row, Source, SourceWrapper, is_held_out
 
 Kind: TypeAlias = Literal["main", "extra", "class"]
@@ -50,6 +51,7 @@ class Sample:
     texts: tuple[tuple[str, tuple[str, ...]], ...]
     """(language, captions)"""
     group: int
+    """Of its picture, or its class."""
     drawn: Drawn
 
     def choose(self, random: Random) -> str:
@@ -58,6 +60,10 @@ class Sample:
 
     def all_texts(self) -> list[str]:
         return [text for _, texts in self.texts for text in texts]
+
+    def groups(self, text: str) -> tuple[int, ...]:
+        """A row of `Batch.group_B` for this sample with that one of its captions."""
+        return self.group, said(text), *map(said, self.all_texts())
 
 
 class Mix:
@@ -226,14 +232,6 @@ def _take(held: list[Record], dice: Random) -> Record:
     at = dice.randrange(len(held))
     held[at], held[-1] = held[-1], held[at]
     return held.pop()
-
-
-def group_of(content: bytes) -> int:
-    """A number for what must not be contrasted with itself: equal bytes, equal numbers.
-
-    Of 10 million different pictures two share a number with a probability below 1e-5.
-    """
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
 LADDER: Final = (10, 100, 1_000, 10_000)

@@ -159,6 +159,16 @@ def _gathered(row_b: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def _as_wide_everywhere(group_b: Tensor) -> Tensor:
+    """A rank's pictures may have fewer captions than another's: the last number is repeated."""
+    if group_b.ndim == 1:
+        return group_b
+    width = torch.tensor(group_b.shape[1], device=group_b.device)
+    dist.all_reduce(width, op=dist.ReduceOp.MAX)
+    missing = int(width) - group_b.shape[1]
+    return torch.cat([group_b, group_b[:, -1:].expand(-1, missing)], dim=1)
+
+
 class AcrossRanks(nn.Module):
     """An objective over every rank's pairs, called with this rank's.
 
@@ -196,7 +206,7 @@ class AcrossRanks(nn.Module):
         return self.objective(
             gather_rows(image_bD),
             gather_rows(text_bD),
-            group_B=None if group_B is None else _gathered(group_B),
+            group_B=None if group_B is None else _gathered(_as_wide_everywhere(group_B)),
             hard_HD=None if hard_HD is None else gather_rows(hard_HD),
             rows=slice(begin, begin + len(image_bD)),
         )

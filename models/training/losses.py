@@ -42,16 +42,15 @@ def info_nce(
         logits[i][j] = logit_scale * dot(image[i], text[j])
         image_loss = mean over i of -log(exp(logits[i][i]) / sum over j in N(i) + {i} of
                                          exp(logits[i][j]))
-        text_loss  = the same on the transposed logits
+        text_loss  = the same on the transposed logits, with the transposed N
         loss       = (image_loss + text_loss) / 2
 
     Args:
         image_BD: unit rows, float [B, D].
         text_BD: unit rows, float [B, D]; row i belongs to picture i.
         logit_scale: what cosines are multiplied by (the inverse temperature).
-        group_B: integers [B], optional. Pairs with equal numbers describe the same thing (two
-            captions of one picture, two pictures of one class) and are not each other's
-            negatives: N(i) leaves them out. Without it every other pair is a negative.
+        group_B: integers [B] or [B, G], optional: what fits what, see `fits`. N(i) leaves out
+            the texts that fit picture i. Without it every other pair is a negative.
         hard_HD: unit rows, float [H, D], optional: texts that are wrong for every picture, such as
             captions with their words swapped (Yuksekgonul et al. 2023, NegCLIP, section 5). They
             are further columns for the pictures and no rows: no picture is right for them.
@@ -72,13 +71,45 @@ def info_nce(
             label_smoothing=label_smoothing,
         )
     logits_BB = logit_scale * image_BD @ text_BD.T
-    allowed_BB = None
+    image_allowed_BB = text_allowed_BB = None
     if group_B is not None:
-        same_BB = group_B[:, None] == group_B[None, :]
-        allowed_BB = ~same_BB | torch.eye(len(group_B), dtype=torch.bool, device=group_B.device)
-    image_loss = _cross_entropy_diagonal(logits_BB, allowed_BB, label_smoothing)
-    text_loss = _cross_entropy_diagonal(logits_BB.T, allowed_BB, label_smoothing)
+        eye_BB = torch.eye(len(group_B), dtype=torch.bool, device=group_B.device)
+        image_allowed_BB = ~fits(group_B, group_B) | eye_BB
+        text_allowed_BB = image_allowed_BB.T
+    image_loss = _cross_entropy_diagonal(logits_BB, image_allowed_BB, label_smoothing)
+    text_loss = _cross_entropy_diagonal(logits_BB.T, text_allowed_BB, label_smoothing)
     return (image_loss + text_loss) / 2
+
+
+def fits(picture_R: Tensor, text_N: Tensor) -> Tensor:
+    """Which texts fit which pictures, by their groups -> bool [R, N].
+
+    Args:
+        picture_R: of the pictures, integers [R] or [R, G]. Alone, or first in its row, the number
+            of what the pair is of: equal numbers are one picture, or one class. The second is that
+            of what its text says, and all from the second on are of what else is said of its
+            picture; a row with less to tell repeats itself.
+        text_N: the same of the texts.
+
+    Example: the first picture has another caption, which is what the second's text says. No text
+    of the first pair's fits the second picture:
+
+        >>> group_BG = torch.tensor([[1, 7, 8], [2, 8, 8], [3, 9, 9]])
+        >>> fits(group_BG, group_BG).int().tolist()
+        [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    """
+    if picture_R.ndim == 1:
+        return picture_R[:, None] == text_N[None, :]
+    same_RN = picture_R[:, 0, None] == text_N[None, :, 0]
+    if picture_R.shape[1] == 1:
+        return same_RN
+    said_U, said_N = torch.unique(text_N[:, 1], return_inverse=True)
+    known_RC = picture_R[:, 1:].contiguous()
+    at_RC = torch.searchsorted(said_U, known_RC).clamp_(max=len(said_U) - 1)
+    # what no text says goes into a column that none is in
+    at_RC = torch.where(said_U[at_RC] == known_RC, at_RC, len(said_U))
+    known_RU = same_RN.new_zeros(len(picture_R), len(said_U) + 1).scatter_(1, at_RC, True)
+    return same_RN | known_RU[:, said_N]
 
 
 def _cross_entropy_diagonal(
@@ -86,7 +117,6 @@ def _cross_entropy_diagonal(
 ) -> Tensor:
     """Mean over rows of the cross entropy whose right answer is the diagonal."""
     if allowed_BB is not None:
-        # symmetric, so it serves rows and columns alike
         logits_BB = logits_BB.masked_fill(~allowed_BB, _EXCLUDED)
     log_probability_BB = functional.log_softmax(logits_BB, dim=1)
     loss = -log_probability_BB.diagonal().mean()
@@ -124,11 +154,21 @@ def info_nce_rows(
     """
 
     def part(begin: int, end: int) -> Tensor:
+        image_fits_RN = text_fits_RN = None
+        if group_B is not None:
+            image_fits_RN = fits(group_B[begin:end], group_B)
+            text_fits_RN = fits(group_B, group_B[begin:end]).T
         image_loss = _rows_sum(
-            image_BD[begin:end], text_BD, logit_scale, begin, group_B, hard_HD, label_smoothing
+            image_BD[begin:end],
+            text_BD,
+            logit_scale,
+            begin,
+            image_fits_RN,
+            hard_HD,
+            label_smoothing,
         )
         text_loss = _rows_sum(
-            text_BD[begin:end], image_BD, logit_scale, begin, group_B, None, label_smoothing
+            text_BD[begin:end], image_BD, logit_scale, begin, text_fits_RN, None, label_smoothing
         )
         return (image_loss + text_loss) / 2
 
@@ -141,7 +181,7 @@ def _rows_sum(
     other_BD: Tensor,
     logit_scale: Tensor | float,
     begin: int,
-    group_B: Tensor | None,
+    fits_RN: Tensor | None,
     hard_HD: Tensor | None,
     smoothing: float,
 ) -> Tensor:
@@ -149,9 +189,8 @@ def _rows_sum(
     column_RN = logit_scale * anchor_RD @ other_BD.T
     target_R = begin + torch.arange(len(anchor_RD), device=anchor_RD.device)
     allowed_RN = None
-    if group_B is not None:
-        allowed_RN = group_B[begin : begin + len(anchor_RD), None] != group_B[None, :]
-        allowed_RN.scatter_(1, target_R[:, None], True)
+    if fits_RN is not None:
+        allowed_RN = (~fits_RN).scatter_(1, target_R[:, None], True)
         column_RN = column_RN.masked_fill(~allowed_RN, _EXCLUDED)
     if hard_HD is not None:
         column_RN = torch.cat([column_RN, logit_scale * anchor_RD @ hard_HD.T], dim=1)
@@ -186,9 +225,9 @@ def sigmoid_loss(
         logits[i][j] = logit_scale * dot(image[i], text[j]) + logit_bias
         loss = sum over i and j of log(1 + exp(-z[i][j] * logits[i][j])) / B
 
-    with z = 1 where i = j or where i and j are of one group, and -1 elsewhere.
+    with z = 1 where text j fits picture i, and -1 elsewhere.
 
-    Pairs of one group are positives here, while InfoNCE leaves them out. A softmax has one right
+    Texts that fit are positives here, while InfoNCE leaves them out. A softmax has one right
     answer and may only look away from the others; a sigmoid asks of every pair whether text and
     picture fit, and for two captions of one picture the true answer is yes (so labels define the
     targets in Yang et al. 2022, UniCL, equations 1 to 3).
@@ -198,7 +237,8 @@ def sigmoid_loss(
         text_BD: unit rows, float [B, D]; row i belongs to picture i.
         logit_scale: what cosines are multiplied by; the paper starts at 10.
         logit_bias: what is added; the paper starts at -10, since nearly all pairs are negatives.
-        group_B: integers [B], optional; equal numbers describe the same thing.
+        group_B: integers [B] or [B, G], optional: what fits what, see `fits`. Without it a
+            picture's own text alone does.
         hard_HD: unit rows, float [H, D], optional: texts that are wrong for every picture.
         chunk: rows whose logits are held at once (see
         `models.training.losses.info_nce_rows`).
@@ -238,7 +278,8 @@ def sigmoid_rows(
             fits_RB = torch.zeros_like(logit_RB, dtype=torch.bool)
             fits_RB.diagonal(offset=begin).fill_(True)
         else:
-            fits_RB = group_B[begin:end, None] == group_B[None, :]
+            fits_RB = fits(group_B[begin:end], group_B)
+            fits_RB.diagonal(offset=begin).fill_(True)
         # log(1 + exp(-x)) = -logsigmoid(x), which does not overflow
         loss = -functional.logsigmoid(torch.where(fits_RB, logit_RB, -logit_RB)).sum()
         if hard_HD is not None:

@@ -39,7 +39,9 @@ class Batch:
     Attributes:
         image_BX: what the image tower takes.
         text_MX: what the text tower takes; each picture's captions lie together, equally many.
-        group_B: int64; pairs of one group are not each other's negatives.
+        group_B: int64 [B, 1 + K + ...]: what a pair is of (one picture, one class), what each of
+            its K captions here says, and what else is said of its picture; or [B], the first of
+            these alone. What fits is nobody's negative (see `models.training.losses.fits`).
         keys: which records these are, to be named when something is wrong with them.
         hard_HX: disturbed captions, equally many a pair; None without any.
     """

@@ -53,8 +53,8 @@ Pixels = npt.NDArray[np.uint8]
 AHEAD = 2
 """Batches whose pictures are being decoded while a step runs."""
 
-Item: TypeAlias = tuple[Pixels, npt.NDArray[Any], int, str]
-"""(pixels, tokens [1 + N, L]: the caption's, then those of its disturbed ones; group, key)"""
+Item: TypeAlias = tuple[Pixels, npt.NDArray[Any], tuple[int, ...], str]
+"""(pixels, tokens [1 + N, L]: the caption's, then those of its disturbed ones; groups, key)"""
 
 
 class Preparer:
@@ -81,7 +81,7 @@ class Preparer:
         pixels = self._augment(picture, sample.all_texts(), random)
         texts = [text, *(disturbed(text, random) for _ in range(self._hard_negatives))]
         tokens = np.stack([self._tokenize(one).tokens for one in texts])
-        return pixels, tokens, sample.group, sample.key
+        return pixels, tokens, sample.groups(text), sample.key
 
 
 def load_batches(
@@ -143,7 +143,9 @@ class _Prepared(Dataset[Item | Reject]):
         return self._prepare(sample)
 
 
-_Piece: TypeAlias = tuple[Tensor | None, list[tuple[npt.NDArray[Any], int, str] | Reject]]
+_Piece: TypeAlias = tuple[
+    Tensor | None, list[tuple[npt.NDArray[Any], tuple[int, ...], str] | Reject]
+]
 """(pixels of those that decode, the rest of each sample)"""
 
 
@@ -218,11 +220,14 @@ def _assembled(
         )
     for at in range(missing):
         items.append(items[at % len(items)])
+    widest = max(len(groups) for *_, groups, _ in items)
     tokens_BNL = torch.from_numpy(np.stack([tokens for _, tokens, *_ in items]))
     return Batch(
         image_BX=torch.from_numpy(np.stack([pixels for pixels, *_ in items])),
         text_MX=tokens_BNL[:, 0].contiguous(),
-        group_B=torch.tensor([group for *_, group, _ in items]),
+        group_B=torch.tensor(
+            [(*groups, *groups[-1:] * (widest - len(groups))) for *_, groups, _ in items]
+        ),
         keys=tuple(key for *_, key in items),
         hard_HX=tokens_BNL[:, 1:].flatten(0, 1) if tokens_BNL.shape[1] > 1 else None,
     )

@@ -235,17 +235,20 @@ class FeatureBatches:
         for pool_N, drawn in self._drawn:
             chosen = torch.randint(len(pool_N), (drawn,), generator=dice)
             picture_B = torch.cat([picture_B, pool_N[chosen]])
-        image_BF, group_B = pairs.image_NF[picture_B], pairs.group_N[picture_B]
-        caption_BKS = torch.stack(
+        image_BF = pairs.image_NF[picture_B]
+        caption_BK = torch.stack(
             [pairs.draw_captions(picture_B, dice) for _ in range(self._config.captions)], dim=1
         )
+        caption_BKS, group_B = pairs.caption_MS[caption_BK], pairs.groups(picture_B, caption_BK)
         keys = [pairs.keys[at] if pairs.keys else str(at) for at in picture_B.tolist()]
         if self._rehearsal is not None and self._rehearsed:
-            pseudo_BF, name_BS, concept_B = self._rehearsal.draw(self._rehearsed, dice)
+            pseudo_BF, name_BS, concept_B, said_B = self._rehearsal.draw(self._rehearsed, dice)
             image_BF = torch.cat([image_BF, pseudo_BF])
             name_BKS = name_BS[:, None].expand(-1, caption_BKS.shape[1], -1)
             caption_BKS = torch.cat([caption_BKS, name_BKS])
-            group_B = torch.cat([group_B, concept_B + int(pairs.group_N.max()) + 1])
+            concept_BG = said_B[:, None].repeat(1, group_B.shape[1])
+            concept_BG[:, 0] = concept_B + int(pairs.group_N.max()) + 1
+            group_B = torch.cat([group_B, concept_BG])
             keys += [f"(class {number} of ImageNet)" for number in concept_B.tolist()]
         own = len(keys) // self._world.size
         mine = slice(self._world.rank * own, (self._world.rank + 1) * own)

@@ -195,9 +195,9 @@ class HeadsOverTower(StarterHeads):
 class RowlessRehearsal(Rehearsal):
     """A rehearsal whose pseudo-features say that they have no row."""
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        features_BF, caption_BS, class_B = super().draw(size, generator)
-        return functional.pad(features_BF, (0, 1), value=-1.0), caption_BS, class_B
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        features_BF, caption_BS, class_B, said_B = super().draw(size, generator)
+        return functional.pad(features_BF, (0, 1), value=-1.0), caption_BS, class_B, said_B
 
 
 class _Remembering(InfoNCEObjective):

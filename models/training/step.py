@@ -107,7 +107,9 @@ class Stepper:
             assert text_MD is not None
             each = len(text_MD) // len(image_BD)
             values = [
-                self._across(image_BD, text_MD[at::each], group_B=group_B, hard_HD=hard_HD)
+                self._across(
+                    image_BD, text_MD[at::each], group_B=_group_of(group_B, at), hard_HD=hard_HD
+                )
                 for at in range(each)
             ]
             value: Tensor = values[0] if each == 1 else torch.stack(values).mean()
@@ -166,6 +168,13 @@ class Stepper:
             torch.distributed.all_reduce(value)
             value /= self._world.size
         return float(value)
+
+
+def _group_of(group_B: Tensor, caption: int) -> Tensor:
+    """A batch's groups where one of the captions of each picture is looked at."""
+    if group_B.ndim == 1:
+        return group_B
+    return torch.cat([group_B[:, [0, 1 + caption]], group_B[:, 1:]], dim=1)
 
 
 def make_optimiser(pair: TrainablePair, config: TrainConfig) -> torch.optim.AdamW:

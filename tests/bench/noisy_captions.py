@@ -67,18 +67,23 @@ def with_noise(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, np.ndarray
     order_M[chosen] = np.roll(chosen, int(pairs.caption_count.max()))
     wrong_M = owner_M[order_M] != owner_M
     assert wrong_M.sum() == len(chosen)
-    return replace(pairs, caption_MS=pairs.caption_MS[torch.from_numpy(order_M)]), wrong_M
+    assert pairs.said_M is not None
+    order = torch.from_numpy(order_M)
+    shuffled = {"caption_MS": pairs.caption_MS[order], "said_M": pairs.said_M[order]}
+    return replace(pairs, **shuffled), wrong_M
 
 
 def only(pairs: Pairs, keep_M: np.ndarray) -> Pairs:
     """The captions to keep, and the pictures that have one left."""
     owner_M = owners_of(pairs)[keep_M]
     picture_N, count_N = np.unique(owner_M, return_counts=True)
+    assert pairs.said_M is not None
     chosen_N, count = torch.from_numpy(picture_N), torch.from_numpy(count_N)
     return replace(
         pairs,
         image_NF=pairs.image_NF[chosen_N],
         caption_MS=pairs.caption_MS[torch.from_numpy(np.flatnonzero(keep_M))],
+        said_M=pairs.said_M[torch.from_numpy(np.flatnonzero(keep_M))],
         group_N=pairs.group_N[chosen_N],
         kind_N=pairs.kind_N[chosen_N],
         choice_start_N=torch.arange(len(chosen_N)),

@@ -31,11 +31,13 @@ IMAGE = torch.randn(B, 10, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(B, 6, generator=torch.Generator().manual_seed(2))
 HARD = torch.randn(B, 6, generator=torch.Generator().manual_seed(3))
 GROUP = torch.tensor([0, 1, 1, 2, 3, 4, 4, 1, 0, 5, 6, 6])  # some lie on both sides of the cut
+# the ranks' pictures have not equally many captions
+SAID = [[at % 5, at % 3][: 1 if at < B // 2 else 2] for at in range(B)]
 CASES = [
     f"{loss}-{way}-{extra}"
     for loss in ("infonce", "sigmoid")
     for way in ("ddp", "cached", "manual")
-    for extra in ("plain", "groups", "hard")
+    for extra in ("plain", "groups", "captions", "hard")
 ]
 
 
@@ -63,7 +65,11 @@ def run(case: str, rows: slice, *, broken: bool = False) -> tuple[float, dict[st
     objective: Any = towers.objective if broken else AcrossRanks(towers.objective)
     alone = not torch.distributed.is_initialized()
     module: Any = towers if alone or way == "manual" else DistributedDataParallel(towers)
-    group_B = GROUP[rows] if extra == "groups" else None
+    group_B = GROUP[rows] if extra in ("groups", "captions") else None
+    if extra == "captions":
+        widest = max(len(said) for said in SAID[rows])
+        said_BC = torch.tensor([said + said[-1:] * (widest - len(said)) for said in SAID[rows]])
+        group_B = torch.cat([torch.arange(B)[rows, None], said_BC], dim=1)
 
     def encode(piece: slice) -> tuple[Tensor, ...]:
         inputs = (IMAGE[rows][piece], TEXT[rows][piece], HARD[rows][piece])

@@ -28,6 +28,7 @@ from models.encoders.starter.heads import TEMPLATES, class_names
 from models.encoders.starter.towers import IMAGENET_CLASSES, load_classifier
 from models.errors import SourceError
 from models.labels.prompts import build_prompts
+from models.sources.fields import said
 from models.sources.records import HoldOut, Record, Reject, Source
 from models.training.features.maker import FeatureMaker
 
@@ -104,6 +105,8 @@ class Pairs:
     """Index into `languages` of every choice."""
     keys: tuple[str, ...] = ()
     """Of every picture, to name it when something is wrong with it."""
+    said_M: Tensor | None = None
+    """Captions with equal numbers say the same; None where no two do."""
 
     def __len__(self) -> int:
         return len(self.image_NF)
@@ -121,10 +124,25 @@ class Pairs:
         )
 
     def draw_captions(self, picture_B: Tensor, generator: torch.Generator) -> Tensor:
-        """One caption a picture: a language at random, then a caption of it -> [B, S]."""
+        """One caption a picture: a language at random, then a caption of it -> [B], their rows."""
         choice_B = _draw(self.choice_start_N[picture_B], self.choice_count_N[picture_B], generator)
-        caption_B = _draw(self.caption_start[choice_B], self.caption_count[choice_B], generator)
-        return self.caption_MS[caption_B]
+        return _draw(self.caption_start[choice_B], self.caption_count[choice_B], generator)
+
+    def groups(self, picture_B: Tensor, caption_BK: Tensor) -> Tensor:
+        """`Batch.group_B` of pictures with these captions -> [B, 1 + K + C]."""
+        said_M = torch.arange(len(self.caption_MS)) if self.said_M is None else self.said_M
+        at_B = torch.arange(len(picture_B))
+        choice, owner = _spread(
+            self.choice_start_N[picture_B], self.choice_count_N[picture_B], at_B
+        )
+        caption, owner = _spread(self.caption_start[choice], self.caption_count[choice], owner)
+        count_B = owner.bincount(minlength=len(picture_B))
+        said_BK = said_M[caption_BK]
+        own_BC = said_BK[:, :1].repeat(1, int(count_B.max()))
+        own_BC[owner, torch.arange(len(owner)) - (count_B.cumsum(0) - count_B)[owner]] = said_M[
+            caption
+        ]
+        return torch.cat([self.group_N[picture_B][:, None], said_BK, own_BC], dim=1)
 
     def of_language(self, language: str) -> tuple[Tensor, list[int]]:
         """(captions [m, S], the picture each belongs to) for evaluation."""
@@ -140,6 +158,13 @@ class Pairs:
                 rows += range(start, start + count)
                 owners += [picture] * count
         return self.caption_MS[rows], owners
+
+
+def _spread(start: Tensor, count: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranges that begin at `start` -> (all their members, the owner of each)."""
+    owners = owner.repeat_interleave(count)
+    begun = (start - (count.cumsum(0) - count)).repeat_interleave(count)
+    return begun + torch.arange(len(owners)), owners
 
 
 def _draw(start: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
@@ -249,6 +274,7 @@ def _assemble(
         languages=tuple(languages),
         caption_language=tuple(language_of),
         keys=tuple(picture.key for picture in pictures),
+        said_M=torch.tensor([said(text) for text in texts], dtype=torch.long),
     )
 
 
@@ -272,11 +298,12 @@ class Rehearsal:
             prompts += lines
             counts.append(len(lines))
         self._text_MS = maker.texts(prompts)
+        self._said_M = torch.tensor([said(prompt) for prompt in prompts])
         self._count_C = torch.tensor(counts)
         self._start_C = self._count_C.cumsum(0) - self._count_C
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(pseudo features [n, F], captions [n, S], class [n])."""
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(pseudo features [n, F], captions [n, S], class [n], what the captions say [n])."""
         class_B = torch.randint(IMAGENET_CLASSES, (size,), generator=generator)
         other_B = torch.randint(len(self._image_NF), (size,), generator=generator)
         strength_B1 = self._spread * (0.5 + torch.rand(size, 1, generator=generator))
@@ -287,4 +314,4 @@ class Rehearsal:
         ).relu()  # pooled ReLU6 features are never negative
         chance_B = torch.rand(size, generator=generator, dtype=torch.float64)
         caption_B = self._start_C[class_B] + (chance_B * self._count_C[class_B]).long()
-        return features_BF, self._text_MS[caption_B], class_B
+        return features_BF, self._text_MS[caption_B], class_B, self._said_M[caption_B]

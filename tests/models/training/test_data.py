@@ -22,6 +22,7 @@ from models.images.decode import decode_image
 from models.sources import open_source
 from models.sources.records import Record, Reject
 from models.training.data import Drawn, Mix, Shuffled, Stream, Surveyed, one_in_for, sample, usable
+from models.training.losses import fits
 from models.training.samples import (
     Augmentation,
     Augmenter,
@@ -141,6 +142,22 @@ def test_groups_are_equal_for_equal_pictures_and_for_equal_classes() -> None:
     assert "a photo of a cat." in prompts
 
 
+def test_a_batch_knows_what_is_said_of_each_picture() -> None:
+    """Equal captions, and those of a picture that were not drawn, are nobody's negatives."""
+    said = [("a red wall",), ("A red  wall.", "bricks", "a wall"), ("bricks",), ("a dog",)]
+    records = [
+        Record(f"k{at}", "", encode(Image.new("RGB", (9, 9), (at, 0, 0))), {"en": texts})
+        for at, texts in enumerate(said)
+    ]
+    plan = [sample(Drawn(record, record.key), "main") for record in records]
+    preparer = Preparer(Augmenter(PIXELS, Augmentation()), tokens)
+    batch = next(load_batches([plan], preparer, workers=1))
+    found = fits(batch.group_B, batch.group_B).tolist()
+    assert found[1] == [True, True, True, False]  # whichever of its captions was drawn
+    assert found[3] == [False, False, False, True]
+    assert not found[0][2]
+
+
 def test_a_picture_that_does_not_decode_leaves_its_place_to_a_twin(shards: str) -> None:
     good = next(iter(shuffled(shards).epoch(0)))
     bad = Drawn(Record("bad", "", b"not a picture", {"en": ("x",)}), "b")
@@ -153,7 +170,7 @@ def test_a_picture_that_does_not_decode_leaves_its_place_to_a_twin(shards: str) 
 
     batch = load(good, bad)
     assert batch.keys == (good.record.key,) * 2
-    assert batch.group_B[0] == batch.group_B[1]
+    assert torch.equal(batch.group_B[0], batch.group_B[1])
     assert [reject.key for reject in refused] == ["bad"]
     with pytest.raises(SourceError, match="none of the 1 pictures"):
         load(bad)

@@ -16,26 +16,52 @@ B, D, H = 12, 6, 5
 IMAGE, TEXT, HARD = unit(B, D, 1), unit(B, D, 2), unit(H, D, 3)
 SCALE = torch.tensor(9.0, dtype=torch.float64)
 GROUP = torch.tensor([0, 1, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8])
+# what each is of, what its text says, what else is said of its picture: rows 0 and 9 share a
+# caption, row 3's picture has the one of row 4 as another, row 10 that of row 11, and 1 of itself
+SAID = torch.tensor([
+    [0, 50, 50], [1, 51, 51], [1, 52, 52], [2, 53, 54], [3, 54, 54], [4, 55, 55],
+    [5, 56, 56], [5, 57, 57], [5, 58, 58], [6, 50, 50], [7, 59, 60], [8, 60, 1],
+])  # fmt: skip
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},
     {"group_B": GROUP},
     {"group_B": GROUP, "label_smoothing": 0.1},
+    {"group_B": SAID},
+    {"group_B": SAID, "label_smoothing": 0.1},
 ]
 
 
-def loop(groups: list[int] | None, hard: bool, smoothing: float) -> float:
+def fitting(groups: list[Any] | None, i: int, j: int) -> bool:
+    """Whether text j fits picture i, though it is another's."""
+    if groups is None or not isinstance(groups[i], list):
+        return groups is not None and bool(groups[i] == groups[j])
+    return bool(groups[i][0] == groups[j][0] or groups[j][1] in groups[i][1:])
+
+
+def loop(groups: list[Any] | None, hard: bool, smoothing: float) -> float:
     """The docstring, word for word, with the hard negatives as further columns of pictures."""
     total = 0.0
     for one, other, more in ((IMAGE, TEXT, HARD if hard else []), (TEXT, IMAGE, [])):
         for i in range(B):
-            allowed = [j for j in range(B) if j == i or not groups or groups[j] != groups[i]]
+            ways = [(i, j) if one is IMAGE else (j, i) for j in range(B)]
+            allowed = [j for j in range(B) if j == i or not fitting(groups, *ways[j])]
             logits = {j: float(SCALE * one[i] @ other[j]) for j in allowed}
             logits |= {B + h: float(SCALE * one[i] @ row) for h, row in enumerate(more)}
             log_sum = math.log(sum(math.exp(logit) for logit in logits.values()))
             uniform = sum(log_sum - logit for logit in logits.values()) / len(logits)
             total += (1 - smoothing) * (log_sum - logits[i]) + smoothing * uniform
     return total / B / 2
+
+
+def test_equal_captions_are_not_each_others_negatives() -> None:
+    """Three captions for twelve pictures: told apart, the loss is nothing, and not ln 4."""
+    of, said = torch.arange(B), torch.arange(B) % 3
+    text_BD = torch.eye(3, 6, dtype=torch.float64)[said]
+    told = info_nce(text_BD, text_BD, 50.0, group_B=torch.stack([of, said], dim=1))
+    assert float(told) < 1e-6
+    # negative control: grouped by picture alone
+    assert float(info_nce(text_BD, text_BD, 50.0, group_B=of)) == pytest.approx(math.log(4))
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -30,11 +30,11 @@ from models.training.distributed import World
 from models.training.features.maker import FeatureMaker
 from models.training.features.pairs import Pairs, Rehearsal, gather
 from models.training.loop import learning_rate
-from models.training.losses import InfoNCEObjective, info_nce
+from models.training.losses import InfoNCEObjective, fits, info_nce
 from models.training.pair import Watching
 from models.training.record import CURVES_NAME, Progress, Result, Step, draw_curves, read_journal
 from models.training.run import run_training
-from models.training.starter import StarterPair, measure, train_heads
+from models.training.starter import HERE, FeatureBatches, StarterPair, measure, train_heads
 
 SMALL = HeadsConfig(image_hidden=64, text_hidden=64, image_dropout=0.1)
 WORDS = (
@@ -173,7 +173,13 @@ def test_several_captions_a_step_are_the_mean_of_their_losses(pairs: Pairs) -> N
     image_BD = pair.image_rows(batch.image_BX)
     text_BKD = pair.text_rows(batch.text_MX).view(16, 3, -1)
     by_hand = [
-        info_nce(image_BD, text_BKD[:, at], scale, group_B=batch.group_B).item() for at in range(3)
+        info_nce(
+            image_BD,
+            text_BKD[:, at],
+            scale,
+            group_B=torch.cat([batch.group_B[:, [0, 1 + at]], batch.group_B[:, 1:]], dim=1),
+        ).item()
+        for at in range(3)
     ]
     pair.train_mode = pair.module.eval  # type: ignore[method-assign]  # without dropout
     steps: list[Step] = []
@@ -301,13 +307,34 @@ def test_languages_have_the_same_chance_however_many_captions(
     pairs, report = gather([open_source(shard(tmp_path / "a.tar", rows))], maker)
     assert report.captions == {"en": 16, "de": 1}  # the same text is kept once
     generator = torch.Generator().manual_seed(0)
-    drawn = pairs.draw_captions(torch.zeros(4000, dtype=torch.long), generator)
+    drawn = pairs.caption_MS[pairs.draw_captions(torch.zeros(4000, dtype=torch.long), generator)]
     german_MS, owners = pairs.of_language("de")
     assert owners == [0, 1]
     share = (drawn == german_MS[0]).all(dim=1).float().mean().item()
     assert 0.45 < share < 0.55
     english = {row.numpy().tobytes() for row in drawn}
     assert len(english) == 9  # all eight English captions and the German one
+
+
+def test_what_is_said_of_a_picture_is_nobodys_negative(maker: FeatureMaker, tmp_path: Path) -> None:
+    rows = [
+        ("a", noise(1), {"caption": "a red wall"}),
+        ("b", noise(2), {"captions": {"en": ["bricks", "A  red wall."], "de": "eine Mauer"}}),
+        ("c", noise(3), {"caption": "bricks"}),
+        ("d", noise(4), {"caption": "a great white shark"}),
+    ]
+    source = open_source(shard(tmp_path / "a.tar", rows))
+    pairs, _ = gather([source], maker)
+    batches = FeatureBatches(pairs, config_of(epochs=1, batch_size=4, captions=2), HERE, None)
+    batch = next(batches(0))
+    for at in range(2):
+        group_BG = torch.cat([batch.group_B[:, [0, 1 + at]], batch.group_B[:, 1:]], dim=1)
+        found = fits(group_BG, group_BG)
+        place = {key: position for position, key in enumerate(batch.keys)}
+        assert found[place["b"], place["a"]]
+        assert found[place["b"], place["c"]]
+        assert found.sum() <= 4 + 2 + 1  # b's caption may be a's or c's as well
+        assert not found[place["a"], place["c"]]
 
 
 def test_what_is_found_and_what_is_not_is_reported(maker: FeatureMaker, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -46,6 +46,8 @@ from models.errors import (
     ModelError,
     StoreError,
 )
+
+T = TypeVar("T")
 
 FORMAT: Final = 2
 READABLE: Final = (1, 2)
@@ -229,8 +231,28 @@ def read_manifest(root: Path, head: Head | None = None) -> Manifest:
         IndexNotFoundError, IndexCorruptError, StoreError: as `read_head`; a manifest of an
             unknown format version is refused, untouched.
     """
-    head = head or read_head(root)
+    if head is None:
+        return newest_version(root, lambda newest: read_manifest(root, newest))
     return read_vouched(root, head.version, head.sha256, f"{CURRENT} says {{}}")
+
+
+def newest_version(root: Path, use: Callable[[Head], T]) -> T:
+    """What `use` makes of the current version, or of its successor if it is collected meanwhile.
+
+    What is missing then is no damage: whoever reads without the writer's lock goes through here.
+
+    Raises:
+        IndexNotFoundError, IndexCorruptError, StoreError: as `read_head`, and what `use` raises.
+    """
+    head = read_head(root)
+    while True:
+        try:
+            return use(head)
+        except IndexCorruptError:
+            newest = read_head(root)
+            if newest == head:
+                raise
+            head = newest
 
 
 def read_vouched(root: Path, version: int, sha256: str | None, voucher: str) -> Manifest:

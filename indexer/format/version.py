@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from indexer.format.entries import SegmentEntry
 from indexer.format.integrity import THREADS, Verify, open_checked, verify_file
-from indexer.format.manifest import HINT, TOMBSTONES, Live, Manifest, manifest_path, read_manifest
+from indexer.format.manifest import (
+    HINT,
+    TOMBSTONES,
+    Live,
+    Manifest,
+    manifest_path,
+    newest_version,
+    read_manifest,
+)
 from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import Segment, may_miss, segment_files
 from models.errors import IndexCorruptError
@@ -68,7 +76,10 @@ def open_version(
         IndexCorruptError: any file the version cannot do without is missing or damaged.
         StoreError: the operating system refused to read.
     """
-    manifest = manifest or read_manifest(root)
+    if manifest is None:
+        return newest_version(
+            root, lambda head: open_version(root, read_manifest(root, head), verify=verify)
+        )
     pairs = read_tombstones(root, manifest, verify=verify)
     opened: list[Segment] = []
     try:

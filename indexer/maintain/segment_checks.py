@@ -16,17 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.filters.declared import Field
-from indexer.format.entries import AnnEntry
 from indexer.format.field_table import columns_of, count_present, count_rows, count_strays
 from indexer.format.items import ItemsReader
 from indexer.format.segment import LENGTH_TOLERANCE, HalfVectors, Segment
-from indexer.search.vector_index import AnnIndex, BadStructureError, ExactIndex, check_canaries
+from indexer.maintain.structures import K, exact_scores, recall_of
+from indexer.search.vector_index import AnnIndex, BadStructureError, check_canaries
 
 _ROWS_AT_ONCE: Final = 16_384
 _TOLD: Final = 20
 """So many rows of one kind of damage are told one by one."""
 _QUERIES: Final = 32
-_K: Final = 10
 _SLACK: Final = 0.05
 """How far recall of `_QUERIES` queries may fall below the floor by chance: three deviations."""
 _MOST: Final = 255
@@ -120,24 +119,14 @@ def ann_problems(segment: Segment, queries_QD: npt.NDArray[np.float32] | None) -
         return
     if queries_QD is None:
         queries_QD = sample_rows(vectors_ND)
-    recall = _recall(index, vectors_ND, queries_QD[:_QUERIES], entry)
+    asked_QD = np.ascontiguousarray(queries_QD[:_QUERIES], dtype=np.float32)
+    tenth_Q = exact_scores(vectors_ND, asked_QD, K)[:, -1]
+    point = entry.operating
+    recall = float(
+        recall_of(index, vectors_ND, asked_QD, tenth_Q, point.effort, point.refine).mean()
+    )
     if recall < min(entry.floor, entry.operating.recall) - _SLACK:
-        yield f"recall@{_K} is {recall:.3f}, it was {entry.operating.recall:.3f} when it was built"
-
-
-def _recall(
-    index: AnnIndex, vectors_ND: HalfVectors, queries_QD: npt.NDArray[np.float32], entry: AnnEntry
-) -> float:
-    k = min(_K, len(vectors_ND))
-    exact = ExactIndex(vectors_ND, np.ones(len(vectors_ND), dtype=np.bool_))
-    _, best_QK = exact.search(queries_QD, k)
-    found_QK = index.search(queries_QD, k, entry.operating.effort, entry.operating.refine)
-    hits = 0
-    for query_D, best_K, rows_K in zip(queries_QD, best_QK, found_QK, strict=True):
-        rows_K = rows_K[rows_K >= 0]
-        scores_K = vectors_ND[rows_K].astype(np.float32) @ query_D
-        hits += len(set(rows_K[np.argsort(-scores_K)[:k]].tolist()) & set(best_K.tolist()))
-    return hits / (k * len(queries_QD))
+        yield f"recall@{K} is {recall:.3f}, it was {entry.operating.recall:.3f} when it was built"
 
 
 def sample_rows(vectors_ND: HalfVectors) -> npt.NDArray[np.float32]:

@@ -209,11 +209,7 @@ class Trial:
     ) -> tuple[float, float]:
         """Mean recall@10 of one half of the queries, and its standard error."""
         queries_QD, tenth_Q = half
-        rows_QK = index.search(queries_QD, STEP, effort, refine)[:, :K]
-        found_QKD = self._vectors_ND[np.maximum(rows_QK, 0)].astype(np.float32)
-        scores_QK = np.einsum("qkd,qd->qk", found_QKD, queries_QD)
-        hits_QK = (scores_QK >= tenth_Q[:, None] - 1e-6) & (rows_QK >= 0)
-        recall_Q = hits_QK.mean(axis=1)
+        recall_Q = recall_of(index, self._vectors_ND, queries_QD, tenth_Q, effort, refine)
         return float(recall_Q.mean()), float(recall_Q.std() / len(recall_Q) ** 0.5)
 
     def _latency(self, index: AnnIndex, effort: int, refine: int) -> float:
@@ -228,6 +224,28 @@ class Trial:
         queries_QD = self._tune[0]
         with one_thread():
             return _median_ms(lambda i: everything.search(queries_QD[i][None], K), 7)
+
+
+def recall_of(
+    index: AnnIndex,
+    vectors_ND: HalfVectors,
+    queries_QD: Vectors,
+    tenth_Q: npt.NDArray[np.float32],
+    effort: int,
+    refine: int,
+) -> npt.NDArray[np.float64]:
+    """recall@10 of each query, float64 [Q], asked as a search asks.
+
+    Args:
+        tenth_Q: the score of each query's true tenth: whatever reaches it is a hit.
+    """
+    rows_QK = index.search(queries_QD, STEP, effort, refine)[:, :K]
+    found_QKD = vectors_ND[np.maximum(rows_QK, 0)].astype(np.float32)
+    scores_QK = np.einsum("qkd,qd->qk", found_QKD, queries_QD)
+    recall_Q: npt.NDArray[np.float64] = (
+        (scores_QK >= tenth_Q[:, None] - 1e-6) & (rows_QK >= 0)
+    ).mean(axis=1)
+    return recall_Q
 
 
 def exact_scores(vectors_ND: HalfVectors, queries_QD: Vectors, k: int) -> npt.NDArray[np.float32]:

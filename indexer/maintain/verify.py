@@ -4,18 +4,19 @@ Opening verifies checksums and stops at the first damage; this goes on, and look
 unit vectors, sound databases, unique ids, counts that add up. Deep, it does so for every version
 kept and every file of theirs, and asks more of the current one: the words of its rows, the answers
 of its search structures, and that nothing on the erasure list is there. It repairs nothing
-(`indexer.maintain.repair` does), takes no lock, and runs beside a service and a writer: a version
-that the writer collects meanwhile is left out.
+(`indexer.maintain.repair` does), takes no lock, and runs beside a service and writers. A file that
+a writer collected meanwhile is no damage: then the version that is current by now is looked at
+again, where only what came since has to be read.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +45,13 @@ from indexer.maintain.segment_checks import (
 from indexer.search.relevance_file import read_background
 from indexer.store.history import vouched
 from indexer.store.sweep import manifest_numbers
-from models.errors import IndexCorruptError
+from models.errors import IndexCorruptError, StoreError
 
 T = TypeVar("T")
 OnBytes = Callable[[int, int], None]
 """Told how many bytes were read since the last call, and how many there are in all."""
+_PASSES: Final = 50
+"""Looks at versions that are gone before the end; each reads only what came since the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,88 +97,143 @@ def verify_index(
 
     Raises:
         IndexNotFoundError: there is no index to check.
-        StoreError: the operating system refused to read.
+        StoreError: the operating system refused to read, or writers were quicker every time.
     """
     started = time.monotonic()
-    report = VerifyReport()
-    head = _attempt(report, lambda: read_head(path))
-    versions: dict[int, Manifest] = {}
-    if deep:
-        versions, damage = vouched(path, head)
-        report.problems += [Damage(error.file, error.why) for error in damage]
-    elif head is not None:
-        manifest = _attempt(report, lambda: read_manifest(path, head))
-        versions = {} if manifest is None else {head.version: manifest}
-    if head is not None and head.version in versions:
-        report.version = head.version
-    report.versions = sorted(versions, reverse=True)
-    files = {name: entry for one in versions.values() for name, entry in one.files().items()}
-    report.files = len(files) + len(versions) + 1  # the manifests and CURRENT
-    report.bytes = sum(entry.size for entry in files.values())
-    _Check(path, versions, report, deep, threads, on_bytes).all()
-    if deep:
-        report.orphans = _find_orphans(path, versions)
-    if deep and (report.problems or report.orphans):
-        _forget_collected(path, report)
+    check = _Check(path, deep, threads, on_bytes)
+    for _ in range(_PASSES):
+        report = check.look()
+        if not report.problems or not check.was_overtaken(report):
+            break
+    else:
+        raise StoreError(
+            f"{path} is changed more quickly than it can be checked",
+            hint="run again while less is written",
+        )
     report.seconds = time.monotonic() - started
     return report
 
 
-class _Check:
-    """Segment checks, and those that need all segments of a version together."""
+Take = Callable[[Segment, str], None]
+"""Notes what the rows of a segment say of others: the segment, and how to call its items."""
 
-    def __init__(
-        self,
-        root: Path,
-        versions: Mapping[int, Manifest],
-        report: VerifyReport,
-        deep: bool,
-        threads: int,
-        on_bytes: OnBytes | None,
-    ) -> None:
+
+class _Check:
+    """Looks at an index until one look was not overtaken; what was sound is not read again."""
+
+    def __init__(self, root: Path, deep: bool, threads: int, on_bytes: OnBytes | None) -> None:
         self._root = root
-        self._versions = versions
-        self._report = report
         self._deep = deep
         self._threads = threads
         self._tell = on_bytes
-        self._current = versions.get(report.version) if report.version is not None else None
-        self._seen: set[str] = set()
+        self._report = VerifyReport()
+        self._sound: set[str] = set()  # segments, whose files never change
+        self._told = 0
+        self._last: tuple[Set[int], list[Damage]] | None = None
         self._queries: dict[Modality, npt.NDArray[np.float32]] = {}
-        self._late: list[tuple[SegmentEntry, Manifest]] = []
+        self._background: npt.NDArray[np.float32] | None = None
 
-    def all(self) -> None:
-        numbers = sorted(self._versions, reverse=True)
-        for number in numbers:
-            manifest = self._versions[number]
-            together = _Together(manifest, self._report) if manifest is self._current else None
-            self._version(manifest, together)
-        for entry, manifest in self._late:
+    def look(self) -> VerifyReport:
+        """Check the version that is current now, or all that are kept."""
+        report = self._report = VerifyReport()
+        head = _attempt(report, lambda: read_head(self._root))
+        versions: dict[int, Manifest] = {}
+        if self._deep:
+            versions, damage = vouched(self._root, head)
+            report.problems += [Damage(error.file, error.why) for error in damage]
+        elif head is not None:
+            manifest = _attempt(report, lambda: read_manifest(self._root, head))
+            versions = {} if manifest is None else {head.version: manifest}
+        if head is not None and head.version in versions:
+            report.version = head.version
+        report.versions = sorted(versions, reverse=True)
+        files = {name: entry for one in versions.values() for name, entry in one.files().items()}
+        report.files = len(files) + len(versions) + 1  # the manifests and CURRENT
+        report.bytes = sum(entry.size for entry in files.values())
+        self._all(versions)
+        if self._deep:
+            report.orphans = _find_orphans(self._root, versions)
+            if report.orphans and (kept := _kept(self._root)) is not None:
+                still = set(_find_orphans(self._root, kept))
+                report.orphans = [one for one in report.orphans if one in still]
+        return report
+
+    def was_overtaken(self, report: VerifyReport) -> bool:
+        """Whether something complained of is in no version that is kept now: not damage, but gone.
+
+        The complaints that remain are of the index as it is.
+        """
+        kept = _kept(self._root)
+        if kept is None or self._last == (kept.keys(), report.problems):
+            return False  # nothing has changed since the last look
+        self._last = (kept.keys(), report.problems)
+        named = {name for manifest in kept.values() for name in manifest.files()}
+        named |= {manifest_path(number) for number in (*manifest_numbers(self._root), *kept)}
+        return any(one.file not in named | {CURRENT} for one in report.problems)
+
+    def _all(self, versions: Mapping[int, Manifest]) -> None:
+        checked = set(self._sound)
+        late: list[tuple[SegmentEntry, Manifest]] = []
+        for number in sorted(versions, reverse=True):
+            manifest = versions[number]
+            current = number == self._report.version
+            together = _Together(manifest, self._report) if current else None
+            self._version(manifest, together, checked, late)
+        for entry, manifest in late:
+            before = len(self._report.problems)
             self._structure(entry, manifest)
+            if len(self._report.problems) > before:
+                self._sound.discard(entry.id)
 
-    def _version(self, manifest: Manifest, together: _Together | None) -> None:
+    def _version(
+        self,
+        manifest: Manifest,
+        together: _Together | None,
+        checked: set[str],
+        late: list[tuple[SegmentEntry, Manifest]],
+    ) -> None:
+        """Check what `checked` does not name yet, and note search structures for the end."""
         root, report = self._root, self._report
         pairs = _attempt(report, lambda: read_tombstones(root, manifest))
-        _attempt(report, lambda: read_background(root, manifest))
+        background = _attempt(report, lambda: read_background(root, manifest))
+        if background is not None and self._background is None:
+            self._background = background.queries_QD
         erasures = _attempt(report, lambda: read_erasures(root, manifest))
         dead = None
         if pairs is not None:
             dead = dead_rows([entry.rows for entry in manifest.segments], pairs)
         whole = together is not None and dead is not None
         for position, entry in enumerate(manifest.segments):
-            if entry.id in self._seen:
-                continue
-            self._seen.add(entry.id)
             take = None
             if together is not None and dead is not None:
                 take = together.taker(dead[position], erasures or Erasures())
-            whole = self._segment(entry, manifest, take) and whole
+            if entry.id in checked:
+                whole = (take is None or self._again(entry, manifest, take)) and whole
+                continue
+            checked.add(entry.id)
+            before = len(report.problems)
+            usable = self._segment(entry, manifest, take)
+            whole = usable and whole
+            if len(report.problems) == before:
+                self._sound.add(entry.id)
+            if self._deep and usable and entry.ann is not None:  # once the queries are known
+                late.append((entry, manifest))
         if whole and together is not None:
             together.compare()
 
-    def _segment(
-        self, entry: SegmentEntry, manifest: Manifest, take: Callable[[Segment, str], None] | None
-    ) -> bool:
+    def _again(self, entry: SegmentEntry, manifest: Manifest, take: Take) -> bool:
+        """Have the rows of a segment that was sound compared with those of the others."""
+        items = f"{SEGMENTS}/{entry.id}/{ITEMS_FILE}"
+        segment = _attempt(self._report, lambda: Segment(self._root, entry, manifest.dim))
+        if segment is None:
+            return False
+        try:
+            _attempt(self._report, lambda: take(segment, items))
+        finally:
+            segment.close()
+        return True
+
+    def _segment(self, entry: SegmentEntry, manifest: Manifest, take: Take | None) -> bool:
         """Check one segment; whether what belongs together can be told."""
         files = segment_files(entry)
         with open_checked(
@@ -205,19 +263,17 @@ class _Check:
                 lambda: self._tell_all(items, item_problems(segment, manifest.declared)),
             )
             if self._deep:
-                self._inside(segment, items, manifest)
+                rows = segment.entry.rows
+                _attempt(
+                    self._report,
+                    lambda: self._tell_all(items, word_problems(segment.items, rows)),
+                )
+                self._queries.setdefault(entry.modality, sample_rows(segment.vectors_ND))
             if take is not None:
                 _attempt(self._report, lambda: take(segment, items))
         finally:
             segment.close()
         return True
-
-    def _inside(self, segment: Segment, items: str, manifest: Manifest) -> None:
-        rows = segment.entry.rows
-        _attempt(self._report, lambda: self._tell_all(items, word_problems(segment.items, rows)))
-        self._queries.setdefault(segment.entry.modality, sample_rows(segment.vectors_ND))
-        if segment.ann is not None:  # once the other modality is known, which will query it
-            self._late.append((segment.entry, manifest))
 
     def _structure(self, entry: SegmentEntry, manifest: Manifest) -> None:
         segment = _attempt(self._report, lambda: Segment(self._root, entry, manifest.dim))
@@ -225,14 +281,20 @@ class _Check:
             return
         try:
             name = f"{segment.name}/ann.faiss"
-            other: Modality = "text" if entry.modality == "image" else "image"
-            self._tell_all(name, ann_problems(segment, self._queries.get(other)))
+            self._tell_all(name, ann_problems(segment, self._asked(entry)))
         finally:
             segment.close()
 
+    def _asked(self, entry: SegmentEntry) -> npt.NDArray[np.float32] | None:
+        """What a structure is tried with: such queries as it was measured with."""
+        if entry.ann is not None and entry.ann.operating.kind == "background":
+            return self._background
+        return self._queries.get("text" if entry.modality == "image" else "image")
+
     def _progress(self, count: int) -> None:
         if self._tell is not None:
-            self._tell(count, self._report.bytes)
+            self._told += count
+            self._tell(count, max(self._told, self._report.bytes))
 
     def _tell_all(self, file: str, whys: Iterable[str]) -> None:
         for why in whys:
@@ -248,9 +310,7 @@ class _Together:
         self._ids: dict[str, set[str]] = {"image": set(), "text": set()}
         self._belongs: list[tuple[str, str]] = []
 
-    def taker(
-        self, dead_N: npt.NDArray[np.bool_], erasures: Erasures
-    ) -> Callable[[Segment, str], None]:
+    def taker(self, dead_N: npt.NDArray[np.bool_], erasures: Erasures) -> Take:
         def take(segment: Segment, name: str) -> None:
             seen = self._ids[segment.entry.modality]
             erased = {row for row, _ in erased_rows(segment.items, erasures)}
@@ -299,17 +359,13 @@ def _find_orphans(root: Path, versions: Mapping[int, Manifest]) -> list[str]:
     return sorted(found)
 
 
-def _forget_collected(root: Path, report: VerifyReport) -> None:
-    """Leave out what a writer removed while we looked: versions that are no longer kept."""
+def _kept(root: Path) -> dict[int, Manifest] | None:
+    """The versions kept now; None where that cannot be told."""
     try:
         head = read_head(root)
     except IndexCorruptError:
-        return
-    versions, _ = vouched(root, head)
-    named = {name for manifest in versions.values() for name in manifest.files()}
-    there = {manifest_path(number) for number in (*manifest_numbers(root), head.version)}
-    report.problems = [one for one in report.problems if one.file in named | there | {CURRENT}]
-    report.orphans = [one for one in _find_orphans(root, versions) if one in report.orphans]
+        return None
+    return vouched(root, head)[0]
 
 
 def _attempt(report: VerifyReport, call: Callable[[], T]) -> T | None:

@@ -19,7 +19,7 @@ from indexer.filters.declared import BUILT_IN
 from indexer.filters.language import Filter, check_filter
 from indexer.format.entries import RelevanceEntry
 from indexer.format.integrity import Verify
-from indexer.format.manifest import Head, check_encoder, read_head, read_manifest
+from indexer.format.manifest import Head, check_encoder, newest_version, read_manifest
 from indexer.format.version import OpenVersion, open_version
 from indexer.search.facets import facets
 from indexer.search.options import DEFAULTS, SearchOptions
@@ -29,7 +29,7 @@ from indexer.search.relevance_file import read_background
 from indexer.search.scanners import LiveSegment
 from indexer.search.searcher import Searcher
 from models.encoder import Fingerprint
-from models.errors import IndexCorruptError, NotFoundError
+from models.errors import NotFoundError
 from models.vectors import Vectors, unit_rows
 
 _LOG: Final = logging.getLogger(__name__)
@@ -212,17 +212,7 @@ def open_snapshot(
         EncoderMismatchError: the index was built with another encoder pair.
         StoreError: the operating system refused to read.
     """
-    head = read_head(path)
-    while True:
-        try:
-            return _open(path, head, fingerprint, verify)
-        except IndexCorruptError:
-            # while it was being opened the version may have been collected as too old: what is
-            # missing then is no damage, and there is a newer one
-            newest = read_head(path)
-            if newest == head:
-                raise
-            head = newest
+    return newest_version(path, lambda head: _open(path, head, fingerprint, verify))
 
 
 def _open(path: Path, head: Head, fingerprint: Fingerprint | None, verify: Verify) -> Snapshot:

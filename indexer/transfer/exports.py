@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from indexer.files.fs import Fs, require_space
 from indexer.format.entries import ITEMS_FILE, FileEntry
@@ -25,7 +25,7 @@ from indexer.format.manifest import (
     Manifest,
     manifest_bytes,
     manifest_path,
-    read_head,
+    newest_version,
     read_manifest,
 )
 from indexer.format.version import OpenVersion, open_version
@@ -43,7 +43,6 @@ from models.errors import IndexCorruptError
 
 Format = Literal["clip-retrieval", "parquet", "copy"]
 
-T = TypeVar("T")
 
 _CHUNK: Final = 1 << 20
 
@@ -75,7 +74,7 @@ def export_index(
 
 def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) -> TransferReport:
     with whole_directory(out) as partial:
-        version, erasures = _newest(root, lambda head: _opened(root, head))
+        version, erasures = newest_version(root, lambda head: _opened(root, head))
         with version:
             live = version.manifest.live
             about = sum(one.files[ITEMS_FILE].size for one in version.manifest.segments)
@@ -97,26 +96,13 @@ def _opened(root: Path, head: Head) -> tuple[OpenVersion, Erasures]:
     return open_version(root, manifest, verify="full"), erasures
 
 
-def _newest(root: Path, use: Callable[[Head], T]) -> T:
-    """Use the current version, or its successor where a writer collects it meanwhile."""
-    head = read_head(root)
-    while True:
-        try:
-            return use(head)
-        except IndexCorruptError:
-            newest = read_head(root)
-            if newest == head:
-                raise
-            head = newest
-
-
 def copy_index(root: Path, out: Path, *, on_rows: OnRows | None = None) -> TransferReport:
     """Copy the current version to a new directory, every byte checked on the way.
 
     Raises:
         As `export_index`.
     """
-    manifest = _newest(root, lambda head: _copy(root, head, out, on_rows))
+    manifest = newest_version(root, lambda head: _copy(root, head, out, on_rows))
     return TransferReport("copy", manifest.version, manifest.live.images, manifest.live.texts)
 
 

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clustered import fill, pictures, texts
 from fakes import ColourEncoder
 from indexes import NAMES, build, ids, opened, record
 
+import indexer.format.version
 from indexer.format.manifest import Head, read_manifest
-from indexer.maintain.edit import delete_items
+from indexer.maintain.edit import Editor, delete_items
+from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
 
 FINGERPRINT = ColourEncoder().fingerprint
@@ -172,3 +176,65 @@ def test_it_runs_beside_a_writer_and_readers(path: Path) -> None:
         checker.join()
     assert problems == []
     assert checks > 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("beside", ["purge", "optimize", "many puts"])
+def test_what_a_writer_collects_meanwhile_is_no_damage(path: Path, deep: bool, beside: str) -> None:
+    def write(_some: int, _all: int) -> None:
+        if done:
+            return
+        done.append(1)
+        if beside == "purge":
+            purge(path)
+            return
+        if beside == "optimize":
+            optimize(path)
+        for number in range(17):  # more than are kept: what was current is collected
+            Editor(path, ColourEncoder()).put([record("new", NAMES[number % 8])])
+
+    done: list[int] = []
+    report = verify_index(path, deep=deep, on_bytes=write, threads=1)
+    assert done
+    assert report.problems == []
+    if beside == "purge":
+        assert report.version == read_manifest(path).version
+
+
+def test_damage_is_still_told_where_a_writer_collects_other_files(path: Path) -> None:
+    def write(_some: int, _all: int) -> None:
+        if not done:
+            done.append(1)
+            for number in range(17):
+                Editor(path, ColourEncoder()).put([record("new", NAMES[number % 8])])
+            flip(first(path, "text") / "vectors.npy")
+
+    done: list[int] = []
+    [problem] = verify_index(path, on_bytes=write, threads=1).problems
+    assert problem.file == f"segments/{first(path, 'text').name}/vectors.npy"
+
+
+def test_a_dry_run_looks_again_where_its_version_is_collected(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = indexer.format.version.read_tombstones
+
+    def late(*given: Any, **more: Any) -> Any:
+        if not done:
+            done.append(1)
+            purge(path)
+        return read(*given, **more)
+
+    done: list[int] = []
+    monkeypatch.setattr(indexer.format.version, "read_tombstones", late)
+    report = delete_items(path, ["p1"], dry_run=True)
+    assert done
+    assert report.removed_images == 1
+
+
+def test_pictures_that_repeat_are_no_loss_of_recall(tmp_path: Path) -> None:
+    path = tmp_path / "x.index"
+    fill(path, np.repeat(pictures(200), 15, axis=0), texts(400), segments=1)
+    options = OptimizeOptions(structure="ivf", fewest=500, floor=0.9, gain=0.0)
+    assert optimize(path, options).images.structure == "ivf"
+    assert verify_index(path, deep=True).problems == []

@@ -2,10 +2,11 @@
 
 A request is judged at its head, before a byte of its body is read: one that could not be answered
 in time is refused there. It joins its lane when its body is complete, so that a caller who drips a
-body holds no place, is judged once more, and waits for a turn. Its deadline,
-`service.engine.deadline`'s current one, runs from then on; when the caller hangs up, that is
-cancelled. A place is held until the answer begins, so that a caller who does not read holds none
-either.
+body holds no place, is judged once more, and waits for a turn. What it asks for shows only when it
+has been read: then its resource calls `charge`, and who asks for a large answer goes on to a lane
+of such. Its deadline, `service.engine.deadline`'s current one, runs from the joining on; when the
+caller hangs up, that is cancelled. A place is held until the answer begins, so that a caller who
+does not read holds none either.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,13 +30,14 @@ from service.http.middleware.lanes import (
     AdmissionLimits,
     Lane,
     LaneName,
-    LaneRule,
+    Price,
     cost_of,
     lane_rules,
 )
 from service.http.middleware.problems import ProblemError, of_domain, refuse
 from service.operations import metrics
 
+_VISIT: Final = "admission_visit"
 _TIMEOUT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?")
 
 
@@ -109,14 +112,16 @@ class Admission:
         size = int(declared) if declared.isdigit() else 0
         visit: _Visit | None = None
         try:
-            timeout_s = _timeout_s(scope, lane.rule, self._control.limits.most_s)
+            asked_s = _asked_s(scope, self._control.limits.most_s)
+            timeout_s = lane.rule.timeout_s if asked_s is None else asked_s
             self._control.judge(lane, cost_of(size), timeout_s)
             caller, bodies = caller_of(scope), self._control.bodies
             if not bodies.fits(caller, size):
                 raise overloaded("body-bytes", bodies.retry_after(caller, size))
             with deadline.until(math.inf) as allowed:
                 body = bodies.open(caller, size, allowed)
-                visit = _Visit(self._control, lane, body, timeout_s, receive, send)
+                visit = _Visit(self._control, lane, body, asked_s, receive, send)
+                scope.setdefault("state", {})[_VISIT] = visit
                 if endpoint.cost == "one":  # has no body to wait for
                     await visit.join(1)
                 await self._app(scope, visit.receive, visit.send)
@@ -131,10 +136,25 @@ class Admission:
                 visit.end()
 
 
-def _timeout_s(scope: Scope, rule: LaneRule, most_s: float) -> float:
+async def charge(scope: Scope, price: Price) -> None:
+    """Count a request by what it asks for; one for a large answer waits for a turn among its like.
+
+    For resources, once they have read the body and before they work, not from a thread. Without an
+    `Admission` around them nothing is counted.
+
+    Raises:
+        ProblemError: there is no room, or the turn did not come in time.
+    """
+    visit: _Visit | None = scope.get("state", {}).get(_VISIT)
+    if visit is not None:
+        await visit.charge(price)
+
+
+def _asked_s(scope: Scope, most_s: float) -> float | None:
+    """The time allowed that a request asks for; None for its lane's own."""
     given = [value for name, value in scope["headers"] if name == b"x-request-timeout"]
     if not given:
-        return rule.timeout_s
+        return None
     text = given[0].decode("latin-1").strip()
     if len(given) > 1 or not _TIMEOUT.fullmatch(text) or float(text) == 0:
         raise refuse("invalid-request", "X-Request-Timeout is a positive number of seconds.")
@@ -156,7 +176,7 @@ class _Visit:
         control: AdmissionControl,
         lane: Lane,
         body: Body,
-        timeout_s: float,
+        asked_s: float | None,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -164,7 +184,7 @@ class _Visit:
         self._lane = lane
         self._body = body
         self._allowed = body.allowed
-        self._timeout_s = timeout_s
+        self._asked_s = asked_s
         self._receive = receive
         self._send = send
         self._gone = asyncio.Event()
@@ -206,6 +226,25 @@ class _Visit:
             pass
         self._allowed.cancel()
         self._gone.set()
+
+    async def charge(self, price: Price) -> None:
+        """See `charge`. What the body's size has counted for already is not counted again."""
+        if not self._cost:
+            return  # its answer has begun, or it is on its way out
+        cost = max(self._cost, price.cost)
+        if price.large:
+            self._leave(served=False)
+            self._lane = self._control.lanes["large"]
+            await self.join(cost)
+        elif cost > self._cost:
+            if self._lane.requests > 1:  # as an empty lane takes any
+                self._control.judge(self._lane, cost - self._cost, self._timeout_s)
+            self._lane.reprice(self._cost, cost)
+            self._cost = cost
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._lane.rule.timeout_s if self._asked_s is None else self._asked_s
 
     async def join(self, cost: int) -> None:
         """Take a place in the lane and wait for a turn.

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Literal
+from typing import Final, Literal
 
 from models.errors import DeadlineError
 from service.engine.deadline import Deadline
@@ -34,8 +34,15 @@ _MEMORY_S = 2.0
 _MAX_RETRY_S = 60
 _COST_BYTES = 32 << 10
 _MAX_COST = 64
+# of a request that was read: a tenth of what a lane may hold, however much it asks for
+_MAX_PRICE = 100
+_TEXTS_A_UNIT = 16  # they are embedded together
+_UNITS_A_PICTURE = 4
+_ANSWER_UNIT_BYTES = 64 << 10
+LARGE_ANSWER_BYTES: Final = 256 << 10
+"""An estimated answer above this waits in the lane `large`."""
 
-LaneName = Literal["search", "pictures", "long", "write", "light"]
+LaneName = Literal["search", "pictures", "long", "write", "light", "large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class AdmissionLimits:
 
 
 def lane_rules(limits: AdmissionLimits) -> Mapping[LaneName, LaneRule]:
-    """Requests by what they cost: texts, pictures, long work, changes, and looking things up."""
+    """Requests by what they cost: texts, pictures, long work, changes, lookups, large answers."""
     short, long, room = (
         limits.timeout_s,
         max(limits.timeout_s, limits.long_timeout_s),
@@ -88,6 +95,8 @@ def lane_rules(limits: AdmissionLimits) -> Mapping[LaneName, LaneRule]:
         LaneRule("long", long, slots=16, capacity=room),
         LaneRule("write", long, slots=4, capacity=room),
         LaneRule("light", short, slots=32, capacity=room),
+        # megabytes of JSON: two at a time leave Python's lock to those who ask for little
+        LaneRule("large", long, slots=2, capacity=room),
     )
     return {rule.name: rule for rule in rules}
 
@@ -100,6 +109,37 @@ def threads(limits: AdmissionLimits) -> int:
 def cost_of(body_bytes: int) -> int:
     """A text is one unit; a picture, or a pile of texts, is more by its size."""
     return min(_MAX_COST, 1 + body_bytes // _COST_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a request asks for, as far as reading it tells.
+
+    Attributes:
+        texts, pictures: to be embedded.
+        answer_bytes: of JSON, estimated.
+    """
+
+    texts: int = 0
+    pictures: int = 0
+    answer_bytes: int = 0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(
+            self.texts + other.texts,
+            self.pictures + other.pictures,
+            self.answer_bytes + other.answer_bytes,
+        )
+
+    @property
+    def cost(self) -> int:
+        """In the units of `cost_of`."""
+        units = self.texts // _TEXTS_A_UNIT + _UNITS_A_PICTURE * self.pictures
+        return min(_MAX_PRICE, 1 + units + self.answer_bytes // _ANSWER_UNIT_BYTES)
+
+    @property
+    def large(self) -> bool:
+        return self.answer_bytes > LARGE_ANSWER_BYTES
 
 
 class Lane:
@@ -150,6 +190,11 @@ class Lane:
             self._mark = self._clock()
         self.requests += 1
         self.cost += cost
+        self._report()
+
+    def reprice(self, before: int, after: int) -> None:
+        """Count a request that has entered as another cost."""
+        self.cost += after - before
         self._report()
 
     def leave(self, cost: int, *, served: bool) -> None:

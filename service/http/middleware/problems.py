@@ -62,6 +62,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-text": (422, "The text cannot be searched for"),
     "url-not-allowed": (422, "Pictures are not fetched from this address"),
     "url-fetch-failed": (422, "The address gave no picture"),
+    "answer-too-large": (422, "The answer would be too large"),
     "invalid-vector": (422, "The embedding cannot be used"),
     "model-not-found": (404, "No model has this name"),
     "label-set-not-found": (404, "No label set has this name"),

@@ -15,13 +15,16 @@ from pydantic_core import PydanticCustomError
 from models.errors import DiptychError, InvalidLabelsError
 from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.hierarchy import MAX_DEPTH
+from models.labels.prompts import TEMPLATE_SETS
 from service.engine.engine import Engine
 from service.engine.explanations import direction_of
 from service.engine.label_sets import MAX_ALPHA, MAX_BETA, LabelSet, check_label_set
 from service.engine.queries import ClassifyAnswer
 from service.engine.queries import Prediction as Judged
 from service.http.middleware import problems
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, RequestBody
+from service.http.middleware.lanes import Price
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
 from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, Base64Image, examples
@@ -31,6 +34,8 @@ from service.operations import timing
 
 router = APIRouter(prefix="/v1/classify", tags=["classify"])
 MAX_EXPLAINED = 16
+_PREDICTION_BYTES = 80
+_HEAT_MAP_BYTES = 200 << 10
 _SPLIT = re.compile(r"[,\n，、]")
 
 Abstain = Annotated[
@@ -242,7 +247,30 @@ class PictureClasses:
 
 
 async def picture_classes(request: Request) -> PictureClasses:
-    """A FastAPI dependency: pictures and labels, from JSON or a form."""
+    """A FastAPI dependency: pictures and labels, from JSON or a form, charged by their number."""
+    upload = await _upload(request)
+    options = upload.options
+    labels, images = options.labels or (), len(upload.images)
+    answers = images * min(len(labels), options.top_k or len(labels))
+    price = Price(
+        texts=prompts_of(labels, options.templates, options.template_set),
+        # a heat map is as much work again
+        pictures=images * (1 + options.explain) + sum(map(len, upload.examples.values())),
+        answer_bytes=answers * _PREDICTION_BYTES + images * options.explain * _HEAT_MAP_BYTES,
+    )
+    await charge(request.scope, price)
+    return upload
+
+
+def prompts_of(
+    labels: Sequence[str], templates: Sequence[str] | None, template_set: str | None
+) -> int:
+    """How many texts are embedded for labels, unless they are known."""
+    written = templates or TEMPLATE_SETS.get(template_set or "default", ())
+    return len(labels) * max(1, len(written))
+
+
+async def _upload(request: Request) -> PictureClasses:
     kind = bodies.media_type(request)
     if kind == "application/json":
         document = bodies.parse_json(await request.body())

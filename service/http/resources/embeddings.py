@@ -17,7 +17,9 @@ from service.engine.embeddings import EmbeddingError
 from service.engine.engine import Engine
 from service.engine.queries import ImageQuery, TextQuery
 from service.http.middleware import problems
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
+from service.http.middleware.lanes import Price
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
 from service.http.requests.fields import EXAMPLE_PNG, MAX_IMAGES, StrictModel, examples
@@ -173,7 +175,22 @@ class ModelList(BaseModel):
     data: list[ModelInfo]
 
 
-_Body = Annotated[EmbeddingRequest, Depends(bodies.json_body(EmbeddingRequest))]
+_read = bodies.json_body(EmbeddingRequest)
+
+
+async def _priced(request: Request, state: StateOf) -> EmbeddingRequest:
+    body = await _read(request)
+    pictures = [kind for kind, _ in body.parts()].count("image")
+    inputs = len(body.parts())
+    # base64 of the floats themselves takes a quarter of their digits
+    number = 6 if body.encoding_format == "base64" else 21
+    dim = max(engine.embeddings.dim for engine in state.engines.values())
+    price = Price(inputs - pictures, pictures, answer_bytes=inputs * dim * number)
+    await charge(request.scope, price)
+    return body
+
+
+_Body = Annotated[EmbeddingRequest, Depends(_priced)]
 
 
 @router.post("/embeddings", include_in_schema=False)

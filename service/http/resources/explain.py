@@ -11,7 +11,9 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.engine.explanations import Explanation
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, RequestBody
+from service.http.middleware.lanes import Price
 from service.http.middleware.problems import refuse
 from service.http.requests import bodies
 from service.http.requests.fields import (
@@ -101,7 +103,14 @@ class PictureText:
 
 
 async def picture_text(request: Request) -> PictureText:
-    """A FastAPI dependency: a text and a picture, from JSON or a form."""
+    """A FastAPI dependency: a text and a picture, from JSON or a form, charged as such."""
+    asked = await _read(request)
+    # the map is as much work as the picture
+    await charge(request.scope, Price(texts=1, pictures=2))
+    return asked
+
+
+async def _read(request: Request) -> PictureText:
     kind = bodies.media_type(request)
     if kind == "application/json":
         body = bodies.validated(ExplainRequest, bodies.parse_json(await request.body()))

@@ -14,7 +14,9 @@ from models.errors import ImageError
 from models.sources.records import UNDETERMINED, Record, Reject
 from service.engine.engine import Engine
 from service.engine.item_writer import ItemWriter, outcome
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
+from service.http.middleware.lanes import Price
 from service.http.middleware.problems import CATALOGUE, ProblemError, of_domain, refuse
 from service.http.requests import bodies
 from service.http.requests.fields import (
@@ -170,7 +172,33 @@ class BulkWritten(BaseModel):
 
 
 async def item_body(request: Request) -> ItemRequest | tuple[ItemOptions, bytes | None]:
-    """A FastAPI dependency: what was sent, as its media type says, decoded no further."""
+    """A FastAPI dependency: what was sent, as its media type says, decoded no further; charged."""
+    sent = await _item_body(request)
+    if isinstance(sent, ItemRequest):
+        price = _price(sent)
+    else:
+        options, image = sent
+        price = Price(len(options.text), int(image is not None))
+    await charge(request.scope, price)
+    return sent
+
+
+_read_bulk = bodies.json_body(BulkRequest)
+
+
+async def bulk_body(request: Request) -> BulkRequest:
+    """A FastAPI dependency: several items, charged together."""
+    body = await _read_bulk(request)
+    await charge(request.scope, sum(map(_price, body.items), Price()))
+    return body
+
+
+def _price(item: ItemRequest) -> Price:
+    texts = int(item.text is not None) + sum(map(len, item.texts.values()))
+    return Price(texts, int(item.image is not None or item.image_url is not None))
+
+
+async def _item_body(request: Request) -> ItemRequest | tuple[ItemOptions, bytes | None]:
     options = bodies.query_options(request, lists=_LISTS)
     if bodies.media_type(request) == "application/json":
         if options:  # silently ignored, an option would be believed to have been taken
@@ -295,7 +323,7 @@ def delete_item(id: ItemId, engine: EngineOf) -> Response:
     access="write", lane="write", cost="body", idempotency_key=True, body=json_of(BulkRequest)
 )
 def post_items(
-    body: Annotated[BulkRequest, Depends(bodies.json_body(BulkRequest))],
+    body: Annotated[BulkRequest, Depends(bulk_body)],
     engine: EngineOf,
     state: StateOf,
     response: Response,

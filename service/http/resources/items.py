@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -11,15 +12,21 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, Field, JsonValue
 
 from indexer.search import reader
+from indexer.search.options import Include, Target
 from models.errors import NotFoundError
 from service.engine.engine import DEFAULT_NAME, Engine
 from service.http.middleware.endpoints import LOOKUP
+from service.http.middleware.lanes import LARGE_ANSWER_BYTES
 from service.http.middleware.prefix import outside
 from service.http.requests.fields import EXAMPLE_ID, examples
 from service.http.requests.state import EngineOf
 
 router = APIRouter(prefix="/v1", tags=["index"])
 _THUMBNAIL = "/thumbnail"
+# of JSON, as they usually are: an item's own fields, and what may come with it
+_ITEM_BYTES = 400
+_INCLUDED_BYTES = {"attributes": 100, "thumbnail": 6 << 10}
+_NUMBER_BYTES = 21
 ItemId = Annotated[
     str, Path(description="The item's id, percent-encoded as one segment.", examples=[EXAMPLE_ID])
 ]
@@ -129,6 +136,17 @@ def item_fields(engine: Engine, item: reader.Item) -> dict[str, Any]:
         "label": item.label,
         "thumbnail_url": None if image_id is None else _thumbnail_url(engine, image_id),
     }
+
+
+def told_bytes(engine: Engine, items: int, target: Target, include: Collection[Include]) -> int:
+    """About how many bytes of JSON it takes to tell of so many items of a target."""
+    each = _ITEM_BYTES + sum(_INCLUDED_BYTES.get(part, 0) for part in include)
+    if "embedding" in include:
+        each += _NUMBER_BYTES * engine.embeddings.dim
+    if items * each > LARGE_ANSWER_BYTES:  # worth asking how many there are
+        info = engine.index_info()
+        items = min(items, info.images if target == "images" else info.texts)
+    return items * each
 
 
 def thumbnail_base64(engine: Engine, item: reader.Item) -> str | None:

@@ -7,26 +7,29 @@ its client says nothing and its page says text/plain.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
-from indexer.search.options import MAX_K, SearchOptions
+from indexer.search.options import MAX_K, Include, SearchOptions, Target
 from indexer.search.reader import Item
 from service.engine.engine import Engine
 from service.engine.queries import EmbeddingQuery, ImageQuery, SearchQuery, TextQuery
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
+from service.http.middleware.lanes import Price
 from service.http.requests import bodies
 from service.http.requests.fields import EXAMPLE_PNG, examples
-from service.http.requests.state import Fetch, StateOf
-from service.http.resources.items import thumbnail_base64
+from service.http.requests.state import Fetch, StateOf, app_state
+from service.http.resources.items import thumbnail_base64, told_bytes
 
 router = APIRouter(tags=["clip-retrieval"])
 MAX_ASKED = 1_000_000
 MAX_IDS = 1000
+_INCLUDED: Final[tuple[Include, ...]] = ("thumbnail",)
 
 
 class KnnRequest(BaseModel):
@@ -139,11 +142,23 @@ class IndicesResponse(RootModel[list[str]]):
 
 
 async def _knn(request: Request) -> KnnRequest:
-    return bodies.validated(KnnRequest, bodies.parse_json(await request.body()))
+    body = bodies.validated(KnnRequest, bodies.parse_json(await request.body()))
+    target: Target = "images" if body.modality == "image" else "texts"
+    with app_state(request).engine(body.indice_name).pin() as engine:
+        told = told_bytes(engine, min(body.k, body.num_images), target, _INCLUDED)
+    pictures = 0 if body.text or body.embedding_input is not None else 1
+    price = Price(texts=1 - pictures, pictures=pictures, answer_bytes=told)
+    await charge(request.scope, price)
+    return body
 
 
 async def _metadata(request: Request) -> MetadataRequest:
-    return bodies.validated(MetadataRequest, bodies.parse_json(await request.body()))
+    body = bodies.validated(MetadataRequest, bodies.parse_json(await request.body()))
+    with app_state(request).engine(body.indice_name).pin() as engine:
+        # a number may be given many times: as many are told as are asked for
+        each = told_bytes(engine, 1, "images", _INCLUDED)
+    await charge(request.scope, Price(answer_bytes=each * len(body.ids)))
+    return body
 
 
 @router.post(

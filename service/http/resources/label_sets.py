@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response, status
+from fastapi import APIRouter, Depends, Path, Request, Response, status
 from pydantic import BaseModel, Field
 
 from models.errors import DiptychError
 from models.labels.prompts import TEMPLATE_SETS
 from service.engine.label_sets import MAX_EXAMPLES, LabelSet, check_label_set
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import LOOKUP, Endpoint, json_of
+from service.http.middleware.lanes import Price
 from service.http.requests import bodies
 from service.http.requests.fields import EXAMPLE_PNG, Base64Image, StrictModel, examples
 from service.http.requests.state import EngineOf
-from service.http.resources.classify import Abstain, Alpha, Beta, PictureError, Temperature
+from service.http.resources.classify import (
+    Abstain,
+    Alpha,
+    Beta,
+    PictureError,
+    Temperature,
+    prompts_of,
+)
 
 router = APIRouter(prefix="/v1", tags=["classify"])
 EXAMPLE_NAME = "colours"
@@ -133,7 +142,18 @@ class TemplateSetList(BaseModel):
 
 
 Name = Annotated[str, Path(description="1 to 64 of a-z, 0-9, - and _.", examples=[EXAMPLE_NAME])]
-_Body = Annotated[LabelSetRequest, Depends(bodies.json_body(LabelSetRequest))]
+_read = bodies.json_body(LabelSetRequest)
+
+
+async def _priced(request: Request) -> LabelSetRequest:
+    body = await _read(request)
+    texts = prompts_of(body.labels, body.templates, body.template_set)
+    pictures = sum(map(len, body.examples.values()))
+    await charge(request.scope, Price(texts, pictures))
+    return body
+
+
+_Body = Annotated[LabelSetRequest, Depends(_priced)]
 
 
 @router.get("/label-sets", summary="The stored label sets")

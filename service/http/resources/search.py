@@ -46,7 +46,9 @@ from service.engine.queries import (
     Weighted,
 )
 from service.engine.retrieval import only_waits
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, json_of
+from service.http.middleware.lanes import Price
 from service.http.requests import bodies
 from service.http.requests.fields import (
     EXAMPLE_ID,
@@ -57,7 +59,12 @@ from service.http.requests.fields import (
     examples,
 )
 from service.http.requests.state import DirectRoute, EngineOf, Fetch, app_state, direct
-from service.http.resources.items import EXAMPLE_ITEM, item_fields, thumbnail_base64
+from service.http.resources.items import (
+    EXAMPLE_ITEM,
+    item_fields,
+    thumbnail_base64,
+    told_bytes,
+)
 from service.operations import timing
 
 router = APIRouter(prefix="/v1/search", tags=["search"], route_class=DirectRoute)
@@ -352,12 +359,24 @@ async def search(
     The query may have several parts, each with a weight: text, picture, item or embedding. Items
     of the query are left out of the hits.
     """
+    options = search_options(body, body.target)
+    await charge(request.scope, price_of(engine, body.query, options))
     fetch = app_state(request).fetch
     if _needs_thread(body.query):
         query = await run_in_threadpool(search_query, body.query, fetch)
     else:
         query = search_query(body.query, fetch)
-    return await answered(request, engine, query, search_options(body, body.target))
+    return await answered(request, engine, query, options)
+
+
+def price_of(engine: Engine, asked: Query | list[Query], options: SearchOptions) -> Price:
+    """What a search asks for; known before its pictures are decoded or fetched."""
+    parts = asked if isinstance(asked, list) else [asked]
+    return Price(
+        texts=sum(part.text is not None for part in parts),
+        pictures=sum(part.image is not None or part.image_url is not None for part in parts),
+        answer_bytes=told_bytes(engine, options.k, options.target, options.include),
+    )
 
 
 async def answered(
@@ -369,16 +388,19 @@ async def answered(
         # no thread for what only waits: each would have to be woken twice, and 32 of them at once
         # fight over Python's lock with the thread that embeds
         answer = await finish_async(engine.search_steps(query, options))
-        found = search_response(engine, answer)
+        body = _document(engine, answer)
     else:
         answer = await run_in_threadpool(engine.search, query, options)
-        found = await run_in_threadpool(search_response, engine, answer)
-    # optional parts appear only when asked for
-    body = found.model_dump_json(exclude_unset=True)
+        body = await run_in_threadpool(_document, engine, answer)
     timing.report(request.scope, answer.timings)
     return Response(
         body, headers={"Index-Version": str(answer.index_version)}, media_type="application/json"
     )
+
+
+def _document(engine: Engine, answer: SearchAnswer) -> str:
+    # optional parts appear only when asked for
+    return search_response(engine, answer).model_dump_json(exclude_unset=True)
 
 
 def search_response(engine: Engine, answer: SearchAnswer) -> SearchResponse:

@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.search.options import DEFAULTS, Target
 from service.engine.queries import ImageQuery, TextQuery
+from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
+from service.http.middleware.lanes import Price
 from service.http.middleware.problems import ProblemError, refuse
 from service.http.requests import bodies
 from service.http.requests.fields import SearchText, examples
 from service.http.requests.state import DirectRoute, EngineOf, direct
+from service.http.resources.items import told_bytes
 from service.http.resources.search import (
     FILTER_WORDS,
     Deduplicate,
@@ -109,7 +112,10 @@ async def text_to_image(
     body: Annotated[TextToImageRequest, Depends(_text_body)], engine: EngineOf, request: Request
 ) -> Response:
     """The pictures that fit a description best."""
-    return await answered(request, engine, TextQuery(body.text), search_options(body, "images"))
+    options = search_options(body, "images")
+    told = told_bytes(engine, options.k, options.target, options.include)
+    await charge(request.scope, Price(texts=1, answer_bytes=told))
+    return await answered(request, engine, TextQuery(body.text), options)
 
 
 @router.post(
@@ -127,4 +133,6 @@ async def image_to_text(
     options = upload.options
     given = options.model_dump(exclude={"target", "filter"})
     asked = search_options(Page(**given, filter=upload.filter), options.target)
+    told = told_bytes(engine, asked.k, asked.target, asked.include)
+    await charge(request.scope, Price(pictures=1, answer_bytes=told))
     return await answered(request, engine, ImageQuery(upload.image), asked)

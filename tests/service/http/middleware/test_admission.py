@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import DeadlineError
 from service.engine import deadline
-from service.http.middleware.admission import Admission, AdmissionControl
+from service.http.middleware.admission import Admission, AdmissionControl, charge
 from service.http.middleware.endpoints import EndpointTable
-from service.http.middleware.lanes import AdmissionLimits, LaneName
+from service.http.middleware.lanes import AdmissionLimits, LaneName, Price
 from service.http.middleware.problems import ProblemError, of_domain
 from service.http.resources import health, item_writes, items, search
 
@@ -283,3 +283,77 @@ def test_what_has_no_body_takes_its_place_at_its_head(method: str, lane: LaneNam
     call = asyncio.run(Call(method=method, path="/v1/items/a").run(app))
     assert (call.status, call.read, seen) == (204, 0, [1])
     assert shared.lanes[lane].cost == shared.in_flight == 0
+
+
+class Greedy(Slow):
+    """A text takes 2 ms; what asks for a large answer takes 150 ms, and says so first."""
+
+    def __init__(self) -> None:
+        super().__init__(0.002)
+        self.running = self.most = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            large = b"large" in await Request(scope, receive).body()
+            await charge(scope, Price(texts=1, answer_bytes=9 << 20 if large else 4000))
+            await run_in_threadpool(self._large if large else self._work)
+        except ProblemError as error:
+            await error.problem.response("r")(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    def _large(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        sleep(0.15)
+        self.running -= 1
+
+
+def test_who_asks_for_much_waits_among_their_like_and_refuses_nobody_else() -> None:
+    greedy, shared = Greedy(), control(timeout_s=0.5)
+    app = Admission(greedy, shared, ENDPOINTS)
+
+    async def run() -> tuple[list[Call], list[Call]]:
+        large, small = [], []
+
+        async def ask_for_much() -> None:  # and again as soon as it is there
+            for _ in range(3):
+                large.append(await Call(b"large").run(app))
+
+        async def ask_for_little() -> None:
+            for _ in range(60):
+                small.append(asyncio.create_task(Call(b"small").run(app)))
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*(ask_for_much() for _ in range(8)), ask_for_little())
+        return large, [await one for one in small]
+
+    large, small = asyncio.run(run())
+    assert [call.status for call in small] == [200] * 60
+    assert {call.status for call in large} <= {200, 429}
+    assert sum(call.status == 200 for call in large) >= 8
+    assert greedy.most <= 2
+    assert all(int(one.headers["retry-after"]) >= 1 for one in large if one.status == 429)
+    assert [(lane.cost, lane.requests) for lane in shared.lanes.values()] == [(0, 0)] * 6
+
+
+def test_what_is_charged_counts_until_the_answer_begins() -> None:
+    shared, costs = control(), []
+
+    async def charged(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        lane = shared.lanes["search"]
+        for price in (Price(texts=1), Price(texts=64), Price(pictures=1), Price(texts=10**6)):
+            await charge(scope, price)
+            costs.append(lane.cost)
+        await charge(scope, Price(answer_bytes=1 << 20))
+        costs.append(lane.cost)
+        costs.append(shared.lanes["large"].cost)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        costs.append(shared.lanes["large"].cost)
+        await charge(scope, Price(answer_bytes=1 << 20))
+
+    asyncio.run(Call().run(Admission(charged, shared, ENDPOINTS)))
+    # a charge is never taken back, and a million texts are capped
+    assert costs == [1, 5, 5, 100, 0, 100, 0]

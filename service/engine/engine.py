@@ -30,7 +30,13 @@ from service.engine.explanations import Decode, Explanations, decode_here
 from service.engine.item_writer import ItemWriter
 from service.engine.label_set_store import LabelSetStore
 from service.engine.label_sets import check_label_set
-from service.engine.queries import ClassifyAnswer, SearchAnswer, SearchQuery, check_id
+from service.engine.queries import (
+    ClassifyAnswer,
+    FilePaths,
+    SearchAnswer,
+    SearchQuery,
+    check_id,
+)
 from service.engine.retrieval import DirectSearch, Retrieval
 from service.engine.shared_encoder import SerialEncoder
 from service.operations.timing import Stopwatch
@@ -56,6 +62,7 @@ class Engine:
         classifier: zero-shot classification with this pair, and the stored label sets.
         embeddings: vectors of texts and pictures, for somebody else's index.
         writer: puts and deletes items; None where the index is only read.
+        file_paths: how much is told of where files lie on this machine.
 
     Raises:
         EncoderMismatchError: the index holds another pair's vectors.
@@ -74,9 +81,11 @@ class Engine:
         searches: DirectSearch | None = None,
         decode: Decode | None = None,
         writer: ItemWriter | None = None,
+        file_paths: FilePaths | None = None,
     ) -> None:
         self.name = name
         self.writer = writer
+        self.file_paths = file_paths or FilePaths()
         self.holder = index if isinstance(index, IndexHolder) else None
         self._encoder = encoder if isinstance(encoder, SerialEncoder) else SerialEncoder(encoder)
         self._reader = None if isinstance(index, IndexHolder) else index

@@ -6,9 +6,12 @@ and read these.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 
@@ -145,6 +148,50 @@ class ClassifyAnswer:
     temperature: float = 1.0
     abstain: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePaths:
+    """How much callers are told of where files lie on this machine.
+
+    Attributes:
+        everything: paths are told as the index has them.
+        roots: otherwise, the folder that paths are told relative to, in all its spellings; what
+            lies elsewhere is not told, and without a root nothing is.
+    """
+
+    everything: bool = True
+    roots: tuple[str, ...] = ()
+
+    @classmethod
+    def below(cls, folder: Path) -> FilePaths:
+        """Relative to a folder, which an index may know by its own name or through links."""
+        spelt = dict.fromkeys((os.path.abspath(folder), os.path.realpath(folder)))  # noqa: PTH100
+        return cls(everything=False, roots=tuple(one.rstrip("/") for one in spelt))
+
+    def told(self, uri: str) -> str | None:
+        """A place as a caller is told it: an address on the web always, a file's as allowed.
+
+        Of a `file:` URI the part below a root, escaped as it was; of a bare path likewise bare.
+        """
+        parts = urlsplit(uri)
+        local = parts.scheme in ("", "file") or uri[1:3] in (":\\", ":/")
+        if self.everything or not uri or not local:
+            return uri or None
+        # what was imported has bare paths, in which nothing is escaped
+        path = unquote(parts.path) if parts.scheme == "file" else uri
+        steps = path.split("/")
+        if ".." in steps or "\\" in path:
+            return None
+        if parts.scheme == "" and steps[0]:  # relative to something nobody knows
+            return uri
+        for root in self.roots:
+            if path.startswith(root + "/"):
+                below = path[len(root) + 1 :]
+                if parts.scheme != "file":
+                    return below
+                return quote(below) + (f"#{parts.fragment}" if parts.fragment else "")
+        return None
 
 
 def storable(text: str) -> bool:

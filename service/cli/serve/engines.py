@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.engine.explanations import Decode
     from service.engine.item_writer import ItemWriter
     from service.engine.label_set_store import LabelSetStore
+    from service.engine.queries import FilePaths
 
 _STOP_S: Final = 5.0
 """For the batches still under way once no request is."""
@@ -33,12 +34,14 @@ def open_engines(
     closing: ExitStack,
     *,
     writable: bool,
+    file_paths: FilePaths,
     tell: Callable[[str], None],
 ) -> list[Engine]:
     """An engine for each index by name, warm and, where asked for, able to write.
 
     Args:
         closing: closes what was opened, in reverse.
+        file_paths: how much callers are told of where files lie.
         tell: told what is waited for.
 
     Raises:
@@ -48,6 +51,7 @@ def open_engines(
     # without binding first: verifying the files is quick, loading a model is not
     holders = _open(paths, engines, closing)
     for engine in _engines(holders, label_sets, pair, closing, tell):
+        engine.file_paths = file_paths
         if writable:
             engine.writer = _writer(engine, paths[engine.name])
         engine.warm_up()  # here, where a failure becomes one line

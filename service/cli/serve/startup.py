@@ -32,6 +32,7 @@ from service.cli.serve.lifetime import OperatingOptions, serve_until_told
 
 if TYPE_CHECKING:
     from service.engine.label_set_store import LabelSetStore
+    from service.engine.queries import FilePaths
     from service.http.app import ServiceSettings
 
 
@@ -124,6 +125,13 @@ class ServeArguments:
         help="The path a proxy serves this under, such as /photos, passed on or taken off. "
         "[default: none, or X-Forwarded-Prefix of a proxy that is believed]",
     )
+    file_paths: str | None = option(
+        "--file-paths",
+        metavar="full|none|FOLDER",
+        help="What callers are told of where pictures lie on this machine: all, nothing, or paths "
+        "relative to FOLDER and nothing of files elsewhere. [default: full where only programs of "
+        "this machine can call, without keys and proxies; otherwise none]",
+    )
     operating: OperatingOptions = group(OperatingOptions)
     pair: ModelOptions = group(ModelOptions)
     as_json: bool = json_option()
@@ -175,6 +183,7 @@ def serve(given: ServeArguments) -> int:
             store,
             closing,
             writable=given.writable,
+            file_paths=_file_paths(given, loopback=loopback),
             tell=given.operating.tell,
         )
         # what is loaded stays: a full collection that walks it all stops every request for 0.2 s
@@ -305,6 +314,18 @@ def _settings(
         named = _hosts(given.allowed_hosts)
         hosts = None if "*" in named else LOOPBACK_HOSTS | {_url_host(listener)} | named
     return replace(access, limits=RequestLimits(hosts=hosts), root_path=root_path)
+
+
+def _file_paths(given: ServeArguments, *, loopback: bool) -> FilePaths:
+    """Who can only call from this machine could list its folders; all others need not know them."""
+    from service.engine.queries import FilePaths
+
+    proxied = bool(given.proxies or given.allowed_hosts or given.root_path)
+    here = loopback and given.keys is None and not proxied
+    wanted = given.file_paths or ("full" if here else "none")
+    if wanted in ("full", "none"):
+        return FilePaths(everything=wanted == "full")
+    return FilePaths.below(Path(wanted))
 
 
 def _hosts(names: Sequence[str]) -> frozenset[str]:

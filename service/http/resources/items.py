@@ -129,7 +129,7 @@ def item_fields(engine: Engine, item: reader.Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "modality": item.modality,
-        "uri": item.uri or None,
+        "uri": engine.file_paths.told(item.uri),
         "text": item.text,
         "language": item.language,
         "image_id": item.image_id,

@@ -227,19 +227,19 @@ def _query(body: KnnRequest, fetch: Fetch) -> SearchQuery:
 
 
 def _known(engine: Engine, item: Item) -> KnnMetadata:
-    parts = urlsplit(item.uri or "")
+    told = engine.file_paths.told(item.uri)
     return KnnMetadata(
         caption=item.text,
-        url=item.uri if parts.scheme in ("http", "https") else None,
-        image_path=_path(item.uri),
+        url=told if urlsplit(told or "").scheme in ("http", "https") else None,
+        image_path=_path(told, escaped=urlsplit(item.uri).scheme == "file"),
         image=thumbnail_base64(engine, item),
         item_id=item.id,
     )
 
 
-def _path(uri: str | None) -> str | None:
+def _path(told: str | None, *, escaped: bool = False) -> str | None:
     """Of a picture in a file; what was imported from clip-retrieval has bare paths."""
-    parts = urlsplit(uri or "")
-    if parts.scheme == "file":
+    parts = urlsplit(told or "")
+    if parts.scheme == "file" or (escaped and told):
         return unquote(parts.path)
-    return None if parts.scheme else uri or None
+    return None if parts.scheme else told or None

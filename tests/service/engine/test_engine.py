@@ -28,6 +28,7 @@ from service.engine.engine import Engine
 from service.engine.queries import (
     ComposedQuery,
     EmbeddingQuery,
+    FilePaths,
     ImageQuery,
     ItemQuery,
     QueryPart,
@@ -428,3 +429,39 @@ def test_too_many_parts_none_and_parts_that_cancel(engine: Engine) -> None:
         engine.search(composed())
     with pytest.raises(InvalidVectorError, match="cancel out"):
         engine.search(composed(red, (ImageQuery(solid("red")), -1.0)))
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("file:///srv/photos/a%20b/c%23.jpg", "a%20b/c%23.jpg"),
+        ("file:///srv/photos/a.tar#x/y.jpg", "a.tar#x/y.jpg"),
+        ("/srv/photos/a b.jpg", "a b.jpg"),
+        ("file:///srv/photos", None),
+        ("file:///srv/photos2/a.jpg", None),
+        ("file:///srv/photos/../secret/a.jpg", None),
+        ("file:///srv/photos/%2E%2E/secret/a.jpg", None),
+        ("/elsewhere/a.jpg", None),
+        ("C:\\photos\\a.jpg", None),
+        ("C:/photos/a.jpg", None),
+        ("file:///C:/photos/a.jpg", None),
+        ("a/b.jpg", "a/b.jpg"),
+        ("../b.jpg", None),
+        ("https://a.example/srv/photos/../x.jpg", "https://a.example/srv/photos/../x.jpg"),
+        ("s3://bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("", None),
+    ],
+)
+def test_paths_are_told_relative_to_a_root(uri: str, told: str | None) -> None:
+    assert FilePaths.below(Path("/srv/photos")).told(uri) == told
+    assert FilePaths().told(uri) == (uri or None)
+    local = not uri.startswith(("https:", "s3:", "a/"))
+    assert FilePaths(everything=False).told(uri) == (None if local else told)
+
+
+def test_a_root_that_is_a_link_is_known_by_both_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    told = FilePaths.below(tmp_path / "link")
+    for name in ("link", "real"):
+        assert told.told((tmp_path / name / "a.jpg").as_uri()) == "a.jpg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -235,3 +236,38 @@ def test_a_refusal_says_who_asked_for_what(index: Path, tmp_path: Path) -> None:
     assert "canary" not in text
     assert key not in text
     assert stranger not in text
+
+
+def uris(url: str) -> list[str | None]:
+    host, _, port = url.rpartition("//")[2].rpartition(":")
+    found = []
+    with contextlib.closing(http.client.HTTPConnection(host, int(port.strip("/")))) as line:
+        for path in ("/v1/items/sky.png", "/v1/search/text-to-image", "/knn-service"):
+            body = {"text": "blue", "k": 1} if "search" in path else {"text": "blue"}
+            if "knn" in path:
+                body |= {"modality": "image", "num_images": 1}
+            text = None if "items" in path else json.dumps(body)
+            headers = {"Content-Type": "application/json"}
+            line.request("POST" if text else "GET", path, text, headers)
+            told = json.load(line.getresponse())
+            told = told["hits"][0] if "search" in path else told[0] if "knn" in path else told
+            found.append(told.get("image_path" if "knn" in path else "uri"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uri"),
+    [
+        ((), "file:///p/sky.png"),
+        (("--allowed-host", "photos.example"), None),
+        (("--root-path", "/photos"), None),
+        (("--root-path", "/photos", "--file-paths", "full"), "file:///p/sky.png"),
+        (("--file-paths", "/p"), "sky.png"),
+    ],
+)
+def test_paths_of_this_machine_are_told_to_its_own_programs_only(
+    index: Path, tmp_path: Path, arguments: tuple[str, ...], uri: str | None
+) -> None:
+    with server(index, tmp_path / "log", *arguments) as (_, url):
+        path = uri and uri.removeprefix("file://")
+        assert uris(url) == [uri, uri, path]

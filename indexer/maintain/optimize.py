@@ -6,6 +6,8 @@
        where an index has no texts
     3. one commit puts the new segments in place of the old
 
+A modality that is one segment without dead rows already is measured where it lies, and written anew
+only if its structure changes: what has nothing to gain stays as it is, however often it is tried.
 Rows added later are new segments, searched exactly beside it and merged in at the next run. Nothing
 is embedded, and content hashes are kept, so later builds still skip what they know. Memory is flat
 but for the structure being built.
@@ -18,14 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from indexer.files.fs import Fs, Spool, require_space
 from indexer.format.entries import AnnEntry, Modality
 from indexer.format.manifest import SCRATCH, read_manifest
-from indexer.format.segment import SegmentWriter
+from indexer.format.segment import HalfVectors, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
 from indexer.maintain.structures import (
     FEWEST_QUERIES,
@@ -49,6 +51,8 @@ from models.vectors import Vectors, unit_rows
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, rows done, rows in all)"""
 
+_Best: TypeAlias = tuple[AnnEntry, Spool]
+"""A structure: what describes it, and its bytes."""
 _TARGETS: Final[dict[Modality, Target]] = {"image": "images", "text": "texts"}
 _OTHER: Final[dict[Modality, Modality]] = {"image": "text", "text": "image"}
 _BLOCK: Final = 500
@@ -190,10 +194,19 @@ class _Optimization:
         report.dropped = sum(int(dead[at].sum()) for at in positions)
         if not positions or self._is_done(positions, report):
             return None, []
+        entries = [segments[at].entry for at in positions]
+        whole = segments[positions[0]] if self._is_whole(positions, report) else None
+        best: _Best | None = None
+        if whole is not None:
+            best = self._choose(modality, whole.vectors_ND, report)
+            if _is_same(whole.entry.ann, best):
+                report.notes.append("it is as it was: nothing better was found")
+                if best is not None:
+                    best[1].remove()
+                return None, []
         report.merged, report.changed = len(positions), True
         if not report.rows:
             return None, positions
-        entries = [segments[at].entry for at in positions]
         room = sum(file.size for entry in entries for file in entry.files.values())
         require_space(self._writer.root, room)
         target = self._writer.new_segment(modality)
@@ -206,70 +219,83 @@ class _Optimization:
                 fields = self._version.manifest.declared
                 copy_rows(segments[at], part, target, fields, captions=captions)
                 self._on_progress(f"copying {_TARGETS[modality]}", target.rows, report.rows)
-        self._structure(modality, target, report)
+        if whole is None:
+            best = self._choose(modality, target.vectors(), report)
+        if best is not None:
+            entry, spool = best
+            target.attach_ann(spool.read(), entry)
+            spool.remove()
         return target, positions
 
+    def _is_whole(self, positions: list[int], report: TargetReport) -> bool:
+        """Whether a modality is one segment without dead rows, as a merge would leave it."""
+        segment = self._version.segments[positions[0]]
+        if len(positions) > 1 or report.dropped or segment.ann_damage:
+            return False
+        return segment.items.has_words  # those of format 1 have none
+
     def _is_done(self, positions: list[int], report: TargetReport) -> bool:
-        """Whether a modality is one segment without dead rows, and all that is asked for."""
+        """Whether a modality is whole, and has the structure that is asked for."""
+        if not self._is_whole(positions, report):
+            return False
         entry = self._version.segments[positions[0]].entry
-        if len(positions) > 1 or report.dropped or self._version.segments[positions[0]].ann_damage:
-            return False
-        if not self._version.segments[positions[0]].items.has_words:  # of format 1
-            return False
-        wanted, memory = self._options.structure, self._options.memory
+        wanted = self._options.structure
         if entry.ann is None:
             return wanted == "exact" or report.rows < self._options.fewest
-        fits = memory is None or entry.ann.operating.bytes_per_vector * entry.rows <= memory
         same = wanted in ("auto", entry.ann.structure) and entry.ann.floor == self._options.floor
-        done = same and fits and self._options.queries_QD is None
+        done = same and self._fits(entry.ann, entry.rows) and self._options.queries_QD is None
         if done:
             report.take(entry.ann)
         return done
 
-    def _structure(self, modality: Modality, target: SegmentWriter, report: TargetReport) -> None:
-        """Give the new segment the fastest structure that meets the floor, if one does."""
+    def _fits(self, entry: AnnEntry, rows: int) -> bool:
+        memory = self._options.memory
+        return memory is None or entry.operating.bytes_per_vector * rows <= memory
+
+    def _choose(
+        self, modality: Modality, vectors_ND: HalfVectors, report: TargetReport
+    ) -> _Best | None:
+        """The fastest structure over these rows that meets the floor, if one does."""
         options = self._options
+        rows = len(vectors_ND)
         if options.structure == "exact":
-            return
-        if target.rows < options.fewest:
+            return None
+        if rows < options.fewest:
             report.notes.append(f"fewer than {options.fewest} rows are searched exactly")
-            return
+            return None
         questions = self._questions(modality)
         if questions is None:
             report.notes.append("no queries of the other modality to measure recall with")
-            return
-        candidates = recipes(
-            target.rows, self._version.manifest.dim, options.structure, options.memory
-        )
+            return None
+        dim = self._version.manifest.dim
+        candidates = recipes(rows, dim, options.structure, options.memory)
         if not candidates:
             report.notes.append("no structure fits into the memory")
-            return
-        trial = Trial(target.vectors(), questions, options.floor, options.gain)
+            return None
+        trial = Trial(vectors_ND, questions, options.floor, options.gain, options.memory)
         report.exact_ms, report.queries = trial.exact_ms, questions.kind
-        best = self._fastest(trial, candidates, target, report)
-        if best is None:
-            return
-        entry, spool = best
-        target.attach_ann(spool.read(), entry)
-        spool.remove()
-        report.take(entry)
+        best = self._fastest(trial, candidates, modality, rows, report)
+        if best is not None:
+            report.take(best[0])
+        return best
 
     def _fastest(
         self,
         trial: Trial,
         candidates: Sequence[Recipe],
-        target: SegmentWriter,
+        modality: Modality,
+        rows: int,
         report: TargetReport,
-    ) -> tuple[AnnEntry, Spool] | None:
+    ) -> _Best | None:
         """The candidate that answers soonest, in a file: one structure is in memory at a time."""
-        best: tuple[AnnEntry, Spool] | None = None
+        best: _Best | None = None
         for recipe in candidates:
-            slow_to_build = recipe.structure == "hnsw" and target.rows > GRAPH_ROWS
+            slow_to_build = recipe.structure == "hnsw" and rows > GRAPH_ROWS
             if best is not None and slow_to_build and self._options.structure == "auto":
                 report.notes.append(f"{recipe.name} is not tried on more than {GRAPH_ROWS} rows")
                 continue
             started = time.monotonic()
-            done = partial(self._built, recipe.name, target.rows)
+            done = partial(self._built, recipe.name, rows)
             measured, why = trial.build(recipe, done)
             report.build_seconds += time.monotonic() - started
             if measured is None:
@@ -278,7 +304,7 @@ class _Optimization:
             index, entry = measured
             if best is not None and _latency(best[0]) <= _latency(entry):
                 continue
-            spool = self._fs.spool(self._writer.root / SCRATCH / f"{target.id}.{recipe.structure}")
+            spool = self._fs.spool(self._writer.root / SCRATCH / f"{modality}.{recipe.structure}")
             index.write(spool.write)
             del index, measured
             if best is not None:
@@ -314,6 +340,19 @@ class _Optimization:
         if background is None or len(background.queries_QD) < FEWEST_QUERIES:
             return None
         return Questions(background.queries_QD, "background")
+
+
+def _is_same(old: AnnEntry | None, best: _Best | None) -> bool:
+    """Whether the structure found is the one that is there, searched in the same way.
+
+    The build is deterministic: the same recipe over the same rows gives the same structure.
+    """
+    if old is None or best is None:
+        return old is None and best is None
+    new = best[0]
+    way = [(one.operating.effort, one.operating.refine, one.operating.kind) for one in (old, new)]
+    same = (old.recipe, old.parameters, old.floor) == (new.recipe, new.parameters, new.floor)
+    return same and way[0] == way[1]
 
 
 def _latency(entry: AnnEntry) -> float:

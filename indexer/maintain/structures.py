@@ -83,18 +83,20 @@ class Questions:
 def recipes(rows: int, dim: int, choice: Choice, memory: int | None) -> list[Recipe]:
     """What is worth building for N rows, the cheapest to build first.
 
-    `memory` bounds the bytes of a structure.
+    `memory` bounds the bytes of a structure, which are estimated here and counted by a `Trial`.
     """
     lists = 2 ** min(
         round(np.log2(4 * max(rows, 1) ** 0.5)), int(np.log2(max(rows / TRAIN_ROWS, 2)))
     )
     links = 32
     # a byte, or a bit, per dimension; 2 M links of 4 bytes, a few more above them; lists have
-    # two factors and an id per row, and a graph of centroids
+    # two factors and an id per row, a graph of centroids, and are filled up to whole blocks of
+    # 32 codes, which is half a block each
     graph = 8.0 * links + 20
+    in_list = 4.0 * dim + graph + 16 * (dim / 8 + 8)
     found = [
         Recipe("ivf", f"IVF{lists}_HNSW{links},RaBitQfs", {"nlist": lists, "M": links},
-               dim / 8 + 16 + (4.0 * dim + graph) * lists / max(rows, 1)),
+               dim / 8 + 16 + in_list * lists / max(rows, 1)),
         Recipe("hnsw", f"HNSW{links},SQ8", {"M": links, "efConstruction": 40}, dim + graph),
     ]  # fmt: skip
     return [
@@ -108,17 +110,26 @@ def recipes(rows: int, dim: int, choice: Choice, memory: int | None) -> list[Rec
 class Trial:
     """Structures over the same rows, measured with the same queries.
 
+    Args:
+        memory: bytes that a structure may take, as it is stored and searched.
+
     Attributes:
         exact_ms: what an exact scan takes a query.
     """
 
     def __init__(
-        self, vectors_ND: HalfVectors, questions: Questions, floor: float, gain: float = GAIN
+        self,
+        vectors_ND: HalfVectors,
+        questions: Questions,
+        floor: float,
+        gain: float = GAIN,
+        memory: int | None = None,
     ) -> None:
         self._vectors_ND = vectors_ND
         self._kind = questions.kind
         self._floor = floor
         self._gain = gain
+        self._memory = memory
         order = np.random.default_rng(0).permutation(len(questions.queries_QD))[:MOST_QUERIES]
         queries_QD = np.ascontiguousarray(questions.queries_QD[order], dtype=np.float32)
         tenth_Q = exact_scores(vectors_ND, queries_QD, K)[:, -1]
@@ -141,6 +152,8 @@ class Trial:
             size += len(piece)
 
         index.write(count)
+        if self._memory is not None and size > self._memory:
+            return None, f"{recipe.name} takes {size:,} bytes, more than {self._memory:,}"
         with one_thread():
             measured = list(self._curve(index, recipe, size / len(self._vectors_ND)))
         if not measured:

@@ -53,7 +53,9 @@ class OptimizeArguments:
         help="Recall@10 against exact search that an approximate structure must reach.",
     )
     memory: int | None = option(
-        "--memory", type=ByteSize(), help="Most that a structure may take, e.g. 4G."
+        "--memory",
+        type=ByteSize(),
+        help="Most that a structure may take on disk and in memory, e.g. 4G.",
     )
     structure: str = option(
         "--structure",

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from indexer.format.entries import SegmentEntry
 from indexer.format.items import Item
 from indexer.format.manifest import read_manifest
 from indexer.maintain.optimize import OptimizeOptions, optimize
+from indexer.maintain.structures import Trial, recipes
 from indexer.maintain.verify import verify_index
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
@@ -274,6 +276,53 @@ def test_the_memory_budget_is_kept(tmp_path: Path) -> None:
     assert report.images.bytes_per_vector is not None
     segment = pictures_of(tmp_path / "x")
     assert segment.files["ann.faiss"].size <= budget
+
+
+@pytest.mark.parametrize("share", [0.99, 1.0])
+def test_memory_is_what_a_structure_takes_not_what_it_was_thought_to(
+    tmp_path: Path, share: float
+) -> None:
+    fill(tmp_path / "x", pictures(ROWS), texts(400))
+    options = OptimizeOptions(structure="ivf", **SMALL)
+    assert optimize(tmp_path / "x", options).images.structure == "ivf"
+    size = pictures_of(tmp_path / "x").files["ann.faiss"].size
+    tight = OptimizeOptions(structure="ivf", memory=int(share * size), **SMALL)
+    report = optimize(tmp_path / "x", tight)
+    kept = pictures_of(tmp_path / "x").files.get("ann.faiss")
+    assert (kept is not None) == (share == 1.0), report.images.notes
+    [recipe] = recipes(ROWS, DIM, "ivf", None)
+    assert size == pytest.approx(recipe.bytes_per_vector * ROWS, rel=0.05)
+    again = optimize(tmp_path / "x", tight)
+    assert (again.version, again.images.changed) == (report.version, False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"structure": "hnsw", "fewest": 500, "floor": 0.9999},
+        {"structure": "ivf", "fewest": 500, "floor": 0.8, "gain": 1e9},
+        {"structure": "auto", "fewest": 500, "memory": 1000},
+        {"structure": "ivf", "fewest": 500, "floor": 0.8, "gain": 0.0, "queries_QD": texts(200)},
+    ],
+    ids=["below the floor", "not fast enough", "too large", "found again"],
+)
+def test_what_has_nothing_to_gain_is_left_as_it_is(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # which effort answers soonest is for the clock to say; here the smallest does
+    monkeypatch.setattr(Trial, "_latency", lambda _self, _index, effort, refine: effort * refine)
+    path = tmp_path / "x"
+    fill(path, pictures(ROWS), texts(400))
+    first = optimize(path, OptimizeOptions(**options))
+    files = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != "LOCK"}
+    second = optimize(path, OptimizeOptions(**options))
+    assert second.version == first.version
+    assert (second.images.changed, second.images.structure) == (False, first.images.structure)
+    assert any("as it was" in note for note in second.images.notes)
+    found = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != "LOCK"}
+    assert {one: found[one] for one in found if one.is_file()} == {
+        one: files[one] for one in files if one.is_file()
+    }
 
 
 def test_without_texts_the_queries_are_given_or_there_are_none(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from indexer.filters.dates import parse_date
 from models.errors import InputError
 from models.sources.fields import select
 
-FieldType = Literal["int", "float", "str", "bool", "str[]"]
+FieldType = Literal["int", "float", "str", "bool", "str[]", "date"]
 Value: TypeAlias = int | float | str | tuple[str, ...] | None
-"""A stored value: truth values as 0 and 1, None where the record has none."""
+"""A stored value: truth values as 0 and 1, dates as `indexer.filters.dates` numbers them, None
+where the record has none."""
 
 MAX_FIELDS: Final = 32
 MAX_CHARACTERS: Final = 1000
@@ -25,7 +27,7 @@ MAX_CHARACTERS: Final = 1000
 MAX_ENTRIES: Final = 1000
 """Of a `str[]` value."""
 
-_TYPES: Final = get_args(FieldType)
+FIELD_TYPES: Final[tuple[str, ...]] = get_args(FieldType)
 # no quotes, brackets or separators: a name can stand in any message, option or pointer
 _NAME: Final = re.compile(r"[^\W\d]\w*(-\w+)*")
 _PATH: Final = re.compile(r"[^.,:=\s]+(\.[^.,:=\s]+)*")
@@ -50,10 +52,10 @@ class Field:
             raise InputError(
                 f"{self.name[:80]!r} cannot name a field: use letters, digits, _ and -, 64 at most"
             )
-        if self.type not in _TYPES:
+        if self.type not in FIELD_TYPES:
             raise InputError(
                 f"field {self.name} cannot have type {self.type[:20]!r}; "
-                f"the types are {', '.join(_TYPES)}"
+                f"the types are {', '.join(FIELD_TYPES)}"
             )
         if not self.path:
             object.__setattr__(self, "path", self.name)
@@ -181,7 +183,23 @@ def _list(found: Any) -> _Read:
     return tuple(dict.fromkeys(entries)), None
 
 
-_READERS: Final = {"int": _int, "float": _float, "bool": _bool, "str": _str, "str[]": _list}
+def _date(found: Any) -> _Read:
+    if not isinstance(found, str):
+        return None, f"expected a date as text, found {_kind(found)}"
+    try:
+        return parse_date(found).stored, None
+    except ValueError as error:
+        return None, str(error)
+
+
+_READERS: Final = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "str": _str,
+    "str[]": _list,
+    "date": _date,
+}
 
 
 def _kind(found: Any) -> str:

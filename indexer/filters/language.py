@@ -7,6 +7,10 @@ A missing value satisfies no test, and `not` is the plain complement: `{"not": {
 "eq": "x"}}` also selects what has no brand. The logic has two values only, so De Morgan's laws
 hold; `exists` tells missing from other.
 
+A date compares as the span of time that it names (`indexer.filters.dates`): `{"eq": "2024-05"}` and
+`in` select what is known to lie within that month, `gt` what begins after it, `lt` what begins
+before it, `gte` and `lte` each of these and what begins within.
+
 It knows declared fields, nothing of SQL (`indexer.filters.sql`), segments or vectors.
 """
 
@@ -18,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from indexer.filters.dates import FORMS, parse_date
 from indexer.filters.declared import BUILT_IN, MAX_CHARACTERS, Field
 from models.errors import InvalidFilterError
 
@@ -38,6 +43,7 @@ _OPS: Final[dict[str, frozenset[str]]] = {
     "str": frozenset({"eq", "in", "contains", "exists", *_ORDER}),
     "bool": frozenset({"eq", "in", "exists"}),
     "str[]": frozenset({"in", "contains", "exists"}),
+    "date": frozenset({"eq", "in", "exists", *_ORDER}),
 }
 _ALL_OPS: Final[tuple[Op, ...]] = ("eq", "in", "gt", "gte", "lt", "lte", "contains", "exists")
 _JOINS: Final = ("all", "any", "not")
@@ -235,6 +241,7 @@ _WANTED: Final = {
     "str": "strings",
     "str[]": "strings",
     "bool": "true or false",
+    "date": f"dates: {FORMS}",
 }
 
 
@@ -243,4 +250,12 @@ def _fits(value: Scalar, kind: str) -> bool:
         return isinstance(value, bool)
     if kind in ("int", "float"):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, str)
+    return isinstance(value, str) and (kind != "date" or _is_date(value))
+
+
+def _is_date(text: str) -> bool:
+    try:
+        parse_date(text)
+    except ValueError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from indexer.filters.dates import GRAINS, Span, parse_date
 from indexer.filters.language import AllOf, AnyOf, Compare, Filter, Not, Scalar
 
 _ORDER: Final[dict[str, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -60,6 +61,25 @@ def _join(parts: Sequence[Condition], word: str, empty: str) -> Condition:
     )
 
 
+def _date_sql(op: str, spans: Sequence[Span], name: str) -> Condition:
+    """A test of stored dates: those within a span, which are known as well, or beside it."""
+    if op in _ORDER:
+        [(low, high)] = [span.bounds for span in spans]
+        bound = high if op in ("gt", "lte") else low
+        return Condition(f"{name} {'>=' if op in ('gt', 'gte') else '<'} ?", (bound,))
+    if len(spans) > 1:
+        # halved, not chained: SQLite refuses an expression a thousand deep
+        middle = len(spans) // 2
+        parts = [_date_sql(op, some, name) for some in (spans[:middle], spans[middle:])]
+        return _join(parts, " OR ", "0")
+    if not spans:
+        return Condition("0")
+    known = f"({name} & {GRAINS:d}) >= ?"
+    return Condition(
+        f"({name} >= ? AND {name} < ? AND {known})", (*spans[0].bounds, spans[0].grain)
+    )
+
+
 def _test_sql(test: Compare, column: Column) -> Condition:
     values = test.value if isinstance(test.value, tuple) else (test.value,)
     marks = ", ".join("?" * len(values))
@@ -71,6 +91,8 @@ def _test_sql(test: Compare, column: Column) -> Condition:
         return Condition(sql, values)
     if test.op == "exists":
         return Condition(f"{column.name} IS NOT NULL" if test.value else f"{column.name} IS NULL")
+    if column.type == "date":
+        return _date_sql(test.op, [parse_date(str(value)) for value in values], column.name)
     if test.op == "in":
         return Condition(f"{column.name} IN ({marks})", values)
     if test.op == "contains":

@@ -25,7 +25,13 @@ from indexer.filters.sql import Column, Condition
 Query: TypeAlias = Callable[[str, Sequence[Any]], list[Any]]
 """Runs one SELECT; `indexer.format.items.ItemsReader` provides it."""
 
-_SQL_TYPES: Final = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER", "str": "TEXT"}
+_SQL_TYPES: Final = {
+    "int": "INTEGER",
+    "float": "REAL",
+    "bool": "INTEGER",
+    "str": "TEXT",
+    "date": "INTEGER",
+}
 _BLOCK: Final = 4096
 
 

@@ -25,8 +25,8 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from indexer.files.fs import open_regular, storage_error
+from indexer.filters.declared import FIELD_TYPES, FieldType, check_fields
 from indexer.filters.declared import Field as FilterField
-from indexer.filters.declared import FieldType, check_fields
 from indexer.format.entries import (
     Count,
     Entry,
@@ -66,6 +66,7 @@ HINT: Final = (
     "restore it from a copy; `diptych index verify` lists all damage, `diptych index repair` says "
     "what can be done"
 )
+_NEWER: Final = "use the Diptych release that wrote it, or a newer one"
 Operation = Literal["build", "add", "delete", "optimize", "rollback", "import", "repair", "purge"]
 
 # manifests are a few hundred bytes per segment; a larger file is not one of ours
@@ -301,7 +302,12 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
         raise IndexCorruptError(
             name,
             f"index format {str(raw['format'])[:20]}; this release reads formats 1 and 2",
-            hint="use the Diptych release that wrote it, or a newer one",
+            hint=_NEWER,
+        )
+    unknown = _unknown_types(raw)
+    if unknown:
+        raise IndexCorruptError(
+            name, f"fields of a type this release does not know: {unknown}", hint=_NEWER
         )
     try:
         manifest = Manifest.model_validate_json(data)
@@ -314,6 +320,18 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
     if manifest.dim < 1:
         raise IndexCorruptError(name, "field encoder.dim must be positive", hint=HINT)
     return manifest
+
+
+def _unknown_types(raw: Any) -> str:
+    """Declared fields that a later release can read: a new type needs no new format number."""
+    fields = raw.get("fields") if isinstance(raw, Mapping) else None
+    types = {
+        name: one["type"]
+        for name, one in (fields.items() if isinstance(fields, Mapping) else ())
+        if isinstance(one, Mapping) and isinstance(one.get("type"), str)
+    }
+    unknown = [f"{name} ({kind})" for name, kind in types.items() if kind not in FIELD_TYPES]
+    return ", ".join(unknown)[:200]
 
 
 def _readable(version: object) -> bool:

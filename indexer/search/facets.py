@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
 
+from indexer.filters.dates import GRAINS, YEAR, parse_date, show_date
 from indexer.filters.declared import BUILT_IN, Field
 from indexer.filters.sql import Column
 from indexer.format.field_table import columns_of, count_present, extreme, value_counts, values_at
@@ -23,7 +24,7 @@ from indexer.format.version import OpenVersion
 from indexer.search.reader import Facet, FacetValue
 
 TOP_VALUES: Final = 50
-_NUMBERS: Final = frozenset({"int", "float"})
+_ORDERED: Final = frozenset({"int", "float", "date"})
 
 
 def facets(version: OpenVersion) -> tuple[Facet, ...]:
@@ -47,11 +48,24 @@ def _facet(field: Field, column: Column, version: OpenVersion) -> Facet:
     for living in segments:
         present[living.modality] += living.present()
     images, texts = present["image"], present["text"]
-    if field.type in _NUMBERS:
+    if field.type in _ORDERED:
         lows = [low for living in segments if (low := living.extreme(largest=False)) is not None]
         highs = [high for living in segments if (high := living.extreme(largest=True)) is not None]
         low, high = min(lows, default=None), max(highs, default=None)
-        return Facet(field.name, field.type, images, texts, low=low, high=high)
+        if field.type != "date":
+            return Facet(field.name, field.type, images, texts, low=low, high=high)
+        years, months = _periods(segments)
+        return Facet(
+            field.name,
+            field.type,
+            images,
+            texts,
+            distinct=len(years),
+            values=_top(years),
+            months=_top(months),
+            low=None if low is None else show_date(int(low)),
+            high=None if high is None else show_date(int(high)),
+        )
     distinct, values = _most_frequent(segments, truth=field.type == "bool")
     return Facet(field.name, field.type, images, texts, distinct=distinct, values=values)
 
@@ -100,7 +114,37 @@ def _most_frequent(
                 shown = bool(value) if truth else value
                 yield FacetValue(shown, counts["image"], counts["text"])
 
-    best = heapq.nsmallest(
-        TOP_VALUES, totals(), key=lambda one: (-one.images, -one.texts, one.value)
+    best = _top(totals())
+    return distinct, best
+
+
+def _top(values: Iterable[FacetValue]) -> tuple[FacetValue, ...]:
+    order = heapq.nsmallest(
+        TOP_VALUES, values, key=lambda one: (-one.images, -one.texts, one.value)
     )
-    return distinct, tuple(best)
+    return tuple(order)
+
+
+def _periods(segments: Sequence[_Living]) -> tuple[list[FacetValue], list[FacetValue]]:
+    """Living rows by year, and by month those of which the month is known."""
+    years: dict[str, Counter[str]] = {}
+    months: dict[str, Counter[str]] = {}
+    for living in segments:
+        end, month = 0, None
+        for stored, modality, count in living.counts():
+            # values ascend: a month's name is found once, not for each of its moments
+            if month is None or stored >= end:
+                month = show_date(stored | GRAINS)[: len("2024-05")]
+                _, end = parse_date(month).bounds
+            years.setdefault(month[:4], Counter())[modality] += count
+            if stored & GRAINS != YEAR:
+                months.setdefault(month, Counter())[modality] += count
+    return _values(years), _values(months)
+
+
+def _values(counts: Mapping[str, Counter[str]]) -> list[FacetValue]:
+    return [
+        FacetValue(period, many["image"], many["text"])
+        for period, many in counts.items()
+        if many.total()
+    ]

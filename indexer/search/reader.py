@@ -80,9 +80,12 @@ class Facet:
 
     Attributes:
         images, texts: how many living items have a value at all.
-        distinct: how many different values there are; None for numbers.
-        values: the most frequent, by pictures, then texts, then value; None for numbers.
-        low, high: the range of a number; None for others, and where no item has a value.
+        distinct: how many different values there are, of dates how many years; None for numbers.
+        values: the most frequent, by pictures, then texts, then value; of dates the years, as
+            filters take them; None for numbers.
+        months: of dates the most frequent months, likewise; None for others.
+        low, high: the range of a number or of dates (ISO 8601, as far as known); None for others,
+            and where no item has a value.
     """
 
     name: str
@@ -91,8 +94,9 @@ class Facet:
     texts: int
     distinct: int | None = None
     values: tuple[FacetValue, ...] | None = None
-    low: int | float | None = None
-    high: int | float | None = None
+    low: int | float | str | None = None
+    high: int | float | str | None = None
+    months: tuple[FacetValue, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import operator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import strategies as st
 
 from indexer.filters.declared import parse_fields
 
-FIELDS = parse_fields(["year:int,price:float,brand,sale:bool,tags:str[]", "deep=a.b:int"])
+FIELDS = parse_fields(
+    ["year:int,price:float,brand,sale:bool,tags:str[]", "deep=a.b:int", "taken:date"]
+)
 TYPES = {field.name: field.type for field in FIELDS} | {"label": "str", "language": "str"}
 WORDS = ["a", "b", "ab", "Ab", "é", "红", "%", "'", ""]
+DATES = [
+    "2023", "2024", "2023-12", "2024-01", "2024-02", "2024-02-29", "2024-01-01", "2023-12-31",
+    "2024-01-01T00:00:00Z", "2023-12-31T23:30:00-01:00", "2024-02-29T12:00:00.5Z",
+]  # fmt: skip
 ORDER = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 _NUMBERS = st.integers(-3, 3) | st.sampled_from([-2.5, 0.0, 0.1, 2.5])
@@ -21,6 +28,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "str": st.sampled_from(WORDS),
     "bool": st.booleans(),
     "str[]": st.lists(st.sampled_from(WORDS), max_size=3),
+    "date": st.sampled_from(DATES),
 }
 _OPS = {
     "int": ["eq", "in", "exists", *ORDER],
@@ -28,6 +36,7 @@ _OPS = {
     "str": ["eq", "in", "contains", "exists", *ORDER],
     "bool": ["eq", "in", "exists"],
     "str[]": ["contains", "in", "exists"],
+    "date": ["eq", "in", "exists", *ORDER],
 }
 
 
@@ -88,7 +97,39 @@ def holds(document: dict[str, Any], item: dict[str, Any]) -> bool:
     value = (item.get("a") or {}).get("b") if name == "deep" else item.get(name)
     if value == []:
         value = None
-    return all(_test(op, given, value) for op, given in document.items() if op != "field")
+    test = _date_test if name == "taken" else _test
+    return all(test(op, given, value) for op, given in document.items() if op != "field")
+
+
+def span(text: str) -> tuple[datetime, datetime, int]:
+    """When a date of `DATES` begins and ends, and how many of year, month, day, time it names."""
+    if "T" in text:
+        start = datetime.fromisoformat(text).astimezone(UTC)
+        width = timedelta(milliseconds=100) if "." in text else timedelta(seconds=1)
+        return start, start + width, 4
+    parts = [int(part) for part in text.split("-")]
+    year, month, day = (*parts, 1, 1)[:3]
+    start = datetime(year, month, day, tzinfo=UTC)
+    if len(parts) == 3:
+        return start, start + timedelta(days=1), 3
+    if len(parts) == 2:
+        return start, datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC), 2
+    return start, datetime(year + 1, 1, 1, tzinfo=UTC), 1
+
+
+def _date_test(op: str, given: Any, value: Any) -> bool:
+    if op == "exists":
+        return (value is not None) == given
+    if value is None:
+        return False
+    if op == "in":
+        return any(_date_test("eq", one, value) for one in given)
+    (start, end, parts), (begins, _, known) = span(given), span(value)
+    within = start <= begins < end
+    if op == "eq":
+        return within and known >= parts
+    after, before = begins >= end, begins < start
+    return {"gt": after, "lt": before, "gte": after or within, "lte": before or within}[op]
 
 
 def _test(op: str, given: Any, value: Any) -> bool:

@@ -134,8 +134,8 @@ class BuildArguments:
         multiple=True,
         metavar="NAME[=PATH]:TYPE",
         help="Fields of the records that searches can filter by, separated by commas; TYPE is int, "
-        "float, str, bool or str[], PATH a dotted path. They are declared when an index is made "
-        "and kept from then on. label and language need no declaration.",
+        "float, str, bool, str[] or date, PATH a dotted path. They are declared when an index is "
+        "made and kept from then on. label and language need no declaration.",
     )
     no_relevance: bool = option(
         "--no-relevance", is_flag=True, help="Keep no background to judge hits against."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from indexer.search.reader import Facet
+from indexer.search.reader import Facet, FacetValue
 from service.engine.engine import Engine
 from service.http.middleware.endpoints import LOOKUP
 from service.http.requests.fields import examples
@@ -27,14 +27,23 @@ class FieldSummary(BaseModel):
     """A field that filters can name, and what is asked for by it."""
 
     name: str
-    type: Literal["int", "float", "str", "bool", "str[]"]
+    type: Literal["int", "float", "str", "bool", "str[]", "date"]
     present: Annotated[int, Field(description="Pictures that have any value.")]
-    distinct: Annotated[int | None, Field(description="How many values; null for numbers.")]
-    values: Annotated[
-        list[FieldValue] | None, Field(description="The 50 most frequent; null for numbers.")
+    distinct: Annotated[
+        int | None, Field(description="How many values, of dates years; null for numbers.")
     ]
-    min: Annotated[int | float | None, Field(description="Of a number.")]
-    max: Annotated[int | float | None, Field(description="Of a number.")]
+    values: Annotated[
+        list[FieldValue] | None,
+        Field(description="The 50 most frequent, of dates years; null for numbers."),
+    ]
+    min: Annotated[int | float | str | None, Field(description="Of a number or a date.")]
+    max: Annotated[int | float | str | None, Field(description="Of a number or a date.")]
+
+
+class DateSummary(FieldSummary):
+    """A field of dates; its `values` are years, and what is listed can be asked for with `eq`."""
+
+    months: Annotated[list[FieldValue], Field(description="The 50 most frequent.")]
 
 
 class JudgedBy(BaseModel):
@@ -134,7 +143,7 @@ class IndexResponse(BaseModel):
     segments: int
     tombstones: int
     fields: Annotated[
-        list[FieldSummary],
+        list[DateSummary | FieldSummary],
         Field(description="What `filter` can name; `label` and `language` where any item has one."),
     ]
     relevance: Annotated[
@@ -223,20 +232,27 @@ def _structure(about: Mapping[str, Any]) -> SearchStructure:
 
 
 def _field(facet: Facet) -> FieldSummary:
-    values = None
-    if facet.values is not None:
-        values = [
-            FieldValue(value=one.value, count=one.images, texts=one.texts) for one in facet.values
-        ]
+    if facet.months is not None:
+        return DateSummary(**_summary(facet).model_dump(), months=_values(facet.months) or [])
+    return _summary(facet)
+
+
+def _summary(facet: Facet) -> FieldSummary:
     return FieldSummary(
         name=facet.name,
         type=facet.type,
         present=facet.images,
         distinct=facet.distinct,
-        values=values,
+        values=_values(facet.values),
         min=facet.low,
         max=facet.high,
     )
+
+
+def _values(found: Sequence[FacetValue] | None) -> list[FieldValue] | None:
+    if found is None:
+        return None
+    return [FieldValue(value=one.value, count=one.images, texts=one.texts) for one in found]
 
 
 def _indexes(engines: Mapping[str, Engine]) -> IndexesResponse:

@@ -107,7 +107,7 @@ def change(path: str, value: object) -> Any:
         change("index", "zz"),
         change("ann", {}),
         change("fields", []),
-        change("fields", {"year": {"type": "date", "path": "year"}}),
+        change("fields", {"year": {"type": "decade", "path": "year"}}),
         change("fields", {"year": {"type": "int"}}),
         change("fields", {"a) OR 1": {"type": "int", "path": "year"}}),
         change("fields", {"year": {"type": "int", "path": "a..b"}}),
@@ -130,6 +130,14 @@ def test_bytes_that_are_no_manifest_are_refused(index: Path, data: bytes) -> Non
     store(index, data)
     with pytest.raises(IndexCorruptError):
         read_manifest(index)
+
+
+def test_a_field_type_of_a_later_release_is_refused_as_such(index: Path) -> None:
+    data = content(index) | {"fields": {"where": {"type": "geo", "path": "where"}}}
+    store(index, json.dumps(data).encode())
+    with pytest.raises(IndexCorruptError, match=r"does not know: where \(geo\)") as caught:
+        read_manifest(index)
+    assert "newer" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("future", [3, 0, "1", 1.5, 1.0, True, None])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import ColourEncoder
-from filtering import FIELDS, TYPES, documents, holds, items
+from filtering import FIELDS, TYPES, documents, holds, items, span
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexes import build, opened, record, rejects_of
@@ -324,7 +324,21 @@ def test_facets_count_what_a_loop_counts(
         assert (facet.type, facet.images, facet.texts) == (kind, len(values), 0)
         if kind in ("int", "float"):
             assert (facet.low, facet.high) == (min(values, default=None), max(values, default=None))
-            assert facet.values is facet.distinct is None
+            assert facet.values is facet.distinct is facet.months is None
+            continue
+        if kind == "date":
+            values.sort(key=lambda text: span(text)[0])
+            moments = [facet.low, facet.high] if values else []
+            assert [span(str(one))[0] for one in moments] == [
+                span(one)[0] for one in (values[:1] + values[-1:])
+            ]
+            starts = [(f"{span(one)[0]:%Y-%m}", span(one)[2]) for one in values]
+            years = Counter(month[:4] for month, _ in starts)
+            assert {one.value: one.images for one in facet.values or ()} == years
+            assert {one.value: one.images for one in facet.months or ()} == Counter(
+                month for month, known in starts if known > 1
+            )
+            assert facet.distinct == len(years)
             continue
         single = [one for v in values for one in (dict.fromkeys(v) if kind == "str[]" else [v])]
         counts = sorted(Counter(single).items(), key=lambda pair: (-pair[1], pair[0]))

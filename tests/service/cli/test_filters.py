@@ -91,7 +91,7 @@ def test_fields_are_declared_once(index: Path, source: Path) -> None:
     other = run(*build, "--filterable", "year=meta.year:float,kind")
     assert other.returncode == 2
     assert "declares other filterable fields: year (int), kind (str)" in other.stderr
-    for wrong, says in [("year:date", "types are"), ("label", "every index"), ("a b", "name")]:
+    for wrong, says in [("year:decade", "types are"), ("label", "every index"), ("a b", "name")]:
         done = run(*build, "--filterable", wrong)
         assert done.returncode == 2
         assert says in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ ROWS = [
     record("c", "red", year=2020, tags=["car"]),
     record("d", "blue", "blue one", year=2021, brand="x"),
 ]
+DAYS = ["2023:12:31 23:30:00", "2024-05-17T10:30:00+02:00", "2024-05", None]
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,60 @@ def test_the_index_lists_its_fields_and_their_values(client: TestClient) -> None
         "values": [{"value": "car", "count": 2, "texts": 1},
                    {"value": "old", "count": 1, "texts": 1}],
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The same pictures with a date; those without one name it otherwise."""
+    out: Path = tmp_path_factory.mktemp("dates") / "x.index"
+    dates = [{} if day is None else {"taken": day} for day in DAYS]
+    rows = [
+        replace(row, attributes={**row.attributes, **more})
+        for row, more in zip(ROWS, dates, strict=True)
+    ]
+    build(rows, out, fields=parse_fields(["taken:date,year:int,brand"]))
+    with (
+        open_snapshot(out, fingerprint=None) as snapshot,
+        TestClient(create_app(Engine(ColourEncoder(), snapshot))) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("tests", "wanted"),
+    [
+        ({"eq": "2024"}, ["b", "c"]), ({"eq": "2024-05"}, ["b", "c"]),
+        ({"eq": "2024-05-17"}, ["b"]), ({"eq": "2024-05-17T08:30Z"}, ["b"]),
+        ({"in": ["2023", "2025"]}, ["a"]), ({"gte": "2024"}, ["b", "c"]),
+        ({"lt": "2024"}, ["a"]), ({"gt": "2024-05-01"}, ["b"]),
+        ({"lte": "2024-05"}, ["a", "b", "c"]),
+        ({"gte": "2023-12-31", "lte": "2023-12-31"}, ["a"]), ({"exists": False}, ["d"]),
+    ],
+)  # fmt: skip
+def test_dates_are_asked_for_by_what_is_known(
+    dated: TestClient, tests: dict[str, Any], wanted: list[str]
+) -> None:
+    body = {"text": "red", "filter": {"field": "taken", **tests}}
+    assert sorted(ids(dated.post("/v1/search/text-to-image", json=body))) == wanted
+
+
+def test_what_is_no_date_is_refused_with_what_is(dated: TestClient) -> None:
+    body = {"text": "red", "filter": {"field": "taken", "gte": "17.5.2024"}}
+    answer = dated.post("/v1/search/text-to-image", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-filter")
+    assert "2024-05-17T10:30:00Z" in answer.text
+
+
+def test_years_and_months_are_listed(dated: TestClient) -> None:
+    [field] = [one for one in dated.get("/v1/index").json()["fields"] if one["name"] == "taken"]
+    assert field == {
+        "name": "taken", "type": "date", "present": 3, "distinct": 2,
+        "values": [{"value": "2024", "count": 2, "texts": 1},
+                   {"value": "2023", "count": 1, "texts": 1}],
+        "months": [{"value": "2024-05", "count": 2, "texts": 1},
+                   {"value": "2023-12", "count": 1, "texts": 1}],
+        "min": "2023-12-31T23:30:00Z", "max": "2024-05-17T08:30:00Z",
+    }  # fmt: skip
+    for one in [*field["values"], *field["months"]]:
+        body = {"text": "red", "filter": {"field": "taken", "eq": one["value"]}}
+        assert len(ids(dated.post("/v1/search/text-to-image", json=body))) == one["count"]

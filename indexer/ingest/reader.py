@@ -28,7 +28,7 @@ from indexer.ingest.arrivals import (
 from indexer.ingest.options import Build
 from models.errors import InputError, SourceError
 from models.sources.files import is_there
-from models.sources.records import Kept, Record, Reject, Row, SeenKeys, Source, Stamp
+from models.sources.records import PUT, Kept, Record, Reject, Row, SeenKeys, Source, Stamp
 
 State = Literal["new", "unchanged", "moved", "changed", "foreign"]
 """What a record is to an index; moved: only its location is another; foreign: the index has its
@@ -95,9 +95,11 @@ class KnownRecords:
         place, origin = _STATE.unpack(self._states[record.key][-_STATE.size :])
         same_place = place == _short(record.uri)
         ours = origin_number(record.origin)
-        if origin and ours is not None:
-            # below one folder or another, a file is the file that it is
-            return bool(origin == ours) or (same_place and source.keys_are_paths)
+        if origin:
+            # below one folder or another a file is the file that it is; a table that names it
+            # is something else, and may say more of it
+            own = source.keys_are_paths or source.in_archives
+            return origin == ours or (own and same_place and origin in _folders(record.uri))
         if same_place:
             return True
         if record.origin and self.uri(record.key).partition("#")[0] == record.origin:
@@ -166,6 +168,14 @@ class KnownRecords:
             start = block[-1][0] + 1
 
 
+def _folders(uri: str) -> Iterator[int | None]:
+    """`origin_number` of a URI's file or archive, and of every folder above it."""
+    path = uri.partition("#")[0]
+    while path.startswith("file:///"):
+        yield origin_number(path)
+        path = path.rpartition("/")[0]
+
+
 def _short(uri: str) -> bytes:
     return hashlib.blake2b(uri.encode(), digest_size=8).digest()
 
@@ -174,12 +184,15 @@ REMEDY: Final = "--prefix or --id-field gives it another"
 MOST: Final = 0.5
 """The largest share of its records that an index loses without `mirror_all`."""
 
+_PUT: Final = origin_number(PUT)
 _HARMLESS: Final = frozenset({"duplicate-key", "duplicate-id"})
 
 
 @dataclass(slots=True)
 class Mirror:
     """What a build saw of its sources, for judging afterwards what is gone.
+
+    What was put by its id came from no source, and is not gone from one.
 
     Only sources read to their end tell that. A row that a reader refused without telling whose it
     is might be any record's, and a disk that is not mounted looks like an empty folder. So a mirror
@@ -238,6 +251,7 @@ class Mirror:
             key
             for key in known
             if key not in self._refused
+            and (remove_all or known.origin(key) != _PUT)
             and not any(key.startswith(folder) for folder in self._folders)
             and self.seen.add(key)
         ]

@@ -44,7 +44,7 @@ from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import IndexCorruptError, InputError, NotFoundError
-from models.sources.records import Plan, Record, Reject, Row, Source
+from models.sources.records import PUT, Plan, Record, Reject, Row, Source
 
 _BATCH: Final = 500
 _DEFAULTS: Final = BuildOptions()
@@ -440,4 +440,5 @@ class _Given(Source):
         return Plan(len(self._records), len(pictures), size, size, exact=True)
 
     def __iter__(self) -> Iterator[Row]:
-        yield from self._records
+        for record in self._records:
+            yield dataclasses.replace(record, origin=PUT)

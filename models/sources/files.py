@@ -192,6 +192,11 @@ def absolute(path: str | Path) -> bytes:
     return os.fsencode(Path(path).resolve())
 
 
+def origin_of(path: str | Path) -> str:
+    """`Record.origin` of a folder or file, as it was named: a link may lead elsewhere tomorrow."""
+    return file_uri(os.fsencode(os.path.abspath(path)))  # noqa: PTH100 (links stay)
+
+
 def _open_step(part: bytes, here: int) -> int:
     try:
         return open_directory(part, dir_fd=here)

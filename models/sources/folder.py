@@ -35,6 +35,7 @@ from models.sources.files import (
     display_name,
     file_uri,
     open_directory,
+    origin_of,
     read_regular,
     refused_by_os,
     suffix_of,
@@ -75,7 +76,7 @@ class FolderSource(Source):
             tuple(options.text_field), options.label_field,
             None if options.attribute_fields is None else tuple(options.attribute_fields),
         )  # fmt: skip
-        self._origin = file_uri(self._root)
+        self._origin = origin_of(path)
         self._salt = _READING + repr(chosen).encode()
 
     def count(self) -> int:

@@ -33,6 +33,7 @@ from models.sources.files import (
     display_name,
     file_uri,
     open_text,
+    origin_of,
     read_confined,
 )
 from models.sources.records import Plan, Record, RefusedError, Reject, Row, SeenKeys, Source
@@ -93,7 +94,9 @@ class ManifestSource(Source):
         self._form = form
         self._options = options
         self._paths = list(paths)
-        self._readers = [RowReader(absolute(path), options) for path in self._paths]
+        self._readers = [
+            RowReader(absolute(path), options, origin=origin_of(path)) for path in self._paths
+        ]
         self._bytes = sum(form.check(path) for path in self._paths)
 
     def count(self) -> int | None:
@@ -153,7 +156,7 @@ class ManifestSource(Source):
 class RowReader:
     """Turns the rows of one manifest into records."""
 
-    def __init__(self, manifest: bytes | None, options: ReadOptions) -> None:
+    def __init__(self, manifest: bytes | None, options: ReadOptions, *, origin: str = "") -> None:
         """`manifest` is its absolute path, or None for standard input.
 
         Its folder (for standard input the working directory) is the root of the pictures, unless
@@ -163,12 +166,12 @@ class RowReader:
             SourceError: the root is not a folder.
         """
         self._options = options
+        self._origin = origin
         if manifest is None:
-            self._name, self._place, self._origin = "stdin", "stdin:#", ""
+            self._name, self._place = "stdin", "stdin:#"
         else:
             self._name = display_name(os.path.basename(manifest))  # noqa: PTH119 (bytes)
-            self._origin = file_uri(manifest)
-            self._place = f"{self._origin}#"
+            self._place = f"{file_uri(manifest)}#"
         self._root = root_of(manifest, options)
 
     def row(

@@ -22,6 +22,10 @@ UNDETERMINED = "und"
 """BCP 47's tag for a text whose language the source does not tell."""
 
 
+PUT: Final = "put:"
+"""`Record.origin` of what was put into an index one by one, by its id: no source gives it again."""
+
+
 class Stamp(NamedTuple):
     """What a record's files look like from outside, without reading them.
 
@@ -47,7 +51,7 @@ class Record:
         label: the class, where the source has one.
         attributes: every other field of the record, JSON-compatible.
         origin: `file:` URI of the folder, shard or manifest it stands in, which tells whether a
-            record of the same key is this one again; empty where nothing can be gone back to.
+            record of the same key is this one again; `PUT`; empty where nothing is known.
         stamp: where a source can tell it, and all of the record was read without a complaint.
     """
 

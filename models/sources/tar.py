@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 from models.errors import SourceError
 from models.sources.fields import (
@@ -33,6 +32,7 @@ from models.sources.files import (
     display_name,
     file_uri,
     open_plain,
+    origin_of,
 )
 from models.sources.records import Plan, Record, RefusedError, Reject, Row, SeenKeys, Source
 
@@ -158,16 +158,15 @@ class TarSource(Source):
             yield error.reject(shard, display_name(group.key))
         if group.picture is None and (group.picture_refused or not fields.texts):
             return
-        file = file_uri(absolute(shard))
         member = group.picture[0] if group.picture else next(iter(group.texts.values()))[0]
         yield Record(
             key=display_name(group.key),
-            uri=f"{file}#{quote(member, safe='/')}",
+            uri=file_uri(absolute(shard), member),
             image=group.picture[1] if group.picture else None,
             texts=fields.texts,
             label=fields.label,
             attributes=fields.attributes,
-            origin=file,
+            origin=origin_of(shard),
         )
 
 

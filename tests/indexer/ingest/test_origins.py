@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -147,6 +148,18 @@ def test_ids_of_a_table_are_its_own(tmp_path: Path) -> None:
     assert (report.added, report.updated, report.conflicts) == (1, 1, 0), "another line and path"
 
 
+def test_a_folder_does_not_take_the_captions_of_a_table(tmp_path: Path) -> None:
+    pictures, out = folder(tmp_path / "p", "red"), tmp_path / "i"
+    table = manifest(tmp_path / "t.jsonl", {"id": "IMG_0.png", "image": "p/IMG_0.png", "text": "x"})
+    take(out, table)
+    assert take(out, pictures).conflicts == 1
+    with opened(out) as snapshot:
+        assert snapshot.item("IMG_0.png").text == "x"
+    take(out.with_name("j"), pictures)
+    assert take(out.with_name("j"), table).conflicts == 1
+    assert take(out.with_name("j"), table, replace=True).updated == 1
+
+
 def test_shards_whose_keys_begin_again(tmp_path: Path) -> None:
     for shard, colour in (("000", "red"), ("001", "blue")):
         folder(tmp_path / shard, colour)
@@ -196,14 +209,43 @@ def test_where_a_record_came_from_outlives_what_rewrites_it(
     assert (take(out, table).updated, take(out, second).conflicts) == (1, 2)
 
 
+def test_a_file_is_the_same_by_whatever_path(years: tuple[Path, Path, Path]) -> None:
+    first, second, out = years
+    (first.parent / "link").symlink_to(first, target_is_directory=True)
+    take(out, first)
+    (first / "IMG_0.png").write_bytes(solid("green", size=(8, 8)))
+    report = take(out, first.parent / "link")
+    assert (report.updated, report.unchanged, report.conflicts) == (1, 2, 0)
+    take(out.with_name("all"), first.parent)
+    (first / "IMG_1.png").write_bytes(solid("green", size=(8, 8)))
+    report = take(out.with_name("all"), first, second, prefix="{source}")
+    assert (report.updated, report.unchanged, report.conflicts) == (1, 5, 0)
+
+
+def test_what_a_link_leads_to_may_change(years: tuple[Path, Path, Path]) -> None:
+    first, second, out = years
+    (first / "IMG_0.png").write_bytes((second / "IMG_0.png").read_bytes())
+    current = first.parent / "current"
+    current.symlink_to(first, target_is_directory=True)
+    take(out, current)
+    current.unlink()
+    current.symlink_to(second, target_is_directory=True)
+    report = take(out, current)
+    assert (report.moved, report.updated, report.conflicts) == (1, 2, 0)
+
+
 def test_a_put_is_a_wish_and_a_build_does_not_undo_it(years: tuple[Path, Path, Path]) -> None:
     first, _, out = years
     take(out, first)
-    put = Editor(out, ColourEncoder()).put([record("IMG_0.png", "green")])
-    assert put.updated == 1
-    report = take(out, first)
-    assert (report.conflicts, report.unchanged) == (1, 2)
-    assert colours(out) == FIRST | {"IMG_0.png": "green"}
+    with opened(out) as snapshot:
+        uri = snapshot.item("IMG_0.png").uri
+    there = dataclasses.replace(record("IMG_0.png", "green"), uri=uri)
+    put = Editor(out, ColourEncoder()).put([there, record("mine", "blue")])
+    assert (put.updated, put.added) == (1, 1)
+    report = take(out, first, mirror=True)
+    assert (report.conflicts, report.unchanged, report.removed) == (1, 2, 0)
+    assert colours(out) == FIRST | {"IMG_0.png": "green", "mine": "blue"}
+    assert take(out, first, mirror=True, mirror_all=True).removed == 2
 
 
 def test_records_without_an_origin_are_told_by_where_they_are(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InvalidVectorError, ModelError
+from models.errors import InputError, InvalidTextError, InvalidVectorError, ModelError
 from models.vectors import Vectors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PREPARED_IMAGE = np.ndarray
 PreparedImage: TypeAlias = npt.NDArray[np.generic]
 """One picture after the model's own preprocessing, e.g. float32 [3, H, W]."""
 
@@ -113,7 +114,9 @@ class Encoder(Protocol):
         ...
 
     def prepare_image(self, image: Image) -> PreparedImage:
-        """Preprocess one upright RGB picture, as `models.images.decode.decode_image` returns it."""
+        """Preprocess one picture: `models.images.decode.decode_image` gives one that is upright
+        and RGB, any other of Pillow's is brought there first (`upright_rgb`).
+        """
         ...
 
     def prepare_text(self, text: str) -> PreparedText:
@@ -121,12 +124,58 @@ class Encoder(Protocol):
         ...
 
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
-        """Embed prepared pictures -> float32 [B, D], unit rows."""
+        """Embed prepared pictures -> float32 [B, D], unit rows.
+
+        Raises:
+            InputError: something that `prepare_image` did not make.
+        """
         ...
 
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
-        """Embed prepared texts -> float32 [B, D], unit rows."""
+        """Embed prepared texts -> float32 [B, D], unit rows.
+
+        Raises:
+            InputError: something that `prepare_text` did not make, such as a plain string.
+        """
         ...
+
+
+def check_prepared(batch: Any, kind: type) -> None:
+    """Refuse what was not prepared, with the call that was meant.
+
+    Args:
+        batch: what `embed_*` was given.
+        kind: what each of it must be: `PreparedText` or `PREPARED_IMAGE`.
+
+    Raises:
+        InputError
+    """
+    what = "text" if kind is PreparedText else "image"
+    plain = isinstance(batch, str | bytes | PreparedText) or not hasattr(batch, "__len__")
+    wrong = batch if plain else next((one for one in batch if not isinstance(one, kind)), None)
+    if plain or wrong is not None:
+        raise InputError(
+            f"embed_{what}s takes a list of what prepare_{what} returns, not {_kind_of(wrong)}",
+            hint=f"embed_{what}s([encoder.prepare_{what}({what}) for {what} in {what}s])",
+        )
+
+
+def check_text(text: Any) -> str:
+    """The text, if it is one.
+
+    Raises:
+        InvalidTextError
+    """
+    if not isinstance(text, str):
+        raise InvalidTextError(
+            f"a text must be a str, not {_kind_of(text)}",
+            hint="[encoder.prepare_text(text) for text in texts], one call for each",
+        )
+    return text
+
+
+def _kind_of(value: Any) -> str:
+    return "a plain string" if isinstance(value, str) else f"one {type(value).__name__}"
 
 
 def embed_each(embed: Callable[[Any], Vectors], prepared: Sequence[Any]) -> list[Vectors | None]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from models.errors import ImageError
+from models.errors import ImageError, InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is accepted; Pillow's other readers are never asked (one of them runs Ghostscript)."""
@@ -167,6 +167,31 @@ def _load(image: Image.Image) -> None:
         image.load()
     except Exception as error:
         raise ImageError(f"the picture is damaged: {_reason(error)}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture of Pillow's, of any mode, as `decode_image` would return it.
+
+    For callers that opened it themselves: colour, depth, profile, orientation and transparency are
+    settled as for bytes. What has nothing to settle is handed back as it is.
+
+    Raises:
+        InputError: not a picture of Pillow's.
+        ImageError: it has no pixels, they are damaged, or their mode cannot be converted.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"a picture must be a PIL.Image.Image, not {type(image).__name__}",
+            hint="of a file: decode_image(path.read_bytes()); of an array: Image.fromarray(array)",
+        )
+    if min(image.size) < 1:
+        raise ImageError(
+            f"{image.width} x {image.height} is not a size", code="image-bad-dimensions"
+        )
+    if image.mode == "RGB" and type(image) is Image.Image and not image.info:
+        return image
+    _load(image)
+    return _finish(image)
 
 
 def _finish(image: Image.Image) -> Image.Image:

@@ -7,6 +7,8 @@
                                  a starter pair that `diptych train` left there
     PATH.safetensors             a checkpoint with open_clip_config.json beside it
     NAME:PATH.safetensors        a checkpoint of a built-in open_clip architecture
+    NAME/TAG:PATH.safetensors    the same, of weights that grew from that training run: it has
+                                 the run's preprocessing and activation
 
 Imports nothing heavy, and looks nothing up; `models.encoders.registry` loads what an id names.
 """
@@ -26,7 +28,7 @@ Kind: TypeAlias = Literal["starter", "tag", "hub", "directory", "checkpoint"]
 STARTER = "starter"
 _FORMS = (
     "use starter, NAME/TAG, hf-hub:ORG/NAME, local-dir:PATH, PATH.safetensors or "
-    "NAME:PATH.safetensors; `diptych models` lists the names"
+    "NAME[/TAG]:PATH.safetensors; `diptych models` lists the names"
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -40,7 +42,7 @@ class ModelId:
         kind: which of the forms.
         text: what the user wrote.
         name: architecture (`tag`, and `checkpoint` where given) or repository (`hub`).
-        tag: the training run (`tag`).
+        tag: the training run (`tag`, and `checkpoint` where given).
         path: directory or file (`directory`, `checkpoint`).
     """
 
@@ -75,6 +77,10 @@ def parse_model_id(text: str) -> ModelId:
         # a path that starts with a word and a colon can be written ./word:...
         if rest and _WORD.fullmatch(scheme):
             return ModelId("checkpoint", given, name=scheme, path=Path(rest).expanduser())
+        name, _, tag = scheme.rpartition("/")
+        if rest and _WORD.fullmatch(name) and _WORD.fullmatch(tag) and not Path(given).exists():
+            path = Path(rest).expanduser()
+            return ModelId("checkpoint", given, name=name, tag=tag, path=path)
         return ModelId("checkpoint", given, path=Path(given).expanduser())
     words = given.split("/")  # three where the name is OpenAI's ViT-B/32
     if len(words) in (2, 3) and all(_WORD.fullmatch(word) for word in words):

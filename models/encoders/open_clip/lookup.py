@@ -63,7 +63,7 @@ def find_source(model: ModelId) -> PairSource:
     if model.kind == "directory":
         return _from_directory(model.path)
     if model.name:
-        return _from_named_checkpoint(model.name, model.path)
+        return _from_named_checkpoint(model.name, model.tag, model.path)
     return _from_checkpoint(model.path)
 
 
@@ -100,6 +100,19 @@ def tagged_models() -> Iterator[tuple[str, str, str, str, str | None]]:
 
 
 def _from_tag(name: str, tag: str) -> PairSource:
+
+    model_cfg, entry = _tagged(name, tag)
+    repository, _, file = str(entry.get("hf_hub") or "").rpartition("/")
+    if not repository:
+        raise refuse_pickle(f"{name}/{tag}")
+    names = (str(PurePosixPath(file).with_suffix(".safetensors")),) if file else _WEIGHTS_NAMES
+    return PairSource(
+        model_cfg, _preprocess(entry), _hub_weights(repository, names), resize_positions=True
+    )
+
+
+def _tagged(name: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a tag's weights, and what else open_clip says of them."""
     import open_clip
 
     model_cfg = _built_in(name)
@@ -114,13 +127,7 @@ def _from_tag(name: str, tag: str) -> PairSource:
     # architecture of that name has another (open_clip#771). roberta-ViT-B-32 is the one case of
     # the reverse: there the configuration says it and the tag is silent.
     model_cfg["quick_gelu"] = bool(entry.get("quick_gelu") or model_cfg.get("quick_gelu"))
-    repository, _, file = str(entry.get("hf_hub") or "").rpartition("/")
-    if not repository:
-        raise refuse_pickle(f"{name}/{tag}")
-    names = (str(PurePosixPath(file).with_suffix(".safetensors")),) if file else _WEIGHTS_NAMES
-    return PairSource(
-        model_cfg, _preprocess(entry), _hub_weights(repository, names), resize_positions=True
-    )
+    return model_cfg, entry
 
 
 def _from_hub(repository: str) -> PairSource:
@@ -162,31 +169,119 @@ def _from_checkpoint(path: Path) -> PairSource:
     if not config.is_file():
         raise ModelError(
             f"no {CONFIG_NAME} beside {path.name}, so its architecture is unknown",
-            hint=f"name it: ViT-B-32:{path.name}",
+            hint="name it before the file, for a ViT-B-32: with the weights it grew from, such as "
+            f"ViT-B-32/laion2b_s34b_b79k:{path.name}, or ViT-B-32-quickgelu:{path.name} where its "
+            "activation is QuickGELU",
         )
-    return PairSource(*_read_config(config), weights=path, folder=path.parent)
+    model_cfg, preprocess_cfg = _read_config(config)
+    converted = _converted_activation(path.parent)
+    # a configuration that says nothing means GELU, unless its neighbour knows better
+    if "quick_gelu" not in model_cfg and converted == "quick_gelu":
+        raise ModelError(
+            f"{config} names no activation, which means GELU, and config.json beside it says "
+            "quick_gelu",
+            hint='write "quick_gelu": true into its model_cfg, or false if that is what is meant',
+        )
+    return PairSource(model_cfg, preprocess_cfg, weights=path, folder=path.parent)
 
 
-def _from_named_checkpoint(name: str, path: Path) -> PairSource:
+def _from_named_checkpoint(name: str, tag: str, path: Path) -> PairSource:
+    if tag:
+        model_cfg, entry = _tagged(name, tag)
+        return PairSource(model_cfg, _preprocess(entry), path, folder=path.parent)
     model_cfg = _built_in(name)
     entries = _tag_preprocesses(name)
     if any(entry != entries[0] for entry in entries):
         raise ModelError(
             f"weights of {name} come with different preprocessings, and {path.name} does not say "
             "which it needs",
-            hint=f"put an {CONFIG_NAME} with its preprocess_cfg beside it",
+            hint=f"name the tag it grew from, {name}/TAG:{path.name} ({_few(_tags(name))}), or put "
+            f"an {CONFIG_NAME} with its preprocess_cfg beside it",
         )
+    model_cfg["quick_gelu"] = _activation(name, model_cfg, path)
     return PairSource(model_cfg, entries[0] if entries else {}, path, folder=path.parent)
+
+
+_QUICK = "-quickgelu"
+
+
+def _activation(name: str, model_cfg: Mapping[str, Any], path: Path) -> bool:
+    """Whether a checkpoint of an architecture computes with QuickGELU, where that is certain.
+
+    The weights fit both, and with the wrong one every answer is a little wrong. So the name must
+    tell (`ViT-B-32-quickgelu`), or nothing be known of the other one.
+
+    Raises:
+        ModelError: the architecture's weights come with both.
+    """
+    import open_clip
+
+    own = bool(model_cfg.get("quick_gelu"))
+    tags = {tag: bool(_tagged(name, tag)[0]["quick_gelu"]) for tag in _tags(name)}
+    twin = name + _QUICK in open_clip.list_models()
+    converted = _converted_activation(path.parent)
+    if converted is not None and own and converted != "quick_gelu":
+        raise ModelError(
+            f"{name} computes with QuickGELU, and config.json beside {path.name} says {converted}",
+            hint=f"name another architecture, or put an {CONFIG_NAME} beside it",
+        )
+    if own or not (twin or True in tags.values()):
+        return own
+    if converted is not None:
+        return converted == "quick_gelu"
+    plain = [tag for tag, quick in tags.items() if not quick]
+    quick = [tag for tag, is_quick in tags.items() if is_quick]
+    choices = [
+        f"{name}{_QUICK}:{path.name} for QuickGELU"
+        if twin
+        else f"{name}/{quick[0]}:{path.name} for QuickGELU",
+        f"{name}/{plain[0]}:{path.name} for GELU"
+        if plain
+        else f'for GELU an {CONFIG_NAME} beside it with "quick_gelu": false in its model_cfg',
+    ]
+    known = f" ({_few(quick)} have QuickGELU)" if quick else ""
+    raise ModelError(
+        f"weights of {name} come with both activations, GELU and QuickGELU{known}, and "
+        f"{path.name} does not say which it needs",
+        code="activation-unknown",
+        hint=f"say which: {', or '.join(choices)}",
+    )
+
+
+def _converted_activation(folder: Path) -> str | None:
+    """What a Hugging Face configuration of a CLIP pair says of its activation, where one lies."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config: Mapping[str, Any] = read_json_object(path)
+    except ModelError:
+        return None  # whoever needs it will say so
+    towers = [config.get("vision_config"), config.get("text_config")]
+    found = {
+        str(tower["hidden_act"])
+        for tower in towers
+        if isinstance(tower, Mapping) and isinstance(tower.get("hidden_act"), str)
+    }
+    # transformers leaves out what is CLIP's own default
+    if not found and config.get("model_type") == "clip":
+        return "quick_gelu"
+    return found.pop() if len(found) == 1 else None
+
+
+def _tags(name: str) -> list[str]:
+    import open_clip
+
+    return list(open_clip.list_pretrained_tags_by_model(name))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _tag_preprocesses(name: str) -> list[dict[str, Any]]:
     """SigLIP and CLIPA want other pixels than CLIP; the architecture's own tags say which."""
-    import open_clip
-
-    return [
-        _preprocess(open_clip.get_pretrained_cfg(name, tag))
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-    ]
+    return [_preprocess(_tagged(name, tag)[1]) for tag in _tags(name)]
 
 
 def _built_in_preprocess(name: str) -> dict[str, Any]:

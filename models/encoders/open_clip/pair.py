@@ -17,7 +17,14 @@ import numpy.typing as npt
 import torch
 
 from models.devices import DTYPES, resolve_device, resolve_precision, set_threads, settle_threads
-from models.encoder import Fingerprint, PreparedImage, PreparedText
+from models.encoder import (
+    PREPARED_IMAGE,
+    Fingerprint,
+    PreparedImage,
+    PreparedText,
+    check_prepared,
+    check_text,
+)
 from models.encoders.base.weights_file import inspect_weights
 from models.encoders.open_clip.assembly import (
     architecture,
@@ -32,6 +39,7 @@ from models.encoders.open_clip.text_tower import text_tower, unturned
 from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import InvalidVectorError, ModelError
 from models.explainer import Area, RelevanceMap, seen_area
+from models.images.decode import upright_rgb
 from models.images.geometry import Pixels
 from models.vectors import Vectors, unit_rows
 
@@ -94,7 +102,7 @@ class OpenClipEncoder:
 
     def prepare_image(self, image: Image) -> PreparedImage:
         """Resize, crop and normalise as the weights were trained -> float32 [3, H, W]."""
-        pixels: npt.NDArray[np.float32] = self._pixels(image).numpy()
+        pixels: npt.NDArray[np.float32] = self._pixels(upright_rgb(image)).numpy()
         return pixels
 
     def finish_image(self, pixels: Pixels) -> PreparedImage:
@@ -111,12 +119,13 @@ class OpenClipEncoder:
         Raises:
             InvalidTextError: not valid Unicode.
         """
-        return self._text(text)
+        return self._text(check_text(text))
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
         """Embed prepared pictures -> float32 [B, D], unit rows."""
-        if not images:
+        check_prepared(images, PREPARED_IMAGE)
+        if len(images) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
         settle_threads()
         image_B3HW = torch.from_numpy(np.stack(images)).to(self.device, self._input)
@@ -125,7 +134,8 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
         """Embed prepared texts -> float32 [B, D], unit rows."""
-        if not texts:
+        check_prepared(texts, PreparedText)
+        if len(texts) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
         settle_threads()
         text_BL = torch.from_numpy(np.stack([text.tokens for text in texts])).to(self.device)

@@ -21,7 +21,14 @@ from models.devices import (
     set_threads,
     settle_threads,
 )
-from models.encoder import Fingerprint, PreparedImage, PreparedText
+from models.encoder import (
+    PREPARED_IMAGE,
+    Fingerprint,
+    PreparedImage,
+    PreparedText,
+    check_prepared,
+    check_text,
+)
 from models.encoders.base.backends import resolve_backend
 from models.encoders.starter.heads import StarterHeads, load_heads, read_parts
 from models.encoders.starter.towers import (
@@ -40,6 +47,7 @@ from models.encoders.starter.tuned_weights import (
 )
 from models.errors import ModelError
 from models.explainer import Area, RelevanceMap, seen_area, to_unit_range
+from models.images.decode import upright_rgb
 from models.images.geometry import Pixels
 from models.vectors import Vectors, unit_rows
 
@@ -218,7 +226,7 @@ class StarterEncoder:
         )
 
     def prepare_image(self, image: Image) -> PreparedImage:
-        return self._image_tower.prepare(image)
+        return self._image_tower.prepare(upright_rgb(image))
 
     geometry = GEOMETRY
 
@@ -227,11 +235,12 @@ class StarterEncoder:
         return pixels
 
     def prepare_text(self, text: str) -> PreparedText:
-        return self._text_tower.prepare(text)
+        return self._text_tower.prepare(check_text(text))
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[PreparedImage]) -> Vectors:
-        if not images:
+        check_prepared(images, PREPARED_IMAGE)
+        if len(images) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
         settle_threads()
         features_BF = self._image_tower.features(images).cpu()
@@ -274,7 +283,8 @@ class StarterEncoder:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[PreparedText]) -> Vectors:
-        if not texts:
+        check_prepared(texts, PreparedText)
+        if len(texts) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
         features_BS = as_tensor(self._text_tower.features(texts))
         with one_thread():

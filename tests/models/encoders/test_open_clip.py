@@ -19,7 +19,7 @@ from models.encoder import Encoder
 from models.encoders.base.weights_file import inspect_weights
 from models.encoders.open_clip.pair import OpenClipEncoder
 from models.encoders.registry import load_encoder
-from models.errors import InvalidTextError, ModelError
+from models.errors import InputError, InvalidTextError, ModelError
 from models.explainer import Explainer
 from models.images.decode import decode_image
 
@@ -477,3 +477,19 @@ def test_pairs_explain(tmp_path: Path, config: dict[str, Any], precision: str) -
     # another text, another map; and explaining leaves the model as it was
     assert np.abs(found - encoder.relevance_map(image, -text)).max() > 0.1
     assert np.array_equal(before, encoder.embed_images([image]))
+
+
+def test_any_picture_is_prepared_and_what_was_not_says_so(clip_dir: Path) -> None:
+    encoder = load(clip_dir)
+    pixels = encoder.prepare_image(Image.new("RGB", (30, 20), "white"))
+    for mode in ("1", "P", "LA", "CMYK", "RGBA", "F", "I"):
+        picture = Image.new("RGB", (30, 20), "white").convert(mode)
+        assert np.allclose(encoder.prepare_image(picture), pixels, atol=0.02)
+    clear = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
+    assert np.array_equal(encoder.prepare_image(clear), pixels)
+    deep = Image.fromarray(np.full((20, 30), 65535, dtype=np.uint16))
+    assert np.array_equal(encoder.prepare_image(deep), pixels)
+    with pytest.raises(InputError, match="plain string"):
+        encoder.embed_texts("a cat")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="embed_images takes"):
+        encoder.embed_images([clear])  # type: ignore[list-item]

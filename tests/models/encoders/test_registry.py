@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from models.devices import (
     settle_threads,
 )
 from models.encoders.base.model_id import parse_model_id
+from models.encoders.open_clip.lookup import PairSource, find_source
 from models.encoders.open_clip.pair import OpenClipEncoder
 from models.encoders.registry import known_models, load_encoder
 from models.errors import ModelError
@@ -76,6 +78,7 @@ def load(model: str) -> OpenClipEncoder:
         ("a/b.safetensors", "checkpoint", "", "", "a/b.safetensors"),
         ("ViT-B-32:a/b.safetensors", "checkpoint", "ViT-B-32", "", "a/b.safetensors"),
         ("./a:b.safetensors", "checkpoint", "", "", "a:b.safetensors"),
+        ("ViT-B-32/openai:b.safetensors", "checkpoint", "ViT-B-32", "openai", "b.safetensors"),
     ],
 )
 def test_id_forms(text: str, kind: str, name: str, tag: str, path: str | None) -> None:
@@ -259,3 +262,74 @@ def test_one_thread_is_one_only_inside() -> None:
         assert openmp_threads() == several
     finally:
         torch.set_num_threads(before)
+
+
+def named(text: str) -> PairSource:
+    return find_source(parse_model_id(text))
+
+
+def test_a_bare_checkpoint_of_both_activations_is_refused_with_its_choices(tmp_path: Path) -> None:
+    """A ViT-B-32 that grew from OpenAI's weights computes with QuickGELU, another one does not."""
+    with pytest.raises(ModelError, match="both activations") as caught:
+        named(f"ViT-B-32:{tmp_path}/ft.safetensors")
+    assert caught.value.code == "activation-unknown"
+    quick, plain = re.findall(r"(ViT-B-32\S+):ft\.safetensors", str(caught.value.hint))
+    assert named(f"{quick}:{tmp_path}/ft.safetensors").model_cfg["quick_gelu"] is True
+    assert named(f"{plain}:{tmp_path}/ft.safetensors").model_cfg["quick_gelu"] is False
+    # what was ambiguous for another reason has the same way out
+    with pytest.raises(ModelError, match="different preprocessings") as caught:
+        named("ViT-L-14:x.safetensors")
+    assert "ViT-L-14/TAG:x.safetensors" in str(caught.value.hint)
+    grown = named("ViT-L-14/dfn2b:x.safetensors")
+    assert grown.model_cfg["quick_gelu"] is True
+    assert grown.weights == Path("x.safetensors")
+    with pytest.raises(ModelError, match="no pretrained tag"):
+        named("ViT-L-14/dfn3b:x.safetensors")
+
+
+def test_no_architecture_with_both_activations_loads_without_a_word() -> None:
+    refused = set()
+    for name in open_clip.list_models():
+        twins = f"{name}-quickgelu" in open_clip.list_models()
+        published = {
+            bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+            for tag in open_clip.list_pretrained_tags_by_model(name)
+        }
+        try:
+            quick = named(f"{name}:x.safetensors").model_cfg["quick_gelu"]
+        except ModelError:
+            refused.add(name)
+            continue
+        assert not twins
+        assert quick == bool(open_clip.get_model_config(name).get("quick_gelu"))
+        assert quick or True not in published
+    assert {"ViT-B-32", "ViT-L-14-336", "RN50", "ViT-H-14", "ViT-L-14-worldwide"} <= refused
+    assert not {"ViT-B-32-quickgelu", "ViT-B-32-256", "roberta-ViT-B-32"} & refused
+
+
+def test_what_a_converted_configuration_says_of_the_activation_counts(tmp_path: Path) -> None:
+    """A folder converted from Hugging Face's layout keeps its config.json."""
+    (tmp_path / "open_clip_model.safetensors").touch()
+    ours, theirs = tmp_path / "open_clip_config.json", tmp_path / "config.json"
+    towers = {"text_config": {"hidden_act": "quick_gelu"}, "vision_config": {}}
+
+    def write(path: Path, content: Any) -> None:
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    write(theirs, {"model_type": "clip", **towers})
+    assert named(f"ViT-B-32:{tmp_path}/ft.safetensors").model_cfg["quick_gelu"] is True
+    write(ours, {"model_cfg": {"embed_dim": 8}})
+    with pytest.raises(ModelError, match="names no activation"):
+        named(f"local-dir:{tmp_path}")
+    for said in (True, False):  # whoever says it is believed
+        write(ours, {"model_cfg": {"embed_dim": 8, "quick_gelu": said}})
+        assert named(f"local-dir:{tmp_path}").model_cfg["quick_gelu"] is said
+    write(ours, {"model_cfg": {"embed_dim": 8}})
+    towers = {"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "gelu"}}
+    write(theirs, {"model_type": "clip", **towers})
+    named(f"local-dir:{tmp_path}")
+    assert named(f"ViT-B-32:{tmp_path}/ft.safetensors").model_cfg["quick_gelu"] is False
+    with pytest.raises(ModelError, match=r"config\.json"):
+        named(f"ViT-B-32-quickgelu:{tmp_path}/ft.safetensors")
+    write(theirs, {"model_type": "roberta", "hidden_act": "gelu"})  # of a text tower alone
+    named(f"local-dir:{tmp_path}")

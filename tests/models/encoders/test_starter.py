@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from models.encoders.starter.tuned_weights import (
     TEXT_WEIGHTS_NAME,
     copy_weights,
 )
-from models.errors import ModelError
+from models.errors import ImageError, InputError, InvalidTextError, ModelError
 from models.images.decode import decode_image
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -256,3 +257,62 @@ def test_damaged_weights_are_refused(saved: Path) -> None:
     path.unlink()
     with pytest.raises(ModelError, match="cannot read"):
         load_heads(saved)
+
+
+MODES = ["1", "L", "P", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX",
+         "RGBa", "La", "I;16", "I;16B"]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_of_any_mode_is_prepared(starter: Encoder, mode: str) -> None:
+    first = {"RGBa": "RGBA", "La": "LA", "PA": "P", "LAB": "", "I;16": "", "I;16B": ""}
+    source = first.get(mode, "RGB")
+    picture = Image.new("RGB", (30, 20), "white")
+    picture = picture.convert(source).convert(mode) if source else Image.new(mode, (30, 20), 255)
+    pixels = starter.prepare_image(picture)
+    assert pixels.shape == starter.prepare_image(Image.new("RGB", (30, 20))).shape
+    if not mode.startswith(("I;", "LAB")):
+        assert pixels.min() >= 254  # white is white, whatever it is written in
+
+
+def test_transparency_orientation_and_palettes_are_settled_as_for_bytes(
+    starter: Encoder, tmp_path: Path
+) -> None:
+    clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
+    palette = Image.new("P", (30, 20), 0)
+    palette.putpalette([255, 0, 0])
+    for at, (picture, named) in enumerate([
+        (clear, {}),
+        (palette, {"transparency": 0}),
+        (Image.fromarray(np.full((20, 30), 65535, dtype=np.uint16)), {}),
+    ]):  # fmt: skip
+        picture.save(path := tmp_path / f"{at}.png", **named)
+        expected = starter.prepare_image(decode_image(path.read_bytes()))
+        assert expected.min() >= 254
+        assert np.array_equal(starter.prepare_image(Image.open(path)), expected)
+    halved = Image.new("RGB", (40, 20))
+    halved.paste("white", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    halved.save(path := tmp_path / "turned.jpg", exif=exif, quality=95)
+    expected = starter.prepare_image(decode_image(path.read_bytes()))
+    assert np.array_equal(starter.prepare_image(Image.open(path)), expected)
+
+
+def test_what_was_not_prepared_says_what_to_do(starter: Encoder) -> None:
+    picture = Image.new("RGB", (8, 8))
+    texts: Any
+    for texts in ("a cat", ["a cat"], [b"a cat"], starter.prepare_text("a cat"), None):
+        with pytest.raises(InputError, match="embed_texts takes a list") as caught:
+            starter.embed_texts(texts)
+        assert "encoder.prepare_text(text) for text in texts" in str(caught.value.hint)
+    images: Any
+    for images in (picture, [picture], "cat.jpg", ["cat.jpg"]):
+        with pytest.raises(InputError, match="embed_images takes a list"):
+            starter.embed_images(images)
+    with pytest.raises(InvalidTextError, match="must be a str"):
+        starter.prepare_text(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"must be a PIL\.Image"):
+        starter.prepare_image("cat.jpg")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="0 x 8"):
+        starter.prepare_image(Image.new("RGB", (0, 8)))

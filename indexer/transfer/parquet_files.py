@@ -303,6 +303,8 @@ class _Reader:
         is_text = modality == "text"
         image_id = id_of(one.get("image_id"), "image_id") if is_text else None
         texts = texts_of(one.get("text"), "text")
+        if is_text and one.get("text") == "":
+            texts = ("",)  # a vector of a text that nobody kept, from clip-retrieval's folders
         if is_text and len(texts) != 1:
             raise RefusedRowError("it is a text without words" if not texts else _TWO_TEXTS)
         text = texts[0] if texts else None

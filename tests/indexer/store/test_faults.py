@@ -22,6 +22,7 @@ from indexes import NAMES, ListSource, build, ids, opened, record
 
 from indexer.files import fs as space
 from indexer.files.fs import Fs
+from indexer.format.manifest import read_manifest
 from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items, rollback
 from indexer.maintain.optimize import optimize
@@ -183,7 +184,9 @@ def test_any_call_of_an_operation_may_fail(
         elif fs.calls <= n:
             break
         assert verify_index(copy).problems == []
-        if failed:
+        # an import whose very last fsync failed may stand, and is not run again
+        stands = name == "import" and (target / "CURRENT").exists() and _images(target)
+        if failed and not stands:
             run(copy, None)
         assert verify_index(target, deep=True).problems == []
         with opened(target) as snapshot:
@@ -191,6 +194,10 @@ def test_any_call_of_an_operation_may_fail(
         shutil.rmtree(tmp_path / "copy")
         n += 7
     assert n > 20
+
+
+def _images(path: Path) -> int:
+    return read_manifest(path).live.images
 
 
 @pytest.mark.parametrize("name", list(OPERATIONS))

@@ -126,6 +126,19 @@ def test_a_picture_has_the_words_of_all_its_rows(tmp_path: Path) -> None:
     assert found["image", "0"][1] == {"word0"}
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_that_nobody_kept_travel_too(tmp_path: Path, form: Any) -> None:
+    rows = np.eye(ColourEncoder().dim, dtype=np.float32)[:2]
+    for side in ("img_emb", "text_emb"):
+        (tmp_path / "emb" / side).mkdir(parents=True)
+        np.save(tmp_path / "emb" / side / f"{side}_0.npy", rows)
+    bring(tmp_path / "emb", tmp_path / "x.index", relevance=False)
+    export_index(tmp_path / "x.index", tmp_path / "out", form)
+    report = bring(tmp_path / "out", tmp_path / "back.index", relevance=False)
+    assert (report.images, report.texts, report.rejected) == (2, 2, 0)
+    assert stored(tmp_path / "back.index") == stored(tmp_path / "x.index")
+
+
 # -- what was deleted
 
 

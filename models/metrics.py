@@ -175,5 +175,12 @@ def expected_calibration_error(
     """
     confidence_B = probability_BC.max(axis=1)
     correct_B = probability_BC.argmax(axis=1) == np.asarray(target_B)
+    return calibration_gap(confidence_B, correct_B, bins)
+
+
+def calibration_gap(
+    confidence_B: Scores, correct_B: npt.NDArray[np.bool_], bins: int = 15
+) -> float:
+    """The same of single judgements, each with how sure it was and whether it came true."""
     rows = reliability(confidence_B, correct_B, bins)
-    return sum(count * abs(right - sure) for count, sure, right in rows) / len(probability_BC)
+    return sum(count * abs(right - sure) for count, sure, right in rows) / len(confidence_B)

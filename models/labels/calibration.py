@@ -1,9 +1,10 @@
-"""Temperature scaling: one number that makes a classifier as sure as it is right.
+"""Temperature scaling: one number that makes a classifier as sure as it is right, or two.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), section 4.2: divide
 the logits by the T that minimises the negative log-likelihood of a few labelled pictures. The
-order of the labels, and with it the accuracy, stays as it is. Numpy only; knows logits, not where
-they come from.
+order of the labels, and with it the accuracy, stays as it is. Labels that are judged one by one
+have a zero besides, which an offset puts right (Platt 1999, "Probabilistic outputs for support
+vector machines"). Numpy only; knows logits, not where they come from.
 
 Legend: B pictures, C classes.
 """
@@ -18,12 +19,14 @@ import numpy.typing as npt
 
 from models.errors import InvalidLabelsError
 from models.labels.zeroshot import chances
-from models.metrics import expected_calibration_error, top_k_accuracy
+from models.metrics import calibration_gap, expected_calibration_error, top_k_accuracy
 
 Logits = npt.NDArray[np.float64]
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
+MAX_OFFSET = 200.0
+"""In logits: more than any pair's scale times its cosines can make up for."""
 FEWEST_EXAMPLES = 10
 """Below this a temperature says more about the sample than about the classifier."""
 _FOLDS = 5
@@ -37,7 +40,8 @@ class Calibration:
     `*_before` and `*_after` are measured on pictures the temperature was not fitted on: in five
     folds, each is judged with the temperature fitted on the other four. `temperature` itself is
     fitted on all. `chance_B` and `correct_B` are the top label's held-out probability after, and
-    whether it was right; `before_B` is its probability before.
+    whether it was right; `before_B` is its probability before. Of labels judged one by one, the
+    three hold every picture with every label, [B * C], and `offset` is not None.
     """
 
     temperature: float
@@ -50,10 +54,12 @@ class Calibration:
     before_B: npt.NDArray[np.float64]
     chance_B: npt.NDArray[np.float64]
     correct_B: npt.NDArray[np.bool_]
+    offset: float | None = None
 
     def to_dict(self) -> dict[str, float | int]:
         return {
             "temperature": self.temperature,
+            **({} if self.offset is None else {"offset": self.offset}),
             "pictures": self.pictures,
             "accuracy": self.accuracy,
             "nll_before": self.nll_before,
@@ -133,11 +139,7 @@ def calibrate(logits_BC: Logits, target_B: Sequence[int]) -> Calibration:
     Raises:
         InvalidLabelsError: fewer than ten labelled pictures.
     """
-    z_BC = np.asarray(logits_BC, dtype=np.float64)
-    if len(z_BC) < FEWEST_EXAMPLES:
-        raise InvalidLabelsError(
-            f"{len(z_BC)} labelled pictures; calibration needs at least {FEWEST_EXAMPLES}"
-        )
+    z_BC = _enough(logits_BC)
     target = np.asarray(target_B)
     fold_B = np.arange(len(z_BC)) % _FOLDS
     held_out_BC = np.empty_like(z_BC)
@@ -159,3 +161,107 @@ def calibrate(logits_BC: Logits, target_B: Sequence[int]) -> Calibration:
         chance_B=after_BC.max(axis=1),
         correct_B=z_BC.argmax(axis=1) == target,
     )
+
+
+def calibrate_each(margin_BC: Logits, target_B: Sequence[int]) -> Calibration:
+    """`calibrate` for labels that are judged one by one: a temperature and an offset.
+
+    Every picture counts once for each label: true of its own, untrue of all others.
+
+    Args:
+        margin_BC: logits above the zero of each picture, at temperature 1 and offset 0.
+        target_B: the right class of each picture.
+
+    Raises:
+        InvalidLabelsError: fewer than ten labelled pictures.
+    """
+    m_BC = _enough(margin_BC)
+    true_BC = np.zeros(m_BC.shape, dtype=bool)
+    true_BC[np.arange(len(m_BC)), np.asarray(target_B)] = True
+    fold_B = np.arange(len(m_BC)) % _FOLDS
+    held_out_BC = np.empty_like(m_BC)
+    for fold in range(_FOLDS):
+        inside = fold_B == fold
+        temperature, offset = fit_offset(m_BC[~inside], true_BC[~inside])
+        held_out_BC[inside] = (m_BC[inside] - offset) / temperature
+    temperature, offset = fit_offset(m_BC, true_BC)
+    before, after, true = m_BC.ravel(), held_out_BC.ravel(), true_BC.ravel()
+    before_B, chance_B = np.exp(-np.logaddexp(0.0, -before)), np.exp(-np.logaddexp(0.0, -after))
+    return Calibration(
+        temperature=temperature,
+        offset=offset,
+        pictures=len(m_BC),
+        accuracy=top_k_accuracy(m_BC, target_B, 1),
+        nll_before=_binary_loss(before, true),
+        nll_after=_binary_loss(after, true),
+        ece_before=calibration_gap(before_B, true),
+        ece_after=calibration_gap(chance_B, true),
+        before_B=before_B,
+        chance_B=chance_B,
+        correct_B=true,
+    )
+
+
+def fit_offset(margin: Logits, true: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """The T in [0.05, 20] and the offset o that minimise the negative log-likelihood of
+    sigmoid((m - o) / T), both arrays of one shape.
+
+    Platt's targets (N+ + 1) / (N+ + 2) and 1 / (N- + 2) stand for one and zero, so that separable
+    samples have an answer. The loss is convex in 1/T and -o/T; Newton's method with a step that
+    is halved until it improves (Lin, Lin and Weng 2007).
+    """
+    m_N, true_N = np.asarray(margin, dtype=np.float64).ravel(), np.asarray(true).ravel()
+    ours = int(true_N.sum())
+    wanted_N = np.where(true_N, (ours + 1) / (ours + 2), 1 / (len(true_N) - ours + 2))
+    x_N2 = np.stack([m_N, np.ones_like(m_N)], axis=1)
+    low, high = 1.0 / MAX_TEMPERATURE, 1.0 / MIN_TEMPERATURE
+    found = _logistic(x_N2, wanted_N, np.array([1.0, 0.0]), free=slice(0, 2))
+    if not low <= found[0] <= high:
+        found = np.array([np.clip(found[0], low, high), 0.0])
+        found = _logistic(x_N2, wanted_N, found, free=slice(1, 2))
+    offset = float(np.clip(-found[1] / found[0], -MAX_OFFSET, MAX_OFFSET))
+    return float(1.0 / found[0]), offset
+
+
+def _logistic(x_N2: Logits, wanted_N: Logits, start_2: Logits, *, free: slice) -> Logits:
+    """The weights of a logistic regression with soft targets; those outside `free` stay."""
+
+    def loss(weight_2: Logits) -> float:
+        z_N = x_N2 @ weight_2
+        return float((np.logaddexp(0.0, z_N) - wanted_N * z_N).mean())
+
+    weight_2, now = start_2, loss(start_2)
+    for _ in range(_STEPS):
+        chance_N = np.exp(-np.logaddexp(0.0, -(x_N2 @ weight_2)))
+        free_Nf = x_N2[:, free]
+        slope_f = free_Nf.T @ (chance_N - wanted_N) / len(x_N2)
+        bend_ff = (free_Nf * (chance_N * (1 - chance_N))[:, None]).T @ free_Nf / len(x_N2)
+        step_f = np.linalg.solve(bend_ff + 1e-10 * np.eye(len(bend_ff)), slope_f)
+        share = 1.0
+        while share > 1e-6:
+            tried_2 = weight_2.copy()
+            tried_2[free] -= share * step_f
+            then = loss(tried_2)
+            if then <= now:
+                break
+            share /= 2
+        else:
+            break
+        ended = now - then < 1e-12
+        weight_2, now = tried_2, then
+        if ended:
+            break
+    return weight_2
+
+
+def _binary_loss(margin_N: Logits, true_N: npt.NDArray[np.bool_]) -> float:
+    return float((np.logaddexp(0.0, margin_N) - true_N * margin_N).mean())
+
+
+def _enough(logits_BC: Logits) -> Logits:
+    z_BC = np.asarray(logits_BC, dtype=np.float64)
+    if len(z_BC) < FEWEST_EXAMPLES:
+        raise InvalidLabelsError(
+            f"{len(z_BC)} labelled pictures; calibration needs at least {FEWEST_EXAMPLES}"
+        )
+    return z_BC

@@ -2,8 +2,8 @@
 
 Class directions come from prompts, logits from cosines, with the formulas of CLIP (Radford et al.
 2021, arXiv:2103.00020, section 3.1) and SigLIP (Zhai et al. 2023, arXiv:2303.15343). Examples add
-to them (`cache_logits`), and a crowd of ordinary things says whether any label fits
-(`none_of_these`). Numpy only, over any `Encoder`; it knows nothing of pictures, files or
+to them (`cache_logits`), and a crowd of ordinary things says from where on a label fits at all
+(`background_logits`). Numpy only, over any `Encoder`; it knows nothing of pictures, files or
 thresholds. `service.engine.classifier` and the evaluation call it.
 
 Shapes: B pictures, C classes, T templates, D embedding, N examples, W words.
@@ -12,6 +12,8 @@ Shapes: B pictures, C classes, T templates, D embedding, N examples, W words.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +25,6 @@ from models.vectors import Vectors, unit_rows
 
 _BATCH = 256
 """Prompts per call of the text tower: bounds memory for 1000 labels in 80 templates."""
-
-_NEUTRAL = ("something", "object", "thing", "scene", "picture")
-_NEUTRAL_CHINESE = ("东西", "物体", "事物", "场景", "图片")
 
 
 def class_matrix(
@@ -58,17 +57,6 @@ def _is_chinese(templates: Sequence[str]) -> bool:
     return any("\u4e00" <= character <= "\u9fff" for text in templates for character in text)
 
 
-def background(encoder: Encoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -> Vectors:
-    """The direction of "a picture of nothing in particular" -> float32 [D], unit length.
-
-    The mean over neutral words in the same templates. It is what a label has to beat when a
-    softmax-trained pair judges labels one by one (see `chances`).
-    """
-    words = _NEUTRAL_CHINESE if _is_chinese(templates) else _NEUTRAL
-    mean_D: Vectors = unit_rows(class_matrix(encoder, words, templates).mean(axis=0)[None])[0]
-    return mean_D
-
-
 def class_logits(
     image_BD: Vectors, class_CD: Vectors, *, logit_scale: float
 ) -> npt.NDArray[np.float64]:
@@ -92,22 +80,24 @@ def chances(
     multi_label: bool = False,
     background_B: npt.NDArray[np.float64] | None = None,
     temperature: float = 1.0,
+    offset: float = 0.0,
 ) -> npt.NDArray[np.float64]:
     """From logits z to probabilities, each of the three ways divided by the temperature T.
 
     - one label of several (`multi_label` false): softmax over c of z / T. A sigmoid-trained
       pair's bias is the same for all labels and cancels.
-    - any number of labels, sigmoid-trained pair (`logit_bias` given): sigmoid((z + bias) / T),
-      at T = 1 the very quantity SigLIP is trained on.
+    - any number of labels, sigmoid-trained pair (`logit_bias` given):
+      sigmoid((z + bias - offset) / T), at T = 1 and offset 0 what SigLIP is trained on.
     - any number of labels, softmax-trained pair: such a pair knows no absolute zero, only
       comparisons, so each label is compared with the background alone:
-      sigmoid((z[b, c] - background[b]) / T).
+      sigmoid((z[b, c] - background[b] - offset) / T).
 
     Args:
         logits_BC: from `class_logits`.
-        background_B: the background's logit per picture; needed in the third case only.
+        background_B: `background_logits` per picture; needed in the third case only.
         temperature: above 1 for a pair that is too sure of itself (see
         `models.labels.calibration`).
+        offset: how far above that zero a label is as likely as not, in logits; found with T.
 
     Returns:
         float64 [B, C]; rows add up to one unless `multi_label`.
@@ -121,10 +111,10 @@ def chances(
             raise InvalidLabelsError("a choice needs at least two labels")
         return _softmax(logits_BC / temperature)
     if logit_bias is not None:
-        return _sigmoid((logits_BC + logit_bias) / temperature)
+        return _sigmoid((logits_BC + logit_bias - offset) / temperature)
     if background_B is None:
         raise ValueError("a softmax-trained pair needs a background to judge labels one by one")
-    return _sigmoid((logits_BC - background_B[:, None]) / temperature)
+    return _sigmoid((logits_BC - background_B[:, None] - offset) / temperature)
 
 
 def _softmax(logits_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -187,14 +177,11 @@ def cache_logits(
 
 
 DEFAULT_ABSTAIN = 0.5
-"""The background describes the picture at least as well as the best label does.
+"""The best label stands out of ordinary things no more than the best of as many of them would."""
 
-Measured with the starter pair, it is also close to the best balance between pictures rightly
-refused and right answers wrongly refused, for 3, 8 and 20 labels; and unlike any other figure it
-means the same for pairs with another logit scale."""
-
-CLOSEST = 0.8
-"""Words whose cosine with a label reaches this say the same as the label."""
+ONE_IN_TWENTY: Final = NormalDist().inv_cdf(0.95)
+"""Standard deviations above the mean that one ordinary thing in twenty reaches: the zero of a label
+that is judged alone."""
 
 _ENGLISH = (
     "something|object|thing|scene|picture|person|people|face|child|crowd|dog|cat|bird|fish|insect|"
@@ -224,19 +211,35 @@ def background_matrix(encoder: Encoder, templates: Sequence[str] = DEFAULT_TEMPL
     return class_matrix(encoder, background_words(templates), templates)
 
 
-def background_logits(
-    image_BD: Vectors, word_WD: Vectors, class_CD: Vectors, *, logit_scale: float
-) -> npt.NDArray[np.float64]:
-    """How well the best background word describes each picture -> float64 [B].
+def best_of(labels: int) -> float:
+    """How many standard deviations above the mean the best of so many labels is by luck alone.
 
-    Words that come as close as `CLOSEST` to a label take no part, unless none would be left.
+    The expected largest of C standard normal draws, by Blom's approximation (Blom 1958,
+    "Statistical Estimates and Transformed Beta-Variables"): the quantile (C - 3/8) / (C + 1/4).
     """
-    distinct_W = (word_WD.astype(np.float64) @ class_CD.astype(np.float64).T).max(axis=1) < CLOSEST
-    kept_WD = word_WD[distinct_W] if distinct_W.any() else word_WD
-    best_B: npt.NDArray[np.float64] = class_logits(image_BD, kept_WD, logit_scale=logit_scale).max(
-        axis=1
-    )
-    return best_B
+    return NormalDist().inv_cdf((labels - 0.375) / (labels + 0.25))
+
+
+def background_logits(
+    image_BD: Vectors, word_WD: Vectors, *, logit_scale: float, deviations: float
+) -> npt.NDArray[np.float64]:
+    """From which logit on a label fits a picture better than chance would have it -> float64 [B].
+
+        mean over w of z[b, w] + deviations * standard deviation over w of z[b, w]
+
+    z being the logits of ordinary things. What a cosine means differs from picture to picture, pair
+    to pair and template to template; how far a label stands out of a crowd does not, so that no
+    figure here belongs to any weights. The crowd holds things that are in the picture too, which
+    are few. Mean and deviation tell strangers from members better than the crowd's best word does
+    (docs/LOG.md): what one word happens to reach is noise.
+
+    Args:
+        deviations: `best_of` the labels where one is chosen, `ONE_IN_TWENTY` where each is judged
+            alone.
+    """
+    word_BW = class_logits(image_BD, word_WD, logit_scale=logit_scale)
+    zero_B: npt.NDArray[np.float64] = word_BW.mean(axis=1) + deviations * word_BW.std(axis=1)
+    return zero_B
 
 
 def none_of_these(
@@ -248,14 +251,8 @@ def none_of_these(
     """Whether a picture is better described by something nobody asked about -> float64 [B].
 
     A softmax over the caller's labels always adds up to one, however little the picture has to do
-    with any of them. So the best label is compared with a background: prompts about a hundred
-    ordinary things. It has to be a crowd; against a single neutral direction ("a photo of
-    something") pictures of no label were told from pictures of one with an AUROC lower by 7 to 10
-    points (starter pair, random sets of 3 to 20 ImageNet classes against pictures of other
-    classes). Words too close to a label are left out, as in NegLabel (Jiang et al. 2024,
-    arXiv:2403.20078): "dog" must not make "poodle" none of these.
-
-    The background's share against the best label alone:
+    with any of them. So the best label is compared with the background: what the best of as many
+    ordinary things would reach. The background's share against the best label alone:
 
     exp(g[b] / T) / (exp(g[b] / T) + exp(max over c of z[b, c] / T))
     """

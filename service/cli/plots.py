@@ -159,9 +159,10 @@ def _draw_reliability(row: Any, name: str, found: Calibration) -> None:
     from models.metrics import reliability
 
     axes = row.subplots(1, 2, sharey=True)
+    offset = "" if found.offset is None else f", offset {found.offset:.2f}"
     sides = (
         ("before", found.before_B, found.ece_before),
-        (f"after, temperature {found.temperature:.2f}", found.chance_B, found.ece_after),
+        (f"after, temperature {found.temperature:.2f}{offset}", found.chance_B, found.ece_after),
     )
     for axis, (title, confidence_B, ece) in zip(axes, sides, strict=True):
         bins = reliability(confidence_B, found.correct_B, _BINS)

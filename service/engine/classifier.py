@@ -33,9 +33,10 @@ from models.errors import (
 from models.labels.hierarchy import MAX_DEPTH, SEPARATOR, Path
 from models.labels.zeroshot import (
     DEFAULT_ABSTAIN,
-    background,
+    ONE_IN_TWENTY,
     background_logits,
     background_matrix,
+    best_of,
     cache_logits,
     chances,
     class_logits,
@@ -122,6 +123,7 @@ class Classifier:
             model=self._encoder.fingerprint.model,
             label_set=name,
             temperature=label_set.temperature or 1.0,
+            offset=label_set.offset or 0.0,
             abstain=threshold,
             timings=watch.stop(),
         )
@@ -139,8 +141,9 @@ class Classifier:
         self.check(label_set, level)
         threshold = self._threshold(label_set, abstain)
         class_CD = self.class_directions(label_set)
-        word_WD = None if threshold is None else self._background(label_set)
-        chance_BC, background_B = self._judge(image_BD, class_CD, label_set, word_WD)
+        chance_BC, background_B = self._judge(
+            image_BD, class_CD, label_set, abstains=threshold is not None
+        )
         found = []
         for row in range(len(image_BD)):
             nothing = None if background_B is None else float(background_B[row])
@@ -167,7 +170,8 @@ class Classifier:
             raise InputError(f"a level is 1 to {MAX_DEPTH}, of labels that are paths")
         if label_set.head is not None:
             label_set.head.check_encoder(self._encoder.fingerprint.digest)
-        learnt = label_set.examples.targets or label_set.temperature is not None
+        calibrated = label_set.temperature is not None or label_set.offset is not None
+        learnt = label_set.examples.targets or calibrated
         if learnt and label_set.encoder not in ("", self._encoder.fingerprint.digest):
             raise LabelSetError(
                 "the examples or the temperature of the label set were made with another model",
@@ -186,40 +190,54 @@ class Classifier:
             image_BD, self.class_directions(label_set), logit_scale=self._encoder.logit_scale
         ) + self._added(image_BD, label_set)
 
+    def margins(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        """How far each label stands above the zero it is judged by alone, before any temperature
+        and offset -> logits [B, C]."""
+        logits_BC = self.logits(image_BD, label_set)
+        bias = self._encoder.logit_bias
+        if bias is not None:
+            return logits_BC + bias
+        return logits_BC - self._zeros(image_BD, label_set)[:, None]
+
     def _judge(
-        self,
-        image_BD: Vectors,
-        class_CD: Vectors,
-        label_set: LabelSet,
-        word_WD: Vectors | None = None,
+        self, image_BD: Vectors, class_CD: Vectors, label_set: LabelSet, *, abstains: bool
     ) -> tuple[Chances, Chances | None]:
-        """Probabilities [B, C], and with `word_WD` those of none of these [B]."""
+        """Probabilities [B, C], and those of none of these [B] where it may be."""
         scale = self._encoder.logit_scale
-        temperature = label_set.temperature or 1.0
+        temperature, offset = label_set.temperature or 1.0, label_set.offset or 0.0
         if label_set.head is not None:
             return chances(label_set.head.logits(image_BD), temperature=temperature), None
         added_BC = self._added(image_BD, label_set)
         logits_BC = class_logits(image_BD, class_CD, logit_scale=scale) + added_BC
-        neutral_B = None
-        if label_set.multi_label and self._encoder.logit_bias is None:
-            # a softmax-trained pair judges labels one by one only against something neutral
-            neutral_D = self._kept(
-                "neutral", label_set, lambda: background(self._encoder, label_set.prompts)
-            )
-            neutral_B = class_logits(image_BD, neutral_D[None], logit_scale=scale)[:, 0]
+        zero_B = None
+        if abstains or (label_set.multi_label and self._encoder.logit_bias is None):
+            zero_B = self._zeros(image_BD, label_set)
         chance_BC = chances(
             logits_BC,
             logit_bias=self._encoder.logit_bias,
             multi_label=label_set.multi_label,
-            background_B=neutral_B,
+            background_B=zero_B,
             temperature=temperature,
+            offset=offset,
         )
-        if word_WD is None:
+        if not abstains:
             return chance_BC, None
-        word_B = background_logits(image_BD, word_WD, class_CD, logit_scale=scale)
-        # examples lift every label a little; what they lift on average must not hide the background
-        word_B = word_B + added_BC.mean(axis=1)
-        return chance_BC, none_of_these(logits_BC, word_B, temperature=temperature)
+        assert zero_B is not None, "made above, as the picture may be none of these"
+        if not label_set.multi_label:
+            # examples lift every label a little; what they lift on average must not hide the zero
+            zero_B = zero_B + added_BC.mean(axis=1)
+        elif self._encoder.logit_bias is None:
+            # the same zero and offset as each label's: none of these is then that none is likely
+            zero_B = zero_B + offset
+        return chance_BC, none_of_these(logits_BC, zero_B, temperature=temperature)
+
+    def _zeros(self, image_BD: Vectors, label_set: LabelSet) -> Chances:
+        """From which logit on a label fits -> [B]."""
+        word_WD = self._background(label_set)
+        deviations = ONE_IN_TWENTY if label_set.multi_label else best_of(len(label_set.labels))
+        return background_logits(
+            image_BD, word_WD, logit_scale=self._encoder.logit_scale, deviations=deviations
+        )
 
     def class_directions(self, label_set: LabelSet, *, keep: bool = False) -> Vectors:
         """The class matrix [C, D]; with `keep` from and to the store's disk as well."""
@@ -349,14 +367,12 @@ class Classifier:
         )
 
     def _background(self, label_set: LabelSet) -> Vectors:
-        return self._kept(
-            "background", label_set, lambda: background_matrix(self._encoder, label_set.prompts)
-        )
-
-    def _kept(self, what: str, label_set: LabelSet, make: Callable[[], Vectors]) -> Vectors:
         digest = self._encoder.fingerprint.digest
         # a list of one name of NUL cannot be a caller's labels
-        return self._cache.get_or_make(matrix_key(["\0" + what], label_set.prompts, digest), make)
+        key = matrix_key(["\0background"], label_set.prompts, digest)
+        return self._cache.get_or_make(
+            key, lambda: background_matrix(self._encoder, label_set.prompts)
+        )
 
     @staticmethod
     def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:

@@ -254,6 +254,8 @@ def encode(label_set: LabelSet) -> bytes:
         "hierarchy": label_set.tree is not None,
         "abstain": label_set.abstain,
         "temperature": label_set.temperature,
+        # left out where there is none, so that earlier releases read the file
+        **({} if label_set.offset is None else {"offset": label_set.offset}),
         "alpha": label_set.alpha,
         "beta": label_set.beta,
         "targets": list(examples.targets),
@@ -290,6 +292,7 @@ def decode(data: bytes) -> LabelSet:
             hierarchy=body["hierarchy"],
             abstain=body["abstain"],
             temperature=body["temperature"],
+            offset=body.get("offset"),
             alpha=body["alpha"],
             beta=body["beta"],
         )

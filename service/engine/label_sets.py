@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from models.errors import InputError, InvalidLabelsError
-from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
+from models.labels.calibration import MAX_OFFSET, MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.class_head import ClassHead
 from models.labels.hierarchy import SEPARATOR, Hierarchy, looks_hierarchical
 from models.labels.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_labels, check_templates
@@ -51,8 +51,11 @@ class LabelSet:
         abstain: the background's probability from which a picture is none of these; True for the
             measured default, None for never.
         temperature: what logits are divided by; None where nobody calibrated.
+        offset: of labels judged one by one, how many logits above its zero a label is as likely as
+            not; None where nobody calibrated.
         head: what was trained on labelled pictures, in the place of prompts; never stored.
-        encoder: digest of the pair that made `examples` and `temperature`; empty without them.
+        encoder: digest of the pair that made `examples`, `temperature` and `offset`; empty without
+            them.
     """
 
     labels: tuple[str, ...]
@@ -62,6 +65,7 @@ class LabelSet:
     tree: Hierarchy | None = None
     abstain: float | bool | None = None
     temperature: float | None = None
+    offset: float | None = None
     alpha: float | None = None
     beta: float | None = None
     examples: Examples = field(default=NO_EXAMPLES)
@@ -138,6 +142,7 @@ def check_label_set(
     hierarchy: bool | None = None,
     abstain: float | bool | None = None,
     temperature: float | None = None,
+    offset: float | None = None,
     alpha: float | None = None,
     beta: float | None = None,
 ) -> LabelSet:
@@ -148,12 +153,16 @@ def check_label_set(
 
     Raises:
         InvalidLabelsError: labels, templates, both kinds of templates, an unknown set, a path.
-        InputError: a number out of its range.
+        InputError: a number out of its range, or an offset of labels that share out one.
     """
     if templates is not None and template_set is not None:
         raise InvalidLabelsError("give templates or a template set, not both")
     if template_set is not None and template_set not in TEMPLATE_SETS:
         raise InvalidLabelsError(f"unknown template set; there are {', '.join(TEMPLATE_SETS)}")
+    if offset is not None and not multi_label:
+        raise InputError(
+            "an offset belongs to labels that are judged one by one", hint="set multi_label"
+        )
     names = check_labels(labels, multi_label=multi_label)
     if hierarchy is None:
         hierarchy = looks_hierarchical(names)
@@ -165,6 +174,7 @@ def check_label_set(
         tree=Hierarchy.of(names) if hierarchy else None,
         abstain=check_abstain(abstain),
         temperature=_within("temperature", temperature, MIN_TEMPERATURE, MAX_TEMPERATURE),
+        offset=_within("offset", offset, -MAX_OFFSET, MAX_OFFSET),
         alpha=_within("alpha", alpha, 0.0, MAX_ALPHA),
         beta=_within("beta", beta, 0.0, MAX_BETA),
     )

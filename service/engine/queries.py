@@ -138,6 +138,7 @@ class ClassifyAnswer:
 
     Attributes:
         label_set: the stored label set's name, if one was used.
+        offset: logits above its zero at which a label judged alone is as likely as not.
         abstain: the threshold on `background`, or None where it was not judged.
     """
 
@@ -146,6 +147,7 @@ class ClassifyAnswer:
     model: str
     label_set: str | None = None
     temperature: float = 1.0
+    offset: float = 0.0
     abstain: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ import numpy as np
 from models.encoder import Encoder, PreparedImage
 from models.errors import ImageError, InvalidLabelsError
 from models.images.decode import ImageLimits, decode_image
-from models.labels.calibration import Calibration, calibrate
+from models.labels.calibration import Calibration, calibrate, calibrate_each
 from models.sources import is_source, open_source
 from models.sources.embedded import prepare_rows
 from models.sources.files import file_uri
@@ -222,22 +222,27 @@ class SourceClassifier:
     def calibrate(
         self, label_set: LabelSet, pictures: LabelledPictures
     ) -> tuple[Calibration, LabelSet, int]:
-        """Find the temperature -> (what it is worth, the label set with it, pictures left out
-        because their label is none of the set's).
+        """Find the temperature, and the offset of labels judged one by one -> (what they are worth,
+        the label set with them, pictures left out because their label is none of the set's).
 
         Raises:
             InvalidLabelsError: too few pictures, or none.
             InputError, LabelSetError: see `Classifier.check`.
         """
         pictures.require()
-        plain = replace(label_set, temperature=None)
+        plain = replace(label_set, temperature=None, offset=None)
         self.classifier.check(plain)
         position = plain.positions()
         known = [at for at, label in enumerate(pictures.labels) if label in position]
-        logits_BC = self.classifier.logits(np.stack(pictures.vectors)[known], plain)
-        result = calibrate(logits_BC, [position[pictures.labels[at]] for at in known])
+        vectors_BD = np.stack(pictures.vectors)[known]
+        targets = [position[pictures.labels[at]] for at in known]
+        if plain.multi_label:
+            result = calibrate_each(self.classifier.margins(vectors_BD, plain), targets)
+        else:
+            result = calibrate(self.classifier.logits(vectors_BD, plain), targets)
         left_out = len(pictures.labels) - len(known)
-        return result, replace(plain, temperature=result.temperature), left_out
+        calibrated = replace(plain, temperature=result.temperature, offset=result.offset)
+        return result, calibrated, left_out
 
     def embedded(
         self, sources: Sequence[Source], advance: Advance = _unseen

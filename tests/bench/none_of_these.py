@@ -1,11 +1,12 @@
-"""How well pictures of no label are told from pictures of one; where `DEFAULT_ABSTAIN` comes from.
+"""How well pictures of no label are told from pictures of one, and how often at the default line.
 
     python tests/bench/none_of_these.py SOURCE --label-field names.0 --pictures 2000
 
 Draws random sets of 3, 8 and 20 of the source's labels. Pictures of those labels should be
 answered, all others are none of these. Prints, as one JSON line per set size: the AUROC of the
-background's share, of one neutral direction instead of the background's words, and of the softmax's
-own doubt; and at several thresholds the share of strangers refused and of right answers refused.
+background's share, of the best background word instead of their mean and deviation, and of the
+softmax's own doubt; and at several thresholds the share of strangers refused and of right answers
+refused. Take pictures of classes that the pair was not trained on.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy.typing as npt
 
 from models.encoders.registry import load_encoder
 from models.labels.zeroshot import (
-    background,
     background_logits,
     background_matrix,
+    best_of,
     chances,
     class_logits,
     class_matrix,
@@ -63,21 +64,22 @@ def main() -> None:
     image_ND, scale = collected.image_ND, encoder.logit_scale
     # every label is embedded once; a set of labels is a choice of rows
     class_CD, word_WD = class_matrix(encoder, names), background_matrix(encoder)
-    neutral_1D = background(encoder)[None]
     dice = np.random.default_rng(0)
     for size in (size for size in SIZES if size < len(names)):
-        ours, neutral, doubt = [], [], []
+        ours, one_word, doubt = [], [], []
         refused: dict[float, list[tuple[Flags, Flags]]] = {at: [] for at in THRESHOLDS}
         for _ in range(options.draws):
             chosen = dice.choice(len(names), size, replace=False)
             logits_NC = class_logits(image_ND, class_CD[chosen], logit_scale=scale)
             inside_N = np.isin(target_N, chosen)
-            word_N = background_logits(image_ND, word_WD, class_CD[chosen], logit_scale=scale)
-            share_N = none_of_these(logits_NC, word_N)
-            one_N = class_logits(image_ND, neutral_1D, logit_scale=scale)[:, 0]
+            zero_N = background_logits(
+                image_ND, word_WD, logit_scale=scale, deviations=best_of(size)
+            )
+            share_N = none_of_these(logits_NC, zero_N)
+            word_N = class_logits(image_ND, word_WD, logit_scale=scale).max(axis=1)
             for scores, figure_N in (
                 (ours, share_N),
-                (neutral, none_of_these(logits_NC, one_N)),
+                (one_word, none_of_these(logits_NC, word_N)),
                 (doubt, 1.0 - chances(logits_NC).max(axis=1)),
             ):
                 scores.append(auroc(figure_N[inside_N], figure_N[~inside_N]))
@@ -89,7 +91,7 @@ def main() -> None:
                 {
                     "labels": size,
                     "auroc": round(float(np.mean(ours)), 3),
-                    "auroc_neutral": round(float(np.mean(neutral)), 3),
+                    "auroc_best_word": round(float(np.mean(one_word)), 3),
                     "auroc_softmax": round(float(np.mean(doubt)), 3),
                     "refused": {
                         str(at): {

@@ -55,7 +55,11 @@ class ClassifyArguments:
     template_set: str | None = option(
         "--template-set", help="A named list of prompts: default, food, pets, zh, ..."
     )
-    multi_label: bool = option("--multi-label", is_flag=True, help="Score each label on its own.")
+    multi_label: bool = option(
+        "--multi-label",
+        is_flag=True,
+        help="Score each label on its own: likely where it stands out of ordinary things.",
+    )
     hierarchy: bool = option(
         "--hierarchy", is_flag=True, help="Labels are paths; the default if all hold a /."
     )
@@ -73,6 +77,12 @@ class ClassifyArguments:
     )
     temperature: float | None = option(
         "--temperature", type=float, help="Divides the logits, as --calibrate finds it."
+    )
+    offset: float | None = option(
+        "--offset",
+        type=float,
+        help="With --multi-label: raises the line from which a label is likely, as --calibrate "
+        "finds it.",
     )
     examples: tuple[str, ...] = option(
         "--examples",
@@ -124,7 +134,9 @@ class ClassifyArguments:
         "--undo", type=NEW_FILE, help="Take back a sorting, from its undo file."
     )
     calibrate: str | None = option(
-        "--calibrate", metavar="SOURCE", help="Find the temperature from labelled pictures."
+        "--calibrate",
+        metavar="SOURCE",
+        help="Find the temperature, with --multi-label also the offset, from labelled pictures.",
     )
     plot: Path | None = option(
         "--plot", type=NEW_FILE, help="With --calibrate: a reliability diagram, PNG."
@@ -190,11 +202,10 @@ class ClassifyArguments:
             require_matplotlib()
         if calibrating and self.explain:
             raise click.UsageError("--explain does not go with --calibrate")
-        if calibrating and (self.sort_into or self.multi_label or self.level):
-            raise click.UsageError(
-                "--calibrate finds the temperature of a choice among labels; "
-                "it does not go with --sort-into, --multi-label or --level"
-            )
+        if calibrating and (self.sort_into or self.level):
+            raise click.UsageError("--calibrate does not go with --sort-into or --level")
+        if self.offset is not None and (self.set_name or not self.multi_label):
+            raise click.UsageError("--offset belongs to --multi-label and its own labels")
 
     def label_set(self, found: Sequence[str] = ()) -> LabelSet:
         """The label set that is named or spelt out; of the labels `found` where none are given.
@@ -230,6 +241,7 @@ class ClassifyArguments:
             hierarchy=self.hierarchy or None,
             abstain=abstain,
             temperature=self.temperature,
+            offset=self.offset,
             alpha=self.alpha,
             beta=self.beta,
         )

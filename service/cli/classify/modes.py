@@ -154,7 +154,7 @@ def _calibrate(given: ClassifyArguments, spec: str) -> int:
     pictures.require()
     label_set = label_set or given.label_set(sorted(set(pictures.labels)))
     if given.examples:
-        label_set = replace(label_set, temperature=None)
+        label_set = replace(label_set, temperature=None, offset=None)
         examples = open_pictures(given.examples, given.label_field)
         label_set = _with_examples(run, label_set, examples, given.shots)
     result, label_set, left_out = run.calibrate(label_set, pictures)
@@ -177,12 +177,13 @@ def _report(result: Calibration, model: str, classes: int, as_json: bool) -> Non
         numbers = {name: round(value, 6) for name, value in result.to_dict().items()}
         emit_json({**numbers, "classes": classes, "model": model})
         return
+    offset = "" if result.offset is None else f", offset {result.offset:.3f}"
     click.echo(
-        f"temperature {result.temperature:.3f}  ({result.pictures} pictures, {classes} labels, "
-        f"{result.accuracy:.1%} right)\n"
+        f"temperature {result.temperature:.3f}{offset}  ({result.pictures} pictures, "
+        f"{classes} labels, {result.accuracy:.1%} right)\n"
         f"  expected calibration error  {result.ece_before:.3f} -> {result.ece_after:.3f}\n"
         f"  negative log-likelihood     {result.nll_before:.3f} -> {result.nll_after:.3f}\n"
-        "  measured on pictures the temperature was not fitted on, in five folds"
+        "  measured on pictures it was not fitted on, in five folds"
     )
     if not MIN_TEMPERATURE * 1.01 < result.temperature < MAX_TEMPERATURE * 0.99:
         note("the temperature is at its bound: these pictures are too few, or too easy, to tell")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.errors import DiptychError, InvalidLabelsError
-from models.labels.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
+from models.labels.calibration import MAX_OFFSET, MAX_TEMPERATURE, MIN_TEMPERATURE
 from models.labels.hierarchy import MAX_DEPTH
 from models.labels.prompts import TEMPLATE_SETS
 from service.engine.engine import Engine
@@ -57,6 +57,16 @@ Temperature = Annotated[
         description="Divides the logits; as `diptych classify --calibrate` finds it.",
     ),
 ]
+Offset = Annotated[
+    float | None,
+    Field(
+        ge=-MAX_OFFSET,
+        le=MAX_OFFSET,
+        allow_inf_nan=False,
+        description="With `multi_label`: logits above its zero at which a label is as likely as "
+        "not; `diptych classify --calibrate --multi-label` finds it.",
+    ),
+]
 Alpha = Annotated[
     float | None,
     Field(ge=0, le=MAX_ALPHA, allow_inf_nan=False, description="How much the examples count."),
@@ -71,7 +81,7 @@ Beta = Annotated[
     ),
 ]
 OF_A_LABEL_SET = frozenset(
-    {"templates", "template_set", "multi_label", "hierarchy", "temperature"}
+    {"templates", "template_set", "multi_label", "hierarchy", "temperature", "offset"}
     | {"alpha", "beta", "examples"}
 )
 
@@ -116,6 +126,7 @@ class ClassifyOptions(BaseModel):
         Field(ge=1, le=MAX_DEPTH, description="Of paths: answer at this depth, 1 being the top."),
     ] = None
     temperature: Temperature = None
+    offset: Offset = None
     alpha: Alpha = None
     beta: Beta = None
 
@@ -223,6 +234,7 @@ class ClassifyResponse(BaseModel):
             "multi_label": False,
             "label_set": None,
             "temperature": 1.0,
+            "offset": 0.0,
             "abstain": 0.5,
             "model": "starter",
             "took_ms": 31.0,
@@ -233,6 +245,7 @@ class ClassifyResponse(BaseModel):
     multi_label: bool
     label_set: Annotated[str | None, Field(description="The stored label set used.")]
     temperature: float
+    offset: float
     abstain: Annotated[float | None, Field(description="The threshold on `background`.")]
     model: str
     took_ms: float
@@ -354,6 +367,7 @@ def _label_set(upload: PictureClasses, engine: Engine) -> LabelSet:
         multi_label=options.multi_label,
         hierarchy=options.hierarchy,
         temperature=options.temperature,
+        offset=options.offset,
         alpha=options.alpha,
         beta=options.beta,
     )
@@ -382,6 +396,7 @@ def _document(answer: ClassifyAnswer) -> ClassifyResponse:
         multi_label=answer.multi_label,
         label_set=answer.label_set,
         temperature=answer.temperature,
+        offset=answer.offset,
         abstain=answer.abstain,
         model=answer.model,
         took_ms=answer.timings["total"],

@@ -20,6 +20,7 @@ from service.http.resources.classify import (
     Abstain,
     Alpha,
     Beta,
+    Offset,
     PictureError,
     Temperature,
     prompts_of,
@@ -47,6 +48,7 @@ class LabelSetRequest(StrictModel):
     hierarchy: bool | None = None
     abstain: Abstain = None
     temperature: Temperature = None
+    offset: Offset = None
     examples: Annotated[
         dict[str, list[Base64Image]],
         Field(
@@ -70,6 +72,7 @@ class LabelSetResponse(BaseModel):
             "hierarchy": False,
             "abstain": None,
             "temperature": None,
+            "offset": None,
             "examples": {"red": 4},
             "alpha": None,
             "beta": None,
@@ -85,6 +88,7 @@ class LabelSetResponse(BaseModel):
     hierarchy: bool
     abstain: float | bool | None
     temperature: float | None
+    offset: float | None
     examples: Annotated[dict[str, int], Field(description="Kept pictures per label.")]
     alpha: float | None
     beta: float | None
@@ -197,6 +201,7 @@ def put_label_set(
         hierarchy=body.hierarchy,
         abstain=body.abstain,
         temperature=body.temperature,
+        offset=body.offset,
         alpha=body.alpha,
         beta=body.beta,
     )
@@ -238,6 +243,7 @@ def _response(name: str, found: LabelSet) -> LabelSetResponse:
         hierarchy=found.tree is not None,
         abstain=found.abstain,
         temperature=found.temperature,
+        offset=found.offset,
         examples=found.example_counts(),
         alpha=found.alpha,
         beta=found.beta,

@@ -12,6 +12,8 @@ from models.labels.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     calibrate,
+    calibrate_each,
+    fit_offset,
     fit_temperature,
     negative_log_likelihood,
     platt_smoothing,
@@ -134,3 +136,57 @@ def test_a_few_pictures_all_right_do_not_make_it_certain() -> None:
     temperature = fit_temperature(right, [0, 1] * 6)
     wrong = 0.5 * platt_smoothing(12)
     assert 20 / temperature == pytest.approx(np.log((1 - wrong) / wrong), rel=1e-6)
+
+
+def one_by_one(pictures: int, temperature: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """Margins [B, 6] and truths that `temperature` and `offset` make the very chances of."""
+    honest = DICE.normal(size=(pictures, 6)) * 2 - 1
+    true = DICE.random(honest.shape) < 1 / (1 + np.exp(-honest))
+    return honest * temperature + offset, true
+
+
+def test_a_temperature_and_an_offset_are_found_together() -> None:
+    margins, true = one_by_one(3000, 2.5, 4.0)
+    temperature, offset = fit_offset(margins, true)
+    assert temperature == pytest.approx(2.5, rel=0.06)
+    assert offset == pytest.approx(4.0, abs=0.2)
+
+
+def test_an_offset_has_its_minimum_there() -> None:
+    margins, true = one_by_one(60, 0.7, -2.0)
+    temperature, offset = fit_offset(margins, true)
+    ours = int(true.sum())
+    wanted = np.where(true, (ours + 1) / (ours + 2), 1 / (true.size - ours + 2))
+
+    def loss(t: float, o: float) -> float:
+        z = (margins - o) / t
+        return float((np.logaddexp(0, z) - wanted * z).mean())
+
+    best = loss(temperature, offset)
+    for t in (0.97, 1.03):
+        for o in (-0.1, 0.0, 0.1):
+            assert loss(temperature * t, offset + o) > best
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_separable_and_hopeless_labels_end_within_bounds(sign: int) -> None:
+    margins = np.array([[500.0, -500.0]] * 6 + [[-500.0, 500.0]] * 6) * sign
+    found = calibrate_each(margins, [0] * 6 + [1] * 6)
+    assert MIN_TEMPERATURE <= found.temperature <= MAX_TEMPERATURE
+    assert found.offset is not None
+    assert math.isfinite(found.offset)
+    assert math.isfinite(found.nll_after)
+
+
+def test_labels_judged_alone_become_as_sure_as_they_are_right() -> None:
+    target = DICE.integers(6, size=900)
+    margins = DICE.normal(size=(900, 6)) * 3 + 5.0
+    margins[np.arange(900), target] += 5.0
+    found = calibrate_each(margins, target.tolist())
+    assert found.ece_before > 0.5
+    assert found.ece_after < 0.05
+    assert found.nll_after < found.nll_before / 4
+    assert found.to_dict()["offset"] == found.offset
+    assert len(found.chance_B) == len(found.correct_B) == 900 * 6
+    with pytest.raises(InvalidLabelsError, match="at least 10"):
+        calibrate_each(margins[:9], target[:9].tolist())

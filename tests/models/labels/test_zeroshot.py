@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from models.errors import InvalidLabelsError
 from models.images.decode import decode_image
 from models.labels.prompts import TEMPLATE_SETS
-from models.labels.zeroshot import background, chances, class_logits, class_matrix
+from models.labels.zeroshot import (
+    ONE_IN_TWENTY,
+    background_logits,
+    background_matrix,
+    chances,
+    class_logits,
+    class_matrix,
+)
 from models.vectors import Vectors, unit_rows
 
 DICE = np.random.default_rng(7)
@@ -122,12 +129,16 @@ def test_softmax_pair_compares_each_label_with_the_background() -> None:
 def test_multi_label_finds_both_colours_and_rejects_the_absent() -> None:
     encoder = ColourEncoder()
     labels = ["red", "blue", "green"]
+    image_BD, scale = embed(encoder, halves("red", "blue")), encoder.logit_scale
+    zero_B = background_logits(
+        image_BD, background_matrix(encoder), logit_scale=scale, deviations=ONE_IN_TWENTY
+    )
     found = probabilities(
-        embed(encoder, halves("red", "blue")),
+        image_BD,
         class_matrix(encoder, labels),
-        logit_scale=encoder.logit_scale,
+        logit_scale=scale,
         multi_label=True,
-        background_D=background(encoder),
+        background_B=zero_B,
     )[0]
     assert found[0] > 0.9
     assert found[1] > 0.9
@@ -140,12 +151,23 @@ def test_multi_label_finds_both_colours_and_rejects_the_absent() -> None:
     assert exclusive[0] < 0.6  # a choice has to share
 
 
-def test_background_is_one_neutral_direction() -> None:
-    encoder = ColourEncoder()
-    neutral = background(encoder)
-    assert neutral.shape == (encoder.dim,)
-    assert neutral.argmax() == encoder.dim - 1  # "anything else"
-    assert np.allclose(background(encoder, TEMPLATE_SETS["zh"]), neutral)
+def test_an_offset_raises_the_line_of_labels_judged_alone() -> None:
+    image_BD, class_CD, background_D = directions(5), directions(7), directions(1)[0]
+    for options in ({"background_D": background_D}, {"logit_bias": -2.0}):
+        plain = probabilities(
+            image_BD, class_CD, logit_scale=13.0, multi_label=True, temperature=2.0, **options
+        )
+        raised = probabilities(
+            image_BD,
+            class_CD,
+            logit_scale=13.0,
+            multi_label=True,
+            temperature=2.0,
+            offset=3.0,
+            **options,
+        )
+        odds = np.log(plain / (1 - plain)) - np.log(raised / (1 - raised))
+        assert np.allclose(odds, 1.5)
 
 
 def test_extreme_logits_stay_finite() -> None:

@@ -25,7 +25,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     vectors = unit_rows(np.random.default_rng(0).normal(size=(3, 7)))
     full = LabelSet(
         labels=("a", "b"), templates=("x {c}", "{c}"), multi_label=True, abstain=0.5,
-        temperature=1.5, alpha=3.0, beta=4.0, examples=Examples(vectors, (0, 1, 0)),
+        temperature=1.5, offset=-0.5, alpha=3.0, beta=4.0, examples=Examples(vectors, (0, 1, 0)),
         model="m", encoder="e", updated="2026-01-31T12:00:00Z",
     )  # fmt: skip
     assert store.put("full", full) is True
@@ -34,8 +34,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         found = reader.get("full")
         assert (found.examples.vectors_ND == vectors).all()
         assert found.examples.targets == (0, 1, 0)
-        for name in ("labels", "templates", "multi_label", "temperature", "alpha", "beta", "model",
-                     "encoder", "updated"):  # fmt: skip
+        for name in ("labels", "templates", "multi_label", "temperature", "offset", "alpha", "beta",
+                     "model", "encoder", "updated"):  # fmt: skip
             assert getattr(found, name) == getattr(full, name)
         assert reader.get("tree") == NEW
         assert reader.names() == ["full", "tree"]

@@ -75,6 +75,10 @@ def test_examples_and_a_temperature_are_learnt_from_folders(shelf: Path) -> None
     assert calibration.pictures == 19
     assert calibrated.temperature == calibration.temperature
     assert left_out == 0
+    assert calibrated.offset is None
+    alone, by_itself, _ = run.calibrate(check_label_set(COLOURS, multi_label=True), pictures)
+    assert by_itself.offset == alone.offset is not None
+    assert alone.nll_after <= alone.nll_before + 0.05
     *_, without_blue = run.calibrate(check_label_set(COLOURS[:2]), pictures)
     assert without_blue == 7
 

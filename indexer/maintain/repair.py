@@ -2,7 +2,11 @@
 
     a search structure    built again from the vectors it was derived from, by the same recipe
     the background        left out; the next build measures another
-    CURRENT, a manifest   the newest kept version that is sound becomes the newest again, less what
+    a list of deletions   put together again, byte for byte, where its sum proves it; no version is
+                          gone back to for its sake, since that would undo deletions. Otherwise
+                          `without_lists` goes on with what is known, and says what may come back
+    CURRENT               names the version again whose sum it nearly has, or the newest
+    a manifest            the newest kept version that is sound becomes the newest again, less what
                           was deleted since: the erasure lists that can be read are all honoured
     vectors, items        what is lost is lost: with `drop_damaged` the segment goes, and the ids
                           that have to be indexed again are told
@@ -27,10 +31,9 @@ import numpy as np
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
 from indexer.format.entries import ANN_FILE
-from indexer.format.erasures import Erasures, hashes_in, read_erasures
 from indexer.format.integrity import open_checked
 from indexer.format.manifest import (
-    ERASED,
+    CURRENT,
     FOLDERS,
     LOCK,
     MANIFESTS,
@@ -43,14 +46,15 @@ from indexer.format.manifest import (
     manifest_path,
     read_head,
 )
-from indexer.format.segment import Segment, SegmentWriter
+from indexer.format.segment import Segment, SegmentWriter, may_miss, segment_files
 from indexer.format.version import dead_rows, open_version, read_tombstones
+from indexer.maintain.deletions import Deletions, later_erasures
 from indexer.maintain.salvage import erased_records, plan_loss
 from indexer.search.relevance_file import read_background
 from indexer.search.vector_index import build_ann, make_canaries
 from indexer.store.commit import Changes, commit
 from indexer.store.copies import copy_rows
-from indexer.store.history import vouched
+from indexer.store.history import meant, vouched
 from indexer.store.sweep import empty_scratch, manifest_numbers
 from models.errors import IndexCorruptError, IndexNotFoundError
 
@@ -65,6 +69,7 @@ class RepairReport:
         done: what was done about it.
         lost: ids of records that have to be indexed again.
         unknown: rows lost, or that would be, whose ids cannot be read.
+        forgotten: lists of deletions that were given up, and what of them may come back.
         needs: what was not done, and what allows it.
     """
 
@@ -73,6 +78,7 @@ class RepairReport:
     done: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     unknown: int = 0
+    forgotten: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
 
     @property
@@ -85,13 +91,19 @@ class RepairReport:
 
 
 def repair(
-    root: Path, *, yes: bool = False, drop_damaged: bool = False, fs: Fs | None = None
+    root: Path,
+    *,
+    yes: bool = False,
+    drop_damaged: bool = False,
+    without_lists: bool = False,
+    fs: Fs | None = None,
 ) -> RepairReport:
     """See the module.
 
     Args:
         yes: also do what loses rows or versions.
         drop_damaged: also drop segments whose vectors or items are damaged.
+        without_lists: also go on with what is known of damaged tombstones and erasure lists.
 
     Raises:
         IndexNotFoundError: there is no index.
@@ -106,7 +118,7 @@ def repair(
         for name in FOLDERS:
             fs.make_dir(root / name, exist_ok=True)
         empty_scratch(fs, root)  # what a killed writer or repair left
-        work = _Repair(root, fs, yes, drop_damaged)
+        work = _Repair(root, fs, yes, drop_damaged, without_lists)
         work.run()
         empty_scratch(fs, root)
         return work.report
@@ -115,12 +127,15 @@ def repair(
 
 
 class _Repair:
-    def __init__(self, root: Path, fs: Fs, yes: bool, drop_damaged: bool) -> None:
+    def __init__(
+        self, root: Path, fs: Fs, yes: bool, drop_damaged: bool, without_lists: bool
+    ) -> None:
         self.report = RepairReport()
         self._root = root
         self._fs = fs
         self._yes = yes
         self._drop = drop_damaged
+        self._without_lists = without_lists
 
     def run(self) -> None:
         current = self._standing()
@@ -130,78 +145,115 @@ class _Repair:
         self._files(current)
         self._older()
 
-    # -- CURRENT and the newest manifest
+    # -- CURRENT, the newest manifest and the lists of deletions
 
     def _standing(self) -> Manifest | None:
         """The version to stand on; a fallback is committed first."""
-        head: Head | None = None
+        named: Head | None = None
         try:
-            head = read_head(self._root)
+            named = read_head(self._root)
         except IndexCorruptError as error:
             self.report.found.append(str(error))
+        head = meant(self._root) or named
+        if named is not None and head != named:
+            self.report.found.append(
+                f"{CURRENT}: it names version {named.version} with a sum that is nearly that of "
+                f"version {head.version if head else named.version}"
+            )
         versions, damage = vouched(self._root, head)
         newest = head.version if head else max(manifest_numbers(self._root), default=-1)
         self.report.found += [str(one) for one in damage if one.file == manifest_path(newest)]
+        lists = Deletions(self._fs, self._root, versions)
+        self.report.found += [str(one) for one in lists.damage.values()]
+        self.report.done += lists.heal()
         if head is not None and head.version in versions:
-            why = self._unsound(versions[head.version], files=False)
-            if why is None:
-                return versions[head.version]
-            self.report.found.append(why)
+            manifest = versions[head.version]
+            if head == named and not lists.damaged(manifest):
+                return manifest
+            return self._stand_on(manifest, lists, newest)
         for number in sorted(versions, reverse=True):
-            if self._unsound(versions[number]) is None:
-                return self._fall_back(versions[number], newest)
+            if self._sound(versions[number], lists):
+                return self._stand_on(versions[number], lists, newest)
         self.report.needs.append(
             "no kept version is sound: restore the index from a copy, or build it again"
         )
         return None
 
-    def _unsound(self, manifest: Manifest, *, files: bool = True) -> str | None:
-        """What keeps a version from standing; with `files`, damage to its segments does too."""
+    def _sound(self, manifest: Manifest, lists: Deletions) -> bool:
+        """Whether the segments of a version are; no other is taken for the sake of its lists."""
         try:
-            read_tombstones(self._root, manifest)
-            read_erasures(self._root, manifest)
-            if files:
+            if lists.damaged(manifest):
+                files = {
+                    name: file
+                    for entry in manifest.segments
+                    for name, file in segment_files(entry).items()
+                }
+                open_checked(self._root, files, verify="full", tolerate=may_miss(files)).close()
+            else:
                 open_version(self._root, manifest, verify="full").close()
-        except IndexCorruptError as error:
-            return str(error)
-        return None
+        except IndexCorruptError:
+            return False
+        return True
 
-    def _fall_back(self, manifest: Manifest, newest: int) -> Manifest | None:
+    def _stand_on(self, manifest: Manifest, lists: Deletions, newest: int) -> Manifest | None:
+        """Commit the content of a version as the newest, as far as that was agreed to."""
         behind = manifest.version < newest
-        if behind and not self._yes:
-            self.report.needs.append(
+        later, torn = later_erasures(self._root, manifest.version) if behind else (set(), [])
+        damaged = [*lists.damaged(manifest), *torn]
+        if not self._may_stand(manifest, newest, damaged):
+            return None
+        changes = Changes("repair", tombstones_anew=True)
+        if damaged or behind:
+            tombstones = lists.known_tombstones(manifest)
+            erasures = lists.known_erasures(manifest).joined(later)
+            dead = dead_rows([entry.rows for entry in manifest.segments], tombstones)
+            loss = erased_records(self._root, manifest, dead, erasures)
+            self.report.forgotten += lists.told(manifest)
+            self.report.forgotten += [f"{one}: it cannot be read to its end" for one in torn]
+            self.report.lost += sorted(loss.records)
+            changes = Changes(
+                "repair",
+                dead=loss.dead,
+                erasures=erasures,
+                tombstones_anew=True,
+                tombstones=tombstones,
+            )
+        standing = self._publish(manifest, changes, newest)
+        self._forget(
+            one for one in manifest_numbers(self._root) if manifest.version < one < standing.version
+        )
+        if behind:
+            self.report.done.append(
+                f"went back to version {manifest.version}; index again what was added after "
+                f"{manifest.created}"
+            )
+        elif damaged:
+            self.report.done.append(
+                f"went on from version {manifest.version} with what is known of "
+                + " and ".join(damaged)
+            )
+        else:  # only `CURRENT` was damaged, or nothing vouches for what it names
+            self.report.done.append(f"CURRENT names the content of version {manifest.version}")
+        return standing
+
+    def _may_stand(self, manifest: Manifest, newest: int, damaged: Sequence[str]) -> bool:
+        """Whether what standing on a version loses was agreed to; asks for it where it was not."""
+        needs: list[str] = []
+        if manifest.version < newest and not self._yes:
+            needs.append(
                 f"the newest sound version is {manifest.version}, of {manifest.created} with "
                 f"{manifest.live.images:,} images and {manifest.live.texts:,} texts: what came "
                 f"after it, up to version {newest}, would be lost; --yes goes back to it"
             )
-            return None
-        if not behind:  # only `CURRENT` was damaged, or nothing vouches for what it names
-            standing = self._publish(manifest, Changes("repair", tombstones_anew=True), newest)
-            self.report.done.append(f"CURRENT names the content of version {manifest.version}")
-            return standing
-        erasures = self._all_erasures(manifest)
-        dead = self._dead(manifest)
-        loss = erased_records(self._root, manifest, dead, erasures)
-        changes = Changes("repair", dead=loss.dead, erasures=erasures, tombstones_anew=True)
-        standing = self._publish(manifest, changes, newest)
-        self._forget(
-            one for one in manifest_numbers(self._root) if manifest.version < one <= newest
-        )
-        self.report.lost += sorted(loss.records)
-        self.report.done.append(
-            f"went back to version {manifest.version}; index again what was added after "
-            f"{manifest.created}"
-        )
-        return standing
-
-    def _all_erasures(self, manifest: Manifest) -> Erasures:
-        """The list of a version and those of later ones: better one id too many than one back."""
-        later: set[bytes] = set()
-        for path in sorted((self._root / ERASED).glob("*.npy")):
-            # an earlier list may name what was let in again since
-            if path.stem > f"{manifest.version:08}":
-                later |= hashes_in(path)
-        return read_erasures(self._root, manifest).joined(later)
+        if damaged and not (self._yes and self._without_lists):
+            needs.append(
+                f"what was deleted is not fully known any more: {' and '.join(damaged)} is damaged "
+                "and cannot be put together again. Restore it from a copy of the index, or give "
+                "--without-lists --yes to go on with what is known: some of what was deleted may "
+                "then come back"
+            )
+        self.report.needs += needs
+        return not needs
 
     # -- the files of the version that stands
 

@@ -154,6 +154,7 @@ class Changes:
         measure: finds the background; None keeps the base's.
         tombstones_anew: write the tombstones even where the base's file says the same, as a repair
             does: it shares nothing with what it mends that can be written again.
+        tombstones: the base's, where its own file is damaged; None reads that.
     """
 
     operation: Operation
@@ -164,6 +165,7 @@ class Changes:
     erasures: Erasures | None = None
     measure: Measure | None = None
     tombstones_anew: bool = False
+    tombstones: Pairs | None = None
 
 
 def commit(
@@ -181,7 +183,7 @@ def commit(
     """
     with Draft(fs, root, version) as draft:
         added = draft.add_segments(changes.segments)
-        buried = read_tombstones(root, base)
+        buried = read_tombstones(root, base) if changes.tombstones is None else changes.tombstones
         new, pairs = next_manifest(
             base, changes, added, buried, version=version, parent=parent, created=_now()
         )

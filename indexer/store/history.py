@@ -9,15 +9,28 @@ themselves, and vouch in turn for their files. `history` and `read_version` serv
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from indexer.format.manifest import HINT, Head, Manifest, manifest_path, read_head, read_vouched
+from indexer.format.manifest import (
+    CURRENT,
+    HINT,
+    Head,
+    Manifest,
+    manifest_bytes,
+    manifest_path,
+    read_head,
+    read_small,
+    read_vouched,
+)
 from indexer.store.sweep import manifest_numbers
 from models.errors import IndexCorruptError, NotFoundError
 
+_NEARLY: Final = 31
+"""More equal digits than that, of 64, are no chance."""
 _SUCCESSOR: Final = "its successor says {}"
 
 
@@ -128,6 +141,33 @@ def vouched(root: Path, head: Head | None) -> tuple[dict[int, Manifest], list[In
         else:
             damage.append(one)
     return found, damage
+
+
+def meant(root: Path) -> Head | None:
+    """What `CURRENT` says or nearly says, where a kept manifest has that sum; else None.
+
+    A digit is soon another, but of two sums that have nothing to do with each other one digit in
+    sixteen is the same: half of them are enough to know a manifest by, and to vouch for it.
+    """
+    try:
+        said = read_small(root, CURRENT, 4096).removesuffix(b"\n")
+    except IndexCorruptError:
+        return None
+    best, found = _NEARLY, None
+    for number in manifest_numbers(root):
+        try:
+            head = Head(number, hashlib.sha256(manifest_bytes(root, number)).hexdigest())
+        except IndexCorruptError:
+            continue
+        digits = head.sha256.encode()
+        # a byte lost or put in before or within moves what follows
+        same = max(
+            sum(a == b for a, b in zip(digits, said.partition(b" ")[2], strict=False)),
+            sum(a == b for a, b in zip(reversed(digits), reversed(said), strict=False)),
+        )
+        if same > best:
+            best, found = same, head
+    return found
 
 
 def _chain(

@@ -75,6 +75,12 @@ class RepairArguments:
         help="With --yes: drop segments whose vectors or items are damaged, and list what to index "
         "again.",
     )
+    without_lists: bool = option(
+        "--without-lists",
+        is_flag=True,
+        help="With --yes: go on with what is known of damaged lists of deletions; some of what was "
+        "deleted may come back.",
+    )
     as_json: bool = json_option()
 
 
@@ -87,13 +93,20 @@ class RepairArguments:
 def repair(given: RepairArguments) -> int:
     """Say what is damaged and do what can be done about it without guessing.
 
-    Search structures are built again from their vectors. A damaged CURRENT or newest manifest is
-    replaced by the newest kept version that is sound; what was deleted does not come back. Whatever
-    loses something is only told, and done with --yes. Exits with 4 while damage is left.
+    Search structures are built again from their vectors, and damaged lists of deletions from what
+    is left of them and the rows, where a sum proves the result. A damaged CURRENT or newest
+    manifest is replaced by the newest kept version that is sound; what was deleted does not come
+    back. Whatever loses something is only told, and done with --yes. Exits with 4 while damage is
+    left.
     """
     from indexer.maintain.repair import repair as repair_index
 
-    report = repair_index(given.path, yes=given.yes, drop_damaged=given.drop_damaged)
+    report = repair_index(
+        given.path,
+        yes=given.yes,
+        drop_damaged=given.drop_damaged,
+        without_lists=given.without_lists,
+    )
     if given.as_json:
         emit_json({"index": str(given.path), **report.to_dict()})
         return OK if report.ok else CORRUPT
@@ -105,6 +118,8 @@ def repair(given: RepairArguments) -> int:
         click.echo(f"index again: {record}")
     if report.unknown:
         click.echo(f"{report.unknown:,} rows have ids that cannot be read")
+    for line in report.forgotten:
+        click.echo(f"forgotten: {line}")
     for line in report.needs:
         click.echo(f"not done: {line}")
     if not report.found:

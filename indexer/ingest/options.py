@@ -125,7 +125,8 @@ class BuildReport:
     mirror) count records, `resumed` those of the first two that a killed build had embedded,
     `erased` records and texts that were left out because they had been deleted, and `rejected` the
     lines of the rejects file, `conflicts` those among them of records whose id another one has;
-    `images` and `texts` are what the index holds now; `stopped` tells
+    `images` and `texts` are what the index holds now; `empty` names the sources in which there was
+    nothing, not even to refuse; `stopped` tells
     that `max_errors` ended it; `performance` is the summary of `indexer.ingest.progress.Stages`.
     """
 
@@ -144,6 +145,7 @@ class BuildReport:
     seconds: float = 0.0
     stopped: bool = False
     rejects_file: str | None = None
+    empty: list[str] = field(default_factory=list)
     performance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

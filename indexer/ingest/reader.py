@@ -69,7 +69,9 @@ class KnownRecords:
     def __iter__(self) -> Iterator[str]:
         return iter(self._states)
 
-    def state(self, record: Record, digest: str, source: Source, *, replace: bool) -> State:
+    def state(
+        self, record: Record, digest: str, source: Source, *, replace: bool, renewed: bool
+    ) -> State:
         """What a record of this content hash (hex) is to the index.
 
         One that is the same in two places has not moved while the first is still there: two
@@ -78,6 +80,7 @@ class KnownRecords:
         Args:
             source: what it comes from.
             replace: nothing is foreign; the newest place counts.
+            renewed: a pipe brings what an earlier one brought again, not something else.
         """
         stored = self._states.get(record.key)
         if stored is None:
@@ -86,11 +89,13 @@ class KnownRecords:
         if stored[: -_STATE.size] == bytes.fromhex(digest):
             if same_place:
                 return "unchanged"
-            stays = not replace and not self._is_of(record, source) and self._is_there(record.key)
-            return "unchanged" if stays else "moved"
-        return "changed" if replace or self._is_of(record, source) else "foreign"
+            moved = (
+                replace or self._is_of(record, source, renewed) or not self._is_there(record.key)
+            )
+            return "moved" if moved else "unchanged"
+        return "changed" if replace or self._is_of(record, source, renewed) else "foreign"
 
-    def _is_of(self, record: Record, source: Source) -> bool:
+    def _is_of(self, record: Record, source: Source, renewed: bool) -> bool:
         """Whether what the index has under a record's key came from the same source."""
         place, origin = _STATE.unpack(self._states[record.key][-_STATE.size :])
         same_place = place == _short(record.uri)
@@ -100,14 +105,15 @@ class KnownRecords:
             # is something else, and may say more of it
             own = source.keys_are_paths or source.in_archives
             return origin == ours or (own and same_place and origin in _folders(record.uri))
-        if same_place:
-            return True
+        if same_place and not record.uri.startswith("stdin:"):
+            return True  # but the first line of a pipe is no place
         if record.origin and self.uri(record.key).partition("#")[0] == record.origin:
             return True
         # an index of an earlier release, or rows that were imported: it has but one source, or
         # nobody can tell
         listed = [(one.name, one.kind) for one in self._base.manifest.sources]
-        return not source.keys_are_paths and listed == [(source.name, source.kind)]
+        is_only = not source.keys_are_paths and listed == [(source.name, source.kind)]
+        return is_only and (source.rereadable or renewed)
 
     def _is_there(self, key: str) -> bool:
         return is_there(self.uri(key))
@@ -339,11 +345,15 @@ class Reader:
     def __iter__(self) -> Iterator[Arrival]:
         try:
             for source in self._build.sources:
+                empty = True
                 for row in self._timed(source):
+                    empty = False
                     if self._stop():
                         return
                     if arrival := self._judge(source, row):
                         yield arrival
+                if empty:
+                    self._tally.report.empty.append(source.name)
         except SourceError as error:
             self.broken = error  # keep what came before it
 
@@ -422,7 +432,8 @@ class Reader:
             else:
                 self._refuse_duplicate(source, record.key)
             return None
-        state = known.state(record, digest, source, replace=options.replace)
+        renewed = self._build.operation == "build"
+        state = known.state(record, digest, source, replace=options.replace, renewed=renewed)
         if state == "foreign":  # not seen: a mirror asks whether the source that gave it has it
             self._tally.count("conflicts")
             why = f"the index has this id from {known.uri(record.key)}: {REMEDY}, --replace takes "

@@ -175,8 +175,8 @@ def build(given: BuildArguments) -> int:
     """Index the pictures and captions of each SOURCE.
 
     A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
-    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
-    everything else is indexed then.
+    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused,
+    or a SOURCE had none; everything else is indexed then.
     """
     from indexer.filters.declared import parse_fields
     from indexer.store.writer import require_index_or_empty
@@ -214,8 +214,8 @@ def add(given: AddArguments) -> int:
     """Add the pictures and captions of each SOURCE to an index.
 
     A SOURCE is a folder, .tar shards, a .jsonl, .csv, .tsv, .parquet, .json (COCO, Karpathy) or
-    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused;
-    everything else is indexed then.
+    .txt manifest, or - for JSON lines on standard input. Exits with 3 when items were refused,
+    or a SOURCE had none; everything else is indexed then.
     """
     from indexer.format.manifest import read_manifest
 
@@ -266,6 +266,12 @@ def _index(
             click.echo(f"throughput: {drawn}")
     if report.stopped:
         note(f"Stopped after {report.rejected} rejects, as --max-errors asked.")
+    if report.empty:
+        names = ", ".join(report.empty[:5]) + (", ..." if len(report.empty) > 5 else "")
+        note(
+            f"Nothing was found in {names}: see that the disk is mounted, that --include fits, and "
+            "what the files are called."
+        )
     if report.conflicts:
         note(
             f"{report.conflicts} records have an id that another one has, and were refused: "
@@ -274,4 +280,4 @@ def _index(
         )
     if report.erased:
         note(f"{report.erased} deleted items were left out; --allow-erased indexes them again.")
-    return PARTIAL if report.rejected else OK
+    return PARTIAL if report.rejected or report.empty else OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 import tarfile
@@ -13,6 +14,7 @@ import pytest
 from fakes import ColourEncoder, solid
 from indexes import NAMES, build, ids, opened, record, rejects_of
 
+from indexer.format.manifest import Operation
 from indexer.ingest import reader
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
 from indexer.maintain.edit import Editor, delete_items
@@ -20,7 +22,8 @@ from indexer.maintain.optimize import optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
 from models.errors import SourceError
-from models.sources import open_source
+from models.sources import ReadOptions, open_source
+from models.sources.jsonl import StdinSource
 
 
 def folder(path: Path, colour: str, count: int = 3) -> Path:
@@ -252,3 +255,26 @@ def test_records_without_an_origin_are_told_by_where_they_are(tmp_path: Path) ->
     out = tmp_path / "i"
     build([record("a", "red")], out)
     assert build([record("a", "blue")], out).updated == 1
+
+
+def test_a_pipe_is_the_same_source_to_a_build_and_a_new_one_to_an_addition(tmp_path: Path) -> None:
+    out = tmp_path / "i"
+
+    def pipe(caption: str, operation: Operation = "build") -> BuildReport:
+        line = json.dumps({"id": "1", "caption": caption}).encode()
+        source = StdinSource(ReadOptions(), io.BytesIO(line))
+        return build_index([source], out, ColourEncoder(), operation=operation)
+
+    pipe("red")
+    assert pipe("blue").updated == 1
+    assert pipe("green", "add").conflicts == 1
+    take(out, folder(tmp_path / "p", "red"))
+    assert pipe("green").conflicts == 1
+
+
+def test_a_source_without_anything_is_named(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    report = take(tmp_path / "i", tmp_path / "none", folder(tmp_path / "p", "red"))
+    assert (report.empty, report.added) == ([str(tmp_path / "none")], 3)
+    (tmp_path / "none" / "bad.png").write_bytes(b"no picture")
+    assert take(tmp_path / "i", tmp_path / "none").empty == []

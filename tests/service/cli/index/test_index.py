@@ -326,3 +326,13 @@ def test_two_sources_with_the_same_ids_are_told_how_to_keep_both(
     assert (run.returncode, json.loads(run.stdout)["added"]) == (0, 1)
     run = diptych("index", "add", other, "--index", out, "--json", "--replace")
     assert (run.returncode, json.loads(run.stdout)["updated"]) == (0, 1)
+
+
+def test_a_source_that_has_nothing_is_no_success(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "x.index"
+    run = diptych("index", "build", pictures, tmp_path / "disk", "--out", out, "--model", "colours")
+    assert run.returncode == 3
+    assert f"Nothing was found in {tmp_path / 'disk'}: see that the disk is mounted" in run.stderr
+    run = diptych("index", "build", pictures, "--out", out, "--include", "*.PNG", "--json")
+    assert (run.returncode, json.loads(run.stdout)["empty"]) == (3, [str(pictures)])

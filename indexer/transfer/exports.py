@@ -87,7 +87,10 @@ def _export_rows(root: Path, out: Path, form: Format, on_rows: OnRows | None) ->
             if len(erasures):
                 (partial / ERASURES).write_bytes(erasures.encode())
         _sync_all(partial)
-    return TransferReport(form, version.manifest.version, live.images, live.texts)
+    report = TransferReport(form, version.manifest.version, live.images, live.texts)
+    if any(segment.ann is not None for segment in version.manifest.segments):
+        report.note("search structures are not exported; `diptych index optimize` makes them anew")
+    return report
 
 
 def _opened(root: Path, head: Head) -> tuple[OpenVersion, Erasures]:

@@ -60,11 +60,14 @@ def export(given: ExportArguments) -> None:
         report = export_index(given.path, given.out, given.form, on_rows=bar.by)
     if given.as_json:
         emit_json({"index": str(given.path), "out": str(given.out), **report.to_dict()})
-        return
-    click.echo(
-        f"{given.out}: {report.images:,} images and {report.texts:,} texts of version "
-        f"{report.version}, {report.files} files, {size(report.bytes)} in {report.seconds:.1f} s"
-    )
+    else:
+        click.echo(
+            f"{given.out}: {report.images:,} images and {report.texts:,} texts of version "
+            f"{report.version}, {report.files} files, {size(report.bytes)} in "
+            f"{report.seconds:.1f} s"
+        )
+    for what in report.notes:
+        note(what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

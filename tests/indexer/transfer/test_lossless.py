@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clustered import fill, pictures, texts
 from fakes import ColourEncoder
 from indexes import PICTURES, ListSource, build, ids, opened, record
 
@@ -18,6 +19,7 @@ from indexer.format.manifest import read_manifest
 from indexer.format.version import open_version
 from indexer.ingest.build import BuildOptions, build_index
 from indexer.maintain.edit import delete_items
+from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.maintain.purge import purge
 from indexer.maintain.verify import verify_index
 from indexer.store.copies import load_rows
@@ -137,6 +139,15 @@ def test_texts_that_nobody_kept_travel_too(tmp_path: Path, form: Any) -> None:
     report = bring(tmp_path / "out", tmp_path / "back.index", relevance=False)
     assert (report.images, report.texts, report.rejected) == (2, 2, 0)
     assert stored(tmp_path / "back.index") == stored(tmp_path / "x.index")
+
+
+def test_what_an_export_leaves_behind_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x.index"
+    fill(path, pictures(600), texts(100))
+    optimize(path, OptimizeOptions(structure="hnsw", fewest=500, floor=0.8, gain=0.0))
+    report = export_index(path, tmp_path / "out", "parquet")
+    assert any("search structures are not exported" in what for what in report.notes)
+    assert export_index(path, tmp_path / "copy", "copy").notes == {}
 
 
 # -- what was deleted

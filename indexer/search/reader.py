@@ -211,6 +211,9 @@ class IndexReader(Protocol):
     def item(self, item_id: str) -> Item:
         """The live item of an id; where a picture and a text share it, the picture.
 
+        The id of a record that has texts only, which no item has, stands for the first of them,
+        here and in `vector`.
+
         Raises:
             NotFoundError: no live item has it.
         """
@@ -233,7 +236,7 @@ class IndexReader(Protocol):
         ...
 
     def captions(self, image_id: str) -> list[Item]:
-        """The live texts that belong to a picture, in source order; none is not an error."""
+        """The live texts of a picture, or of a record of texts only, in source order; or none."""
         ...
 
     def number(self, item: Item) -> int:

@@ -166,7 +166,8 @@ class Snapshot(IndexReader):
             rows = [row for row in items.rows_of(image_id) if one.live_N[row]]
             loaded = items.items(rows)
             found += [loaded[row] for row in sorted(rows)]
-        return [item for item in found if item.image_id == image_id]
+        # those of a record without a picture name none
+        return [item for item in found if item.image_id in (image_id, None)]
 
     def number(self, item: Item) -> int:
         for start, one in zip(self._starts, self._segments, strict=False):
@@ -190,6 +191,10 @@ class Snapshot(IndexReader):
                 row = one.find(item_id)
                 if row is not None:
                     return one, row
+        for one in self.searcher.segments["text"]:
+            rows = [row for row in one.segment.items.rows_of(item_id) if one.live_N[row]]
+            if rows:
+                return one, min(rows)
         raise NotFoundError(f"no item {item_id!r} in this index")
 
 

@@ -179,7 +179,7 @@ class Engine:
         return self.classifier.classify(images, label_set, top_k=top_k)
 
     def item(self, item_id: str) -> Item:
-        """One indexed item. Raises NotFoundError."""
+        """One indexed item; of a record of texts only, the first. Raises NotFoundError."""
         return self.reader.item(check_id(item_id))
 
     def captions(self, item: Item) -> list[Item]:

@@ -94,6 +94,9 @@ class MemoryReader:
             for item in self.items.values():
                 if (item.modality, item.id) == (modality, item_id):
                     return item
+        for item in self.captions(item_id):
+            if item.image_id is None:
+                return item
         raise NotFoundError("no such item")
 
     def vector(self, item_id: str) -> Vectors:
@@ -106,7 +109,12 @@ class MemoryReader:
         return self.thumbnails[item_id]
 
     def captions(self, image_id: str) -> list[Item]:
-        return [item for item in self.items.values() if item.image_id == image_id]
+        return [
+            item
+            for item in self.items.values()
+            if item.image_id == image_id
+            or (item.image_id is None and item.id.startswith(f"{image_id}#"))
+        ]
 
     def number(self, item: Item) -> int:
         for number, known in self.items.items():

@@ -96,6 +96,13 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "overloaded": (429, "Too much is waiting already"),
     "deadline-exceeded": (504, "The time allowed has passed"),
 }
+# the reason once more where OpenAI's clients look for it, in that service's words
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 _FALLBACK = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 _RULES = {
     "invalid-labels": "Labels are distinct and not empty; a template has {c} or {} for the label."
@@ -152,6 +159,13 @@ class Problem:
             body["hint"] = self.hint
         if self.errors:
             body["errors"] = list(self.errors)
+        first: Mapping[str, str] = self.errors[0] if self.errors else {}
+        body["error"] = {
+            "message": " ".join(part for part in (self.detail, self.hint) if part),
+            "type": _OPENAI_TYPES.get(self.status, _openai_type(self.status)),
+            "code": self.code,
+            "param": first.get("pointer", first.get("parameter")),
+        }
         return body
 
     def response(self, request_id: str) -> Response:
@@ -168,6 +182,10 @@ class Problem:
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with it, from a layer outside of the routes."""
         await self.answer(scope)(scope, receive, send)
+
+
+def _openai_type(status: int) -> str:
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 class ProblemError(HTTPException):

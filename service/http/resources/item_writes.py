@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from indexer.filters.declared import BUILT_IN
 from indexer.ingest.arrivals import check_record, text_ids
 from models.errors import ImageError
 from models.sources.records import UNDETERMINED, Record, Reject
@@ -31,11 +33,15 @@ from service.http.requests.state import EngineOf, Fetch, StateOf
 from service.http.resources.items import ItemId
 
 router = APIRouter(prefix="/v1", tags=["index"])
-# said of something else than the item that has the id
-_STORED = frozenset({"invalid-field", "duplicate-id"})
+# said of items that are stored nevertheless
+_STORED = frozenset({"invalid-field"})
+# path segments that clients and proxies take away or resolve, in whatever spelling
+_DOTS = frozenset({".", ".."})
 _UNSUITABLE = frozenset({"unusable-record", "duplicate-id", "embedding-invalid"})
 _LISTS = frozenset({"text"})
+_BUILT_IN = frozenset(field.name for field in BUILT_IN)
 MAX_BULK = 100
+_NAMED = 8
 MAX_ID_BYTES = 2048
 
 Language = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,8}(-[A-Za-z0-9]{1,8}){0,8}$")]
@@ -64,7 +70,7 @@ class ItemOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     text: Annotated[list[SearchText], Field(max_length=64, default_factory=list)]
-    language: Language = "und"
+    language: Language = UNDETERMINED
     label: Label | None = None
     attributes: Annotated[str, Field(max_length=1 << 20, description="JSON, an object.")] = "{}"
     uri: Uri | None = None
@@ -87,8 +93,9 @@ class ItemRequest(StrictModel):
         str | None, Field(max_length=2048, description="Only where started with --allow-urls.")
     ] = None
     text: Annotated[
-        SearchText | None, Field(description="One caption of no known language; or `texts`.")
+        SearchText | None, Field(description="One caption, in `language`; or `texts`.")
     ] = None
+    language: Annotated[Language, Field(description="Of `text`.")] = UNDETERMINED
     texts: Texts = Field(default_factory=dict)
     label: Label | None = None
     attributes: Attributes = Field(default_factory=dict)
@@ -100,6 +107,8 @@ class ItemRequest(StrictModel):
             raise PydanticCustomError("invalid-request", "Give either image or image_url.")
         if self.text is not None and self.texts:
             raise PydanticCustomError("invalid-request", "Give either text or texts.")
+        if "language" in self.model_fields_set and self.texts:
+            raise PydanticCustomError("invalid-request", "texts name their own languages.")
         picture = self.image is not None or self.image_url is not None
         if not picture and self.text is None and not any(self.texts.values()):
             raise PydanticCustomError("invalid-request", "Give a picture, a text, or both.")
@@ -129,6 +138,22 @@ class RefusedItem(BaseModel):
     detail: str
 
 
+class ItemWarning(BaseModel):
+    id: Annotated[str | None, Field(description="Of an item; null where it is said of several.")]
+    code: Literal["invalid-field", "not-filterable"]
+    detail: str
+
+
+Warnings = Annotated[
+    list[ItemWarning],
+    Field(
+        description="Said of what is stored: `invalid-field`, a declared field's value is of "
+        "another type and cannot be filtered by; `not-filterable`, attributes that are no "
+        "declared field cannot."
+    ),
+]
+
+
 class ItemWritten(BaseModel):
     model_config = examples(
         {
@@ -136,6 +161,7 @@ class ItemWritten(BaseModel):
             "outcome": "updated",
             "texts": [EXAMPLE_ID + "#en/0"],
             "refused": [],
+            "warnings": [],
             "index_version": 4,
         }
     )
@@ -145,10 +171,8 @@ class ItemWritten(BaseModel):
         Field(description="`unchanged`: it was there as it is, and nothing was written."),
     ]
     texts: Annotated[list[str], Field(description="Ids of its texts, which are items as well.")]
-    refused: Annotated[
-        list[RefusedItem],
-        Field(description="Texts that were not stored, and declared fields of another type."),
-    ]
+    refused: Annotated[list[RefusedItem], Field(description="Texts that were not stored.")]
+    warnings: Warnings
     index_version: Annotated[int, Field(description="The first version that has it.")]
 
 
@@ -160,6 +184,7 @@ class BulkWritten(BaseModel):
             "updated": 0,
             "unchanged": 0,
             "refused": [],
+            "warnings": [],
             "index_version": 5,
         }
     )
@@ -168,6 +193,7 @@ class BulkWritten(BaseModel):
     updated: int
     unchanged: int
     refused: Annotated[list[RefusedItem], Field(description="Not stored, and why; the rest is.")]
+    warnings: Warnings
     index_version: int
 
 
@@ -227,7 +253,7 @@ def record_of(
         UrlError: as `fetch`.
     """
     if isinstance(sent, ItemRequest):
-        texts = {UNDETERMINED: [sent.text]} if sent.text is not None else sent.texts
+        texts = {sent.language: [sent.text]} if sent.text is not None else sent.texts
         attributes: Any = sent.attributes
         image = None
         if sent.image_url is not None:
@@ -247,10 +273,19 @@ def record_of(
         label=sent.label,
         attributes=attributes,
     )
-    why = check_record(record)
+    why = check_record(record) or _unlinkable(item_id)
     if why is not None:
         raise refuse("invalid-request", f"It cannot be stored: {why}.")
     return record
+
+
+def _unlinkable(item_id: str) -> str | None:
+    """Why an id could not be asked for again; whoever follows its link would get elsewhere."""
+    if item_id.startswith("/") or not _DOTS.isdisjoint(item_id.split("/")):
+        return "an id does not begin with a slash, and no part of it between slashes is . or .."
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in item_id):
+        return "an id has no control characters and line breaks"
+    return None
 
 
 def _attributes(text: str) -> dict[str, Any]:
@@ -295,11 +330,13 @@ def put_item(
     response.status_code = status.HTTP_201_CREATED if did == "added" else status.HTTP_200_OK
     refused = _refused(report.refused)
     without = {one.id for one in refused}
+    warnings = _warnings(report.refused, [record], engine)
     return ItemWritten(
         id=id,
         outcome=did,
         texts=[one for one in text_ids(record.key, record.texts) if one not in without],
         refused=refused,
+        warnings=warnings,
         index_version=report.version,
     )
 
@@ -344,8 +381,8 @@ def post_items(
     report = writer.put(records)
     response.headers["Index-Version"] = str(report.version)
     refused += _refused(report.refused)
-    without = {one.id for one in refused if one.code not in _STORED}
     # of an id sent twice, the first was stored
+    without = {one.id for one in refused if one.code != "duplicate-id"}
     stored = dict.fromkeys(one.key for one in records if one.key not in without)
     return BulkWritten(
         ids=list(stored),
@@ -353,6 +390,7 @@ def post_items(
         updated=report.updated + report.moved,
         unchanged=report.unchanged,
         refused=refused,
+        warnings=_warnings(report.refused, records, engine),
         index_version=report.version,
     )
 
@@ -368,7 +406,44 @@ def _writer(engine: Engine) -> ItemWriter:
 
 
 def _refused(rejects: Sequence[Reject]) -> list[RefusedItem]:
-    return [RefusedItem(id=one.key, code=one.code, detail=one.detail) for one in rejects]
+    return [
+        RefusedItem(id=one.key, code=one.code, detail=one.detail)
+        for one in rejects
+        if one.code not in _STORED
+    ]
+
+
+def _warnings(
+    rejects: Sequence[Reject], records: Sequence[Record], engine: Engine
+) -> list[ItemWarning]:
+    """What is to be said of records that are stored; of any that are not, nothing."""
+    refused = {one.key for one in rejects if one.code not in _STORED | {"duplicate-id"}}
+    warnings = [
+        ItemWarning(id=one.key, code="invalid-field", detail=one.detail)
+        for one in rejects
+        if one.code in _STORED
+    ]
+    fields = engine.index_info().fields
+    paths = [field["path"] for field in fields if field["name"] not in _BUILT_IN]
+    given = {
+        name: record.key
+        for record in records
+        if record.key not in refused
+        for name in record.attributes
+        if not any(path == name or path.startswith(name + ".") for path in paths)
+    }
+    if given:
+        names = ", ".join(sorted(given)[:_NAMED]) + (", ..." if len(given) > _NAMED else "")
+        owners = set(given.values())
+        warnings.append(
+            ItemWarning(
+                id=owners.pop() if len(records) == 1 else None,
+                code="not-filterable",
+                detail=f"{names}: stored and told with hits, but no filter can ask for it. Fields "
+                "are declared when an index is made: diptych index build --filterable NAME:TYPE.",
+            )
+        )
+    return warnings
 
 
 def _refusal(rejects: Sequence[Reject]) -> ProblemError:

@@ -68,7 +68,10 @@ class Item(BaseModel):
     content_hash: str
     thumbnail_url: str | None = None
     captions: Annotated[
-        list[Caption], Field(description="The texts of this picture, or of the text's picture.")
+        list[Caption],
+        Field(
+            description="The texts of this picture, of the text's picture, or of a record of texts."
+        ),
     ]
 
 
@@ -104,19 +107,21 @@ def thumbnail(id: ItemId, request: Request, engine: EngineOf) -> Response:
 @router.get("/items/{id:path}", summary="One item")
 @LOOKUP
 def item(id: ItemId, engine: EngineOf, response: Response) -> Item:
-    """An indexed picture or text by its id. Percent-encode the id as one path segment."""
+    """An indexed picture or text, or what was put with texts only, by its id.
+
+    Percent-encode the id as one path segment.
+    """
     response.headers["Index-Version"] = str(engine.reader.version)
     return _item(engine, id)
 
 
 def _item(engine: Engine, item_id: str) -> Item:
     found = engine.item(item_id)
-    captions = [
-        Caption(id=text.id, text=text.text or "", language=text.language)
-        for text in engine.captions(found)
-    ]
+    # a record of texts only is no item of its own, but has an id that it was put under
+    texts = engine.captions(found) if found.id == item_id else engine.reader.captions(item_id)
+    captions = [Caption(id=text.id, text=text.text or "", language=text.language) for text in texts]
     return Item(
-        **item_fields(engine, found),
+        **item_fields(engine, found) | {"id": item_id},
         attributes=dict(found.attributes),
         content_hash=found.content_hash,
         captions=captions,

@@ -32,6 +32,15 @@ class PointerError(BaseModel):
     detail: str
 
 
+class OpenAIError(BaseModel):
+    """The problem as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    code: str
+    param: Annotated[str | None, Field(description="A pointer or parameter; null for none.")]
+
+
 class ProblemDocument(BaseModel):
     """RFC 9457. `type` and `code` are stable; `instance` is the request's id."""
 
@@ -50,6 +59,12 @@ class ProblemDocument(BaseModel):
                     "detail": "Input should be less than or equal to 1000",
                 }
             ],
+            "error": {
+                "message": "Input should be less than or equal to 1000",
+                "type": "invalid_request_error",
+                "code": "invalid-request",
+                "param": "#/k",
+            },
         }
     )
     type: str
@@ -58,6 +73,7 @@ class ProblemDocument(BaseModel):
     detail: str
     instance: str
     code: str
+    error: OpenAIError
     hint: str | None = None
     errors: list[PointerError] | None = None
 

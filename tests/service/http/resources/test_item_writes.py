@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fakes import ColourEncoder, solid
@@ -66,6 +67,7 @@ def test_a_put_is_found_by_the_next_search_and_replaced_by_the_next_put(
         "outcome": "added",
         "texts": ["sun.png#en/0"],
         "refused": [],
+        "warnings": [],
         "index_version": version + 1,
     }
     assert new.headers["Index-Version"] == str(version + 1)
@@ -189,8 +191,9 @@ def test_what_cannot_be_stored_is_a_problem_and_changes_nothing(
 def test_a_field_of_another_type_is_told_and_the_item_stored(client: TestClient) -> None:
     new = put(client, "x", image=YELLOW, attributes={"year": "soon"})
     assert new.status_code == 201
-    (refused,) = new.json()["refused"]
-    assert (refused["id"], refused["code"]) == ("x", "invalid-field")
+    assert new.json()["refused"] == []
+    (warning,) = new.json()["warnings"]
+    assert (warning["id"], warning["code"]) == ("x", "invalid-field")
 
 
 def test_a_hundred_in_one_commit(client: TestClient, index: Path) -> None:
@@ -278,3 +281,83 @@ def test_options_in_the_address_of_json_are_refused_not_ignored(client: TestClie
     assert code_of(refused, 422) == "invalid-request"
     named = client.put("/v1/items/x", params={"index": "default"}, json={"text": "a note"})
     assert named.status_code == 201, named.text
+
+
+def test_what_was_put_as_texts_alone_is_read_by_its_id(client: TestClient) -> None:
+    new = put(client, "note", texts={"en": ["a cyan note", "another"], "zh": ["笔记"]})
+    assert new.status_code == 201
+    item = client.get("/v1/items/note").json()
+    assert (item["id"], item["modality"], item["text"]) == ("note", "text", "a cyan note")
+    assert [one["id"] for one in item["captions"]] == new.json()["texts"]
+    assert item["thumbnail_url"] is None
+    assert found(client, "cyan", target="texts") == ["note#en/0"]
+    like = client.post("/v1/search", json={"query": {"id": "note"}, "target": "texts", "k": 50})
+    assert like.status_code == 200, like.text
+    assert "note#en/0" not in [hit["id"] for hit in like.json()["hits"]]
+    assert client.delete("/v1/items/note#en".replace("#", "%23")).status_code == 404
+    assert client.delete("/v1/items/note").status_code == 204
+    assert client.get("/v1/items/note").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "item_id", [".", "..", "a/../b", "./a", "a/.", "/a", "//a", "a\nb", "a\x7f", "a\u2028b", "\x1b"]
+)
+def test_an_id_that_no_link_leads_to_is_refused(client: TestClient, item_id: str) -> None:
+    answer = client.post("/v1/items", json={"items": [{"id": item_id, "text": "a note"}]})
+    assert answer.status_code == 200
+    assert [one["code"] for one in answer.json()["refused"]] == ["invalid-request"]
+    assert answer.json()["ids"] == []
+    path = quote(item_id, safe="").replace(".", "%2E")
+    # what has a line break is no route's at all
+    assert put(client, path, text="a note").status_code == (404 if "\n" in item_id else 422)
+
+
+@pytest.mark.parametrize("item_id", ["...", ".a", "a..b", "http://a.example//b.jpg", "红 #?%"])
+def test_an_id_that_only_looks_odd_is_read_again(client: TestClient, item_id: str) -> None:
+    path = quote(item_id, safe="")
+    assert put(client, path, text="a note").status_code == 201
+    assert client.get(f"/v1/items/{path}").json()["id"] == item_id
+
+
+def test_a_language_is_said_alike_in_json_and_in_a_form(client: TestClient) -> None:
+    put(client, "json", text="une note", language="fr")
+    client.put("/v1/items/form", params={"text": "une note", "language": "fr"},
+               content=solid("cyan"), headers={"Content-Type": "image/png"})  # fmt: skip
+    assert client.get("/v1/items/json").json()["language"] == "fr"
+    assert client.get("/v1/items/form").json()["language"] == "fr"
+    both = put(client, "x", texts={"en": ["a note"]}, language="fr")
+    assert code_of(both, 422) == "invalid-request"
+
+
+def test_attributes_that_no_filter_can_ask_for_are_named(client: TestClient) -> None:
+    odd = {"year": 2020, "mood": "calm", "camera": "X1", "place": {"city": "Y"}}
+    answer = put(client, "x", image=YELLOW, attributes=odd).json()
+    (warning,) = answer["warnings"]
+    assert (warning["id"], warning["code"]) == ("x", "not-filterable")
+    assert warning["detail"].startswith("camera, place:")
+    assert "--filterable" in warning["detail"]
+    items = [{"id": f"n{n}", "text": "a", "attributes": {"camera": n}} for n in range(3)]
+    items += [{"id": "bad", "image": "!!", "attributes": {"lens": 1}}]
+    many = client.post("/v1/items", json={"items": items}).json()
+    (warning,) = many["warnings"]
+    assert (warning["id"], warning["detail"][:7]) == (None, "camera:")
+    assert [one["id"] for one in many["refused"]] == ["bad"]
+
+
+def test_a_problem_says_its_reason_where_openais_clients_look(client: TestClient) -> None:
+    body = {"input": "red", "dimensions": 3}
+    said = client.post("/v1/embeddings", json=body).json()
+    assert said["error"] == {
+        "message": said["detail"], "type": "invalid_request_error", "code": said["code"],
+        "param": "#/dimensions",
+    }  # fmt: skip
+    for answer, kind in (
+        (client.get("/v1/models/none"), "not_found_error"),
+        (client.get("/nowhere"), "not_found_error"),
+        (client.put("/v1/embeddings"), "invalid_request_error"),
+        (client.post("/v1/embeddings", content="{"), "invalid_request_error"),
+    ):
+        error = answer.json()["error"]
+        assert error["type"] == kind
+        assert error["code"] == answer.json()["code"]
+        assert answer.json()["detail"] in error["message"]

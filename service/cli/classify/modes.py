@@ -79,7 +79,7 @@ def _classify(given: ClassifyArguments) -> int:
     if given.save_as:
         run.classifier.keep(given.save_as, label_set)
     about = {"multi_label": label_set.multi_label, "model": run.encoder.fingerprint.model}
-    failed = 0
+    seen = failed = 0
     with ExitStack() as closing:
         writer = closing.enter_context(opened(given.out, given.kind, about))
         heat = None
@@ -97,13 +97,16 @@ def _classify(given: ClassifyArguments) -> int:
         for picture, result in run.classify(
             sources, label_set, top_k=given.top_k, level=given.level, advance=bar.by
         ):
+            seen += 1
             line = _line(picture, result, placer, heat)
             if line is not None:
                 failed += line.result.error is not None
                 writer.write(line)
     if failed and given.kind != "text":
         note(f"{failed} pictures failed; their rows say why")
-    return PARTIAL if failed else OK
+    if not seen:
+        note(f"No picture was found in {', '.join(given.images)}.")
+    return PARTIAL if failed or not seen else OK
 
 
 def _line(

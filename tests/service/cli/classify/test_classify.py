@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from console import diptych
 from fakes import halves, solid
 from serving import command, environment, run
 
@@ -273,3 +274,11 @@ def test_a_name_that_is_not_utf8(photos: Path, tmp_path: Path) -> None:
     (undo_file,) = out.glob("undo-*.jsonl")
     answered(run("classify", "--undo", undo_file))
     assert odd.read_bytes() == solid("green")
+
+
+def test_a_source_without_a_picture_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "notes.md").write_text("no picture")
+    done = diptych("classify", tmp_path / "disk", "--labels", "red,blue", "--model", "colours")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"No picture was found in {tmp_path / 'disk'}" in done.stderr

@@ -34,6 +34,7 @@ from indexer.ingest.side_files import (
     Stamps,
     journal_path,
     rejects_path,
+    require_ours,
     stamps_path,
 )
 from indexer.store.writer import IndexWriter
@@ -75,6 +76,7 @@ def build_index(
         raise InputError("batch size, segment rows and thumbnail side must be at least 1")
     with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
         path = options.rejects or rejects_path(out)
+        require_ours(out, path)
         rejects = RejectsFile(path)
         stamps = Stamps(
             stamps_path(out),

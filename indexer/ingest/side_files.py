@@ -5,6 +5,8 @@
     photos.index.stamps          `Stamps`: what files looked like, so that they are not read again
 
 None is part of the index, which is right without them. A build writes them, purging scrubs them.
+They lie beside the index itself, not beside a link to it. A file of such a name may be somebody
+else's: `require_ours` looks before anything is replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,23 +29,101 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from indexer.files.fs import storage_error
+from indexer.files.fs import open_regular, storage_error
 from indexer.format.entries import Modality
 from indexer.format.erasures import Erasures
 from indexer.format.items import Item, NewRow, Picture
 from indexer.ingest.arrivals import Arrival, ItemRow
+from models.atomic import replace_file
+from models.errors import StoreError
 from models.sources.records import Reject, Stamp
 
+_Looks: TypeAlias = Callable[[bytes], bool]
 _MAX_DETAIL: Final = 500
+_REJECTS: Final = ".rejects.jsonl"
+_STAMPS: Final = ".stamps"
+_JOURNAL: Final = ".resume"
 
 
 def rejects_path(root: Path) -> Path:
     """Where builds put the rejects of an index unless told otherwise: beside it."""
-    return _beside(root, ".rejects.jsonl")
+    return _beside(root, _REJECTS)
 
 
 def _beside(root: Path, suffix: str) -> Path:
-    return root.absolute().with_name(root.absolute().name + suffix)
+    return _named(root.resolve(), suffix)
+
+
+def _named(root: Path, suffix: str) -> Path:
+    return root.with_name(root.name + suffix)
+
+
+def require_ours(root: Path, rejects: Path) -> None:
+    """Refuse to build where a file beside the index is not one that a build made.
+
+    Args:
+        rejects: where the rejects are to go.
+
+    Raises:
+        StoreError: naming the file and what to do; nothing was touched.
+    """
+    first: tuple[Path, _Looks, str] = (rejects, _begins_as_rejects, "name another with --rejects")
+    beside = [first]
+    beside += [(path, looks, "name another index") for path, looks in _caches(root.resolve())]
+    for path, looks, otherwise in beside:
+        if os.path.lexists(path) and not _looks(path, looks):
+            raise StoreError(
+                f"{path} is in the way: no build of an index made it, and this one would replace "
+                "it",
+                code="not-ours",
+                hint=f"move it away, or {otherwise}",
+            )
+
+
+def scrub_beside(root: Path, erasures: Erasures) -> int:
+    """Take what was deleted out of the files beside an index; builds do without its caches.
+
+    Earlier releases put them beside a link to the index: it is looked for there too.
+
+    Returns:
+        How many lines of rejects there were.
+
+    Raises:
+        NoSpaceError, StoreError: a rejects file cannot be read or replaced.
+    """
+    lines = 0
+    for whole in dict.fromkeys((root.resolve(), root.absolute())):
+        lines += _scrub_rejects(_named(whole, _REJECTS), erasures)
+        for path, looks in _caches(whole):
+            if _looks(path, looks):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+    return lines
+
+
+def _caches(whole: Path) -> list[tuple[Path, _Looks]]:
+    return [
+        (_named(whole, _STAMPS), lambda start: _same_start(start, _STAMPS_MAGIC)),
+        (_named(whole, _JOURNAL), lambda start: _same_start(start, _JOURNAL_MAGIC)),
+    ]
+
+
+def _same_start(start: bytes, magic: bytes) -> bool:
+    """Whether a file is one with this magic, of any release, or was cut off before that."""
+    return magic[:-1].startswith(start[: len(magic) - 1])
+
+
+def _begins_as_rejects(start: bytes) -> bool:
+    return not start or start.startswith(b'{"source": ')
+
+
+def _looks(path: Path, looks: _Looks) -> bool:
+    """Whether a path is a regular file whose beginning looks right."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            return looks(file.read(16))
+    except OSError:
+        return False
 
 
 class Rejects(Protocol):
@@ -107,7 +187,7 @@ class RejectsFile:
             raise storage_error(error, "write", self.path) from error
 
 
-def scrub_rejects(path: Path, erasures: Erasures) -> int:
+def _scrub_rejects(path: Path, erasures: Erasures) -> int:
     """Take the lines that name erased items, or texts of theirs, out of a rejects file.
 
     Returns:
@@ -120,9 +200,7 @@ def scrub_rejects(path: Path, erasures: Erasures) -> int:
         lines = path.read_text(encoding="ascii").splitlines(keepends=True)
         kept = [line for line in lines if not _names_erased(line, erasures)]
         if len(kept) < len(lines):
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(kept), encoding="ascii")
-            partial.replace(path)
+            replace_file(path, "".join(kept).encode("ascii"))
     except FileNotFoundError:
         return 0
     except (ValueError, KeyError, TypeError):
@@ -148,7 +226,7 @@ _ROWS: Final[tuple[tuple[str, Modality], ...]] = (("images", "image"), ("texts",
 
 
 def journal_path(root: Path) -> Path:
-    return _beside(root, ".resume")
+    return _beside(root, _JOURNAL)
 
 
 class Journal:
@@ -168,8 +246,10 @@ class Journal:
         self._fd: int | None = None
         self._places: dict[tuple[str, str], tuple[int, int, int, int]] = {}
         self._end = 0
+        self._ours = False
         with suppress(OSError):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._ours = True
             if os.pread(self._fd, _JOURNAL_HEAD.size, 0) == self._head(*purpose):
                 self._read()
             else:
@@ -230,7 +310,7 @@ class Journal:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        if remove:
+        if remove and self._ours:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
@@ -344,7 +424,7 @@ _STAMP: Final = np.dtype([("key", "<u8"), ("stamp", "V16"), ("content", f"V{CONT
 
 
 def stamps_path(root: Path) -> Path:
-    return _beside(root, ".stamps")
+    return _beside(root, _STAMPS)
 
 
 class Stamps:
@@ -405,13 +485,8 @@ class Stamps:
         entries = np.concatenate([self._old[~replaced], fresh])
         entries = entries[np.argsort(entries["key"], kind="stable")]
         data = _STAMPS_HEAD.pack(*self._head, len(entries)) + entries.tobytes()
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         with suppress(OSError):
-            try:
-                partial.write_bytes(data + xxhash.xxh3_128_digest(data))
-                partial.replace(self._path)
-            finally:
-                partial.unlink(missing_ok=True)
+            replace_file(self._path, data + xxhash.xxh3_128_digest(data))
 
     def _read(self) -> Entries:
         try:

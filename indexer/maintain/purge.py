@@ -31,7 +31,7 @@ from indexer.format.erasures import Erasures, erased_rows
 from indexer.format.manifest import Manifest, read_manifest
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
-from indexer.ingest.side_files import journal_path, rejects_path, scrub_rejects, stamps_path
+from indexer.ingest.side_files import scrub_beside
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.history import history, read_version
 from indexer.store.writer import IndexWriter
@@ -102,10 +102,7 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
         writer.drop_versions()
         report.version = writer.manifest.version
         report.erased = len(writer.erasures)
-        report.rejects = scrub_rejects(rejects_path(root), writer.erasures)
-        for beside in (stamps_path(root), journal_path(root)):  # builds do without
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+        report.rejects = scrub_beside(root, writer.erasures)
         needles, hits = search_files(root, remains)
         report.sought, report.files = needles, len(hits)
         if any(hits.values()):

@@ -6,6 +6,7 @@ their own (`indexer.transfer.parquet_files`, `indexer.transfer.clip_retrieval`);
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,37 +168,68 @@ def require_new(out: Path) -> None:
     """Refuse to write into what is already there.
 
     Raises:
-        StoreError: `out` exists and is not an empty directory.
+        StoreError: `out` exists and is not an empty directory, or is the one we are in.
     """
+    hint = "name a new directory with --out"
+    if out.name in ("", "..") or out.resolve() == Path.cwd():
+        raise StoreError(f"{out} cannot be made anew", code="not-empty", hint=hint)
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise StoreError(
-            f"{out} exists already", code="not-empty", hint="name a new directory with --out"
-        )
+        raise StoreError(f"{out} exists already", code="not-empty", hint=hint)
+
+
+_MARK: Final = ".diptych-export"
+"""In a directory that is being filled: what tells it from one that only has its name."""
 
 
 @contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
     """A directory to fill beside `out`, renamed to `out` if the block ends well, else removed.
 
-    What a killed run left of it is removed first.
+    What a killed run left of it is removed first; what nobody of us made stops it.
 
     Raises:
         StoreError, NoSpaceError: `out` exists, or cannot be made.
     """
     require_new(out)
     partial = out.with_name(f"{out.name}.partial")
+    _remove_left(partial)
     try:
-        if partial.is_dir() and not partial.is_symlink():
-            shutil.rmtree(partial)
         partial.mkdir()
     except OSError as error:
         raise storage_error(error, "create", partial) from error
     try:
         try:
+            (partial / _MARK).touch(exist_ok=False)
             yield partial
+            (partial / _MARK).unlink()
             partial.replace(out)
         except OSError as error:
             raise storage_error(error, "write", out) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _remove_left(partial: Path) -> None:
+    """Remove what a killed run left of a directory.
+
+    Raises:
+        StoreError: it is something else, and left alone.
+    """
+    if not os.path.lexists(partial):
+        return
+    try:
+        if partial.is_dir() and not partial.is_symlink():
+            if (partial / _MARK).is_file():
+                shutil.rmtree(partial)
+                return
+            if not any(partial.iterdir()):  # killed before it could be marked
+                partial.rmdir()
+                return
+    except OSError as error:
+        raise storage_error(error, "remove", partial) from error
+    raise StoreError(
+        f"{partial} is in the way: it was not left by an export that was cut off",
+        code="not-ours",
+        hint="move it away, or name another directory with --out",
+    )

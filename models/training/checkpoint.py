@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -34,6 +36,10 @@ FOLDER: Final = "training"
 STATE_NAME: Final = "state.json"
 _OPTIMISER: Final = "optimiser.safetensors"
 _AVERAGE: Final = "average.safetensors"
+_OURS: Final = re.compile(
+    r"\.?step-[0-9]{8,}(\.partial)?|best-[0-9]{8,}\.safetensors|\.state\.json(\.[0-9a-f]+)?\.partial"
+    r"|\.best-.*\.partial"
+)
 
 
 @dataclass(slots=True)
@@ -188,14 +194,20 @@ class Checkpoints:
         """Drop everything: the run is done, or is started over."""
         # first what makes the rest count
         (self.folder / STATE_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove(set())
+        with suppress(OSError):  # it is not there, or holds something of somebody else's
+            self.folder.rmdir()
 
     def _sweep(self) -> None:
         """Drop what the committed state does not name."""
         state = json.loads((self.folder / STATE_NAME).read_bytes())
         kept = {STATE_NAME, state["folder"], *([state["best"][0]] if state["best"] else [])}
-        for path in self.folder.iterdir():
-            if path.name in kept:
+        self._remove(kept)
+
+    def _remove(self, kept: Collection[str]) -> None:
+        """Remove what checkpoints are made of, but for some; a folder `training` may hold more."""
+        for path in self.folder.glob("*"):
+            if path.name in kept or not _OURS.fullmatch(path.name):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

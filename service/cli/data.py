@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -238,9 +239,9 @@ def _written(out: Path | None) -> Iterator[IO[str] | None]:
     if out is None:
         yield None
         return
-    scratch = out.with_name(f".{out.name}.partial")
+    scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
-        file = scratch.open("w", encoding="utf-8")
+        file = scratch.open("x", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
     with file:

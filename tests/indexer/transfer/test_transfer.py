@@ -357,8 +357,44 @@ def test_a_tampered_copy_is_refused_by_name(path: Path, tmp_path: Path) -> None:
 def test_what_a_killed_export_left_is_no_obstacle(path: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.partial" / "segments").mkdir(parents=True)
     (tmp_path / "copy.partial" / "segments" / "half").write_bytes(b"x" * 100)
+    (tmp_path / "copy.partial" / ".diptych-export").touch()
     export_index(path, tmp_path / "copy", "copy")
     assert everything(tmp_path / "copy") == everything(path)
+    (tmp_path / "other.partial").mkdir()  # it was killed before it could write anything
+    export_index(path, tmp_path / "other", "parquet")
+    assert not list(tmp_path.rglob(".diptych-export"))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("form", ["copy", "parquet", "clip-retrieval"])
+def test_what_only_has_the_name_of_a_cut_off_export_is_left_alone(
+    path: Path, tmp_path: Path, form: Any
+) -> None:
+    theirs = tmp_path / "backup.partial"
+    theirs.mkdir()
+    (theirs / "letters.txt").write_text("mine")
+    (tmp_path / "linked.partial").symlink_to(theirs)
+    (tmp_path / "file.partial").write_text("mine")
+    for name in ("backup", "linked", "file"):
+        with pytest.raises(StoreError, match="is in the way") as caught:
+            export_index(path, tmp_path / name, form)
+        assert caught.value.hint is not None
+        assert "--out" in caught.value.hint
+        assert not (tmp_path / name).exists()
+    assert (theirs / "letters.txt").read_text() == "mine"
+    assert (tmp_path / "file.partial").read_text() == "mine"
+
+
+def test_the_directory_we_are_in_is_not_made_anew(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "empty" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in (".", "./", "..", str(here), "/"):
+        with pytest.raises(StoreError, match="cannot be made anew"):
+            export_index(path, Path(name), "copy")
+    assert list(tmp_path.rglob("empty/*")) == [here]
 
 
 # -- vectors

@@ -168,3 +168,23 @@ def test_other_data_and_a_damaged_checkpoint_are_refused(folder: Path, tmp_path:
     with pytest.raises(TrainingError, match="damaged") as caught:
         Checkpoints(out, config, {"data_digest": "a"}).load()
     assert caught.value.code == "checkpoint-damaged"
+
+
+def test_a_folder_of_that_name_keeps_what_no_run_made(folder: Path, tmp_path: Path) -> None:
+    """`--out .` beside a folder `training` full of pictures."""
+    theirs = [tmp_path / "training" / name for name in ("a.jpg", "more/b.jpg", ".hidden")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    states = Checkpoints(tmp_path, TrainConfig(epochs=1, batch_size=4, lr=1e-3), {})
+    pair = load_pair(parse_model_id(f"local-dir:{folder / 'pair'}"))
+    best = {"x": torch.ones(1)}
+    for step in (3, 6):
+        progress = Progress(step=step, best_step=step)
+        states.save(pair, progress, optimiser={"step/x": torch.ones(1)}, best=best)
+    names = {path.name for path in states.folder.iterdir()}
+    ours = {"state.json", "step-00000006", "best-00000006.safetensors"}
+    assert names == ours | {"a.jpg", "more", ".hidden"}
+    states.clear()
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+    assert {path.name for path in states.folder.iterdir()} == {"a.jpg", "more", ".hidden"}

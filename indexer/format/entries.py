@@ -145,6 +145,8 @@ class StandingEntry(Entry):
     low: Finite
     gate: Finite
     width: Amount
+    reach: Finite | None = None
+    reach_width: Amount | None = None
 
 
 class NeighboursEntry(Entry):

@@ -2,8 +2,8 @@
 
 A cosine means nothing by itself: its level depends on the model, on the kind of query and on the
 collection. So a version of an index keeps what queries without an answer look like here, and a hit
-is judged against that. For a query q of kind text or mixed, a hit of cosine s, the mean m of the
-target's live vectors and the mean b of the embedded background queries:
+is judged against that. For a query q of kind text or mixed, a hit of cosine s, the mean m of what
+the target's live vectors show and the mean b of the embedded background queries:
 
     excess   = (s - q.m - mean) / std      how far the hit stands out of this collection
     nonsense = (q.b - mean) / std          how much the query itself resembles the background
@@ -15,6 +15,12 @@ passing on its wording alone. For a query that is a picture t = s, and what coun
 collection's own pictures are to their nearest neighbours. In both cases
 
     relevance = 1 / (1 + exp((gate - t) / width))
+
+Sixty shots of one cat among ten other pictures would be most of a plain mean, and "a cat" would not
+stand out of it. So in m each row counts by 1 over how many rows are like it: what is shown often
+weighs as what is shown once (`mean_vector`). And where words reach a higher cosine than any
+background query does anywhere in the collection, they fit, whatever their standing: t = s is judged
+besides, with the gate at that highest cosine, and the better of the two relevances counts.
 
 One half is the gate: 95 of 100 background queries stay below it, and 80 of 100 that are a picture
 of the collection with background words added (a gate of 95 there would turn away 4 of 10 fitting
@@ -44,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.format.segment import HalfVectors
-from indexer.search.options import Target
+from indexer.search.options import NEAR_DUPLICATE, Target
 from indexer.search.reader import QueryKind
 from models.vectors import Vectors, unit_rows
 
@@ -57,6 +63,7 @@ MIN_ROWS: Final = 2
 MIN_NEIGHBOURS: Final = 8
 """Below this many pictures their nearest neighbours say little."""
 _SAMPLE: Final = 512
+_DENSITY_SAMPLE: Final = 256
 _ROWS_AT_ONCE: Final = 2048
 _TEXT_GATE: Final = 0.95
 _MIXED_GATE: Final = 0.80
@@ -66,12 +73,16 @@ _LOGIT_95: Final = float(np.log(19.0))
 # deviations of cosines below this are rounding, and would make everything stand out
 _LEAST_STD: Final = 1e-3
 _LEAST_WIDTH: Final = 0.1
-_LEAST_NEIGHBOUR_WIDTH: Final = 0.01
+_LEAST_COSINE_WIDTH: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How queries of words, alone or beside a picture, are judged; see the module."""
+    """How queries of words, alone or beside a picture, are judged; see the module.
+
+    `reach` is the highest cosine of a background query with anything here, and `reach_width` its
+    width; None in backgrounds that earlier releases measured, whose means are plain ones.
+    """
 
     excess_mean: float
     excess_std: float
@@ -80,6 +91,15 @@ class Standing:
     low: float
     gate: float
     width: float
+    reach: float | None = None
+    reach_width: float | None = None
+
+    def relevance(self, score_K: Floats, excess_K: Floats, nonsense: float) -> Floats:
+        """From s, s - q.m and q.b."""
+        found_K = _logistic((self.statistic(excess_K, nonsense) - self.gate) / self.width)
+        if self.reach is None or self.reach_width is None:
+            return found_K
+        return np.maximum(found_K, _logistic((score_K - self.reach) / self.reach_width))
 
     def statistic(self, excess_K: Floats, nonsense: float | Floats) -> Floats:
         """t from s - q.m and q.b."""
@@ -112,7 +132,7 @@ class Background:
 
     Attributes:
         queries_QD: float32 [Q, D], the embedded background queries.
-        mean_D: per target, the mean of its live vectors, float32 [D]; zeros where there are none.
+        mean_D: per target, `mean_vector` of its live vectors, float32 [D]; zeros without any.
         targets: per target, how its hits are judged.
     """
 
@@ -141,11 +161,11 @@ class Background:
         scores = np.asarray(scores_K, dtype=np.float64)
         if isinstance(scale, Standing):
             wide_D = np.asarray(query_D, dtype=np.float64)
-            nonsense = float(wide_D @ self.mean_query)
-            statistic_K = scale.statistic(scores - wide_D @ self.mean_D[target], nonsense)
+            excess_K = scores - wide_D @ self.mean_D[target]
+            found_K = scale.relevance(scores, excess_K, float(wide_D @ self.mean_query))
         else:
-            statistic_K = scores
-        found: list[float] = _logistic((statistic_K - scale.gate) / scale.width).tolist()
+            found_K = _logistic((scores - scale.gate) / scale.width)
+        found: list[float] = found_K.tolist()
         return found
 
 
@@ -154,7 +174,7 @@ def measure(
 ) -> Background:
     """The background of the live rows, from every one of them.
 
-    Reads all vectors once: about 2 N D (2 Q + S) floating-point operations.
+    Reads all vectors twice: about 2 N D (2 Q + 3 S / 2) floating-point operations.
     """
     sample_SD = _sample(images, queries_QD.shape[1])
     probes = _Probes(queries_QD.astype(np.float32), sample_SD)
@@ -170,12 +190,23 @@ def measure(
 
 
 def mean_vector(parts: Sequence[LiveRows], dim: int) -> tuple[Vectors, int]:
-    """`sum(live rows) / rows` -> (float32 [D], rows), summed in float64; zeros for no rows."""
-    total_D, rows = np.zeros(dim, dtype=np.float64), 0
+    """The mean of what the live rows show -> (float32 [D], rows); zeros for no rows.
+
+        sum(w[i] * row[i]) / sum(w),  w[i] = 1 / max(1, N / S * sum over s of max(0, cos(i, s))^2)
+
+    with S evenly spaced rows for all N: w is 1 over about how many rows are like row i.
+    """
+    sample_SD = _sample(parts, dim, _DENSITY_SAMPLE)
+    total_D, weights, rows = np.zeros(dim, dtype=np.float64), 0.0, 0
+    everything = sum(int(live_N.sum()) for _, live_N in parts)
     for block_ND in _blocks(parts):
-        total_D += block_ND.sum(axis=0, dtype=np.float64)
+        cosine_NS = np.maximum(block_ND @ sample_SD.T, 0.0)
+        alike_N = np.einsum("ns,ns->n", cosine_NS, cosine_NS, dtype=np.float64)
+        weight_N = 1.0 / np.maximum(alike_N * everything / len(sample_SD), 1.0)
+        total_D += weight_N @ block_ND
+        weights += float(weight_N.sum())
         rows += len(block_ND)
-    return (total_D / max(rows, 1)).astype(np.float32), rows
+    return (total_D / (weights or 1.0)).astype(np.float32), rows
 
 
 class _Probes:
@@ -228,10 +259,14 @@ def _target(
     mixed = None
     if enough and len(probes.mixed_QD):
         nonsense = probes.mixed_QD.astype(np.float64) @ probes.text_QD.mean(axis=0)
-        mixed = _standing(mixed_Q - probes.mixed_QD @ mean_D, nonsense, gate=_MIXED_GATE)
+        mixed = _standing(
+            mixed_Q, (probes.mixed_QD @ mean_D).astype(np.float64), nonsense, gate=_MIXED_GATE
+        )
     return TargetBackground(
         rows,
-        text=_standing(text_Q - probes.text_QD @ mean_D, nonsense_Q, gate=_TEXT_GATE),
+        text=_standing(
+            text_Q, (probes.text_QD @ mean_D).astype(np.float64), nonsense_Q, gate=_TEXT_GATE
+        ),
         mixed=mixed,
         image=_neighbours(image_S) if enough else None,
     )
@@ -243,7 +278,9 @@ def _nonsense_of_itself(text_QD: Vectors) -> Floats:
     return (with_itself_Q - 1.0) / max(len(text_QD) - 1, 1)
 
 
-def _standing(excess_Q: Floats, nonsense_Q: Floats, *, gate: float) -> Standing:
+def _standing(best_Q: Floats, level_Q: Floats, nonsense_Q: Floats, *, gate: float) -> Standing:
+    """From each query's highest cosine, its q.m and its q.b."""
+    excess_Q = best_Q - level_Q
     mean, std = float(excess_Q.mean()), max(float(excess_Q.std()), _LEAST_STD)
     ungated = Standing(
         excess_mean=mean,
@@ -256,26 +293,34 @@ def _standing(excess_Q: Floats, nonsense_Q: Floats, *, gate: float) -> Standing:
     )
     middle, top = np.quantile(ungated.statistic(excess_Q, nonsense_Q), [0.5, gate])
     width = max(float(top - middle) / _LOGIT_95, _LEAST_WIDTH)
+    usual = float(np.median(best_Q))
+    reach_width = max((float(best_Q.max()) - usual) / _LOGIT_95, _LEAST_COSINE_WIDTH)
     # where the background has no spread at all, beating it takes more than equalling it
-    return replace(ungated, gate=float(middle) + width * _LOGIT_95, width=width)
+    return replace(
+        ungated,
+        gate=float(middle) + width * _LOGIT_95,
+        width=width,
+        reach=usual + reach_width * _LOGIT_95,
+        reach_width=reach_width,
+    )
 
 
 def _neighbours(best_S: Floats) -> Neighbours:
     gate, middle = np.quantile(best_S, [_NEIGHBOUR_GATE, 0.5])
-    width = max(float(middle - gate) / _LOGIT_95, _LEAST_NEIGHBOUR_WIDTH)
+    width = max(float(middle - gate) / _LOGIT_95, _LEAST_COSINE_WIDTH)
     # in a collection of duplicates every neighbour is at 1, and a copy must still pass the gate
-    return Neighbours(gate=float(middle) - width * _LOGIT_95, width=width)
+    return Neighbours(gate=min(float(middle) - width * _LOGIT_95, NEAR_DUPLICATE), width=width)
 
 
-def _positions(rows: int) -> npt.NDArray[np.int64]:
-    """Evenly spaced positions of at most `_SAMPLE` rows."""
-    count = min(rows, _SAMPLE)
+def _positions(rows: int, most: int = _SAMPLE) -> npt.NDArray[np.int64]:
+    """Evenly spaced positions of at most so many rows."""
+    count = min(rows, most)
     return np.arange(count, dtype=np.int64) * rows // max(count, 1)
 
 
-def _sample(parts: Sequence[LiveRows], dim: int) -> Vectors:
+def _sample(parts: Sequence[LiveRows], dim: int, most: int = _SAMPLE) -> Vectors:
     rows = sum(int(live.sum()) for _, live in parts)
-    wanted = _positions(rows)
+    wanted = _positions(rows, most)
     found, first = [np.zeros((0, dim), dtype=np.float32)], 0
     for block_ND in _blocks(parts):
         inside = wanted[(wanted >= first) & (wanted < first + len(block_ND))] - first

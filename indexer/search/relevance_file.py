@@ -97,6 +97,9 @@ def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntr
     pairs = ((entry.images.rows, live.images), (entry.texts.rows, live.texts))
     if sum(then for then, _ in pairs) < _ALWAYS:
         return False
+    words = [target.text for target in (entry.images, entry.texts) if target.text is not None]
+    if any(standing.reach is None for standing in words):
+        return False  # measured by a release that judged words by their standing alone
     if any(abs(now - then) > _SHARE * then for then, now in pairs):
         return False
     measured, written = entry.file.partition(".")[0], {"image": 0, "text": 0}

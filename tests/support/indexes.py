@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from fakes import COLOURS, ColourEncoder, solid
 
 from indexer.ingest.build import BuildOptions, BuildReport, build_index
@@ -85,3 +88,11 @@ def rejects_of(path: Path) -> list[dict[str, str]]:
 def scratch(path: Path) -> Sequence[str]:
     """What is left in an index's scratch directory."""
     return sorted(entry.name for entry in (path / "scratch").iterdir())
+
+
+def mean_shown(rows: Iterable[npt.NDArray[Any]], dim: int) -> npt.NDArray[np.float64]:
+    """The loop behind `relevance.mean_vector` where every row is sampled, float64 [D]."""
+    stored = [np.asarray(row, dtype=np.float64) for row in rows]
+    weights = [1 / max(1.0, sum(max(0.0, float(a @ b)) ** 2 for b in stored)) for a in stored]
+    total = sum((w * a for w, a in zip(weights, stored, strict=True)), np.zeros(dim))
+    return total / (sum(weights) or 1.0)

@@ -15,7 +15,7 @@ from directions import DIM, WORDS, HashEncoder, direction, picture
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from indexes import build
+from indexes import build, mean_shown
 
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
@@ -102,7 +102,7 @@ class IndexHistory(RuleBasedStateMachine):
         assert stored.targets["images"].rows == len(self.images())
         assert stored.targets["texts"].rows == len(self.texts())
         for target, rows in (("images", self.images()), ("texts", self.texts())):
-            mean_D = np.mean(list(rows.values()), axis=0) if rows else np.zeros(DIM)
+            mean_D = mean_shown(rows.values(), DIM)
             np.testing.assert_allclose(stored.mean_D[target], mean_D, atol=1e-3)  # float16 rows
 
     def images(self) -> dict[str, Vectors]:

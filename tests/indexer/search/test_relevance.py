@@ -11,6 +11,7 @@ import pytest
 from fakes import COLOURS, ColourEncoder, solid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexes import mean_shown
 
 from indexer.search.background_queries import background_queries, list_id
 from indexer.search.relevance import (
@@ -56,11 +57,9 @@ def test_list_is_fixed_and_without_repeats() -> None:
 
 def test_mean_is_the_loop_over_live_rows() -> None:
     vectors = rows(25)
-    stored = [row for matrix, live in split(vectors) for row in matrix[live]]
-    expected = sum(row.astype(np.float64) for row in stored) / len(stored)
     found, count = mean_vector(split(vectors), DIM)
     assert count == 25
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(found, mean_shown(vectors.astype(np.float16), DIM), atol=1e-3)
     empty, none = mean_vector([], DIM)
     assert none == 0
     assert not empty.any()
@@ -70,7 +69,7 @@ def test_standing_is_the_loop() -> None:
     images, queries = rows(40, 1), rows(50, 2)
     stored = np.concatenate([matrix[live] for matrix, live in split(images)]).astype(np.float64)
     found = measure(queries, split(images), []).targets["images"]
-    mean = stored.mean(axis=0)
+    mean = mean_shown(stored, DIM)
     excess, nonsense = [], []
     for i, query in enumerate(queries.astype(np.float64)):
         excess.append(max(float(query @ row) for row in stored) - float(query @ mean))
@@ -90,10 +89,58 @@ def test_standing_is_the_loop() -> None:
     assert found.rows == 40
 
 
+def test_what_is_shown_often_weighs_as_what_is_shown_once() -> None:
+    twelve = rows(12, 11)
+    often = np.concatenate([twelve, np.repeat(twelve[:1], 600, axis=0)])
+    found, count = mean_vector(parts((often, [True] * 612)), DIM)
+    assert count == 612
+    once, _ = mean_vector(parts((twelve, [True] * 12)), DIM)
+    plain = often.mean(axis=0)
+    assert np.linalg.norm(found - once) < np.linalg.norm(plain - once) / 4
+
+
+def test_the_common_answer_fits_and_nonsense_does_not() -> None:
+    """Forty shots of one thing among ten others, and nothing but shots of one thing."""
+    dice = np.random.default_rng(12)
+    subject, *others = unit_rows(dice.normal(size=(11, 64)))
+    shots = unit_rows(subject + 0.03 * dice.normal(size=(40, 64)))
+    # words lie far from pictures, as those of a real pair do
+    queries = unit_rows(dice.normal(size=(200, 64)))
+    asked, nonsense = unit_rows(np.stack([0.6 * subject, 0 * subject]) + 0.1 * queries[:2])
+    queries = queries[2:]
+    for collection in (np.concatenate([shots, others]), shots):
+        background = measure(queries, parts((collection, [True] * len(collection))), [])
+        for query, fits in ((asked, True), (nonsense, False)):
+            best = float((collection @ query).max())
+            found = background.relevance(query, [best], kind="text", target="images")
+            assert found is not None
+            assert (found[0] > 0.5) is fits, (len(collection), best)
+
+
+def test_words_above_the_reach_of_every_background_query_fit() -> None:
+    queries, images = rows(200, 17), rows(30, 18)
+    background = measure(queries, parts((images, [True] * 30)), [])
+    standing = background.targets["images"].text
+    assert standing is not None
+    reach = float((images.astype(np.float16).astype(np.float32) @ queries.T).max())
+    assert standing.reach == pytest.approx(reach, abs=1e-3)
+    for query in queries[:50]:
+        [above] = background.relevance(query, [reach + 0.01], kind="text", target="images") or []
+        assert above > 0.5
+
+
+def test_a_near_duplicate_is_never_a_misfit() -> None:
+    same = unit_rows(rows(1, 20) + 1e-4 * np.random.default_rng(21).normal(size=(20, DIM)))
+    background = measure(rows(30, 22), parts((same, [True] * 20)), [])
+    found = background.relevance(same[0], [0.951, 0.94], kind="image", target="images")
+    assert found is not None
+    assert found[0] > 0.5 > found[1]
+
+
 def test_mixed_probes_leave_their_own_picture_out() -> None:
     images, queries = rows(12, 3), rows(30, 4)
     stored = images.astype(np.float16).astype(np.float64)
-    mean, middle = stored.mean(axis=0), queries.mean(axis=0)
+    mean, middle = mean_shown(stored, DIM), queries.mean(axis=0)
     excess, nonsense = [], []
     for i, query in enumerate(queries):
         own = i % len(stored)
@@ -205,6 +252,11 @@ def test_formula_by_hand() -> None:
     # excess (0.4 - 0.5 - 0.1) / 0.2 = -1, so 4 x (-1 + 1) = 0 is below -1 - 0.5 = -1.5: t = -1.5
     [found] = background.relevance(query, [0.4], kind="text", target="images") or []
     assert found == pytest.approx(1 / (1 + math.exp((2.0 + 1.5) / 0.5)), abs=1e-6)
+    # a cosine of 0.9 with nothing of the background above 0.8 counts by itself
+    reaching = replace(judged, text=replace(standing, reach=0.8, reach_width=0.1))
+    higher = replace(background, targets={**base.targets, "images": reaching})
+    [found] = higher.relevance(query, [0.9], kind="text", target="images") or []
+    assert found == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
     [found] = background.relevance(query, [0.85], kind="image", target="images") or []
     assert found == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
 

@@ -96,7 +96,7 @@ def test_what_is_shown_often_weighs_as_what_is_shown_once() -> None:
     assert count == 612
     once, _ = mean_vector(parts((twelve, [True] * 12)), DIM)
     plain = often.mean(axis=0)
-    assert np.linalg.norm(found - once) < np.linalg.norm(plain - once) / 4
+    assert np.linalg.norm(found - once) < np.linalg.norm(plain - once) / 3
 
 
 def test_the_common_answer_fits_and_nonsense_does_not() -> None:
@@ -164,7 +164,8 @@ def test_share_of_background_queries_above_the_gate() -> None:
     ]
     relevance = np.array([one[0] for one in best if one])
     assert (relevance > 0.5).mean() == pytest.approx(0.05, abs=0.02)
-    assert np.median(relevance) == pytest.approx(0.05, abs=0.02)
+    # the better of two relevances
+    assert np.median(relevance) == pytest.approx(0.06, abs=0.03)
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,9 +10,10 @@
     writer.attach_ann(chunks, entry)      optional
     writer.finish()                       every file durable; the directory may be renamed
 
-`Segment` has every file checked (`indexer.format.integrity`) before it uses a byte of it. Putting a
-finished directory in place is `indexer.store.commit`'s business. This knows nothing of versions,
-tombstones or search.
+`Segment` has every file checked (`indexer.format.integrity`) before it uses a byte of it. Versions
+share what they have in common: a segment that is open in this process, and whose files nobody has
+touched since, is opened once (`open_segments`). Putting a finished directory in place is
+`indexer.store.commit`'s business. This knows nothing of versions, tombstones or search.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -38,21 +41,38 @@ from indexer.format.entries import (
     Modality,
     SegmentEntry,
 )
-from indexer.format.integrity import Checked, open_checked
+from indexer.format.integrity import (
+    THREADS,
+    Checked,
+    Identity,
+    Recent,
+    Verify,
+    identity,
+    is_settled,
+    open_checked,
+)
 from indexer.format.items import ItemsReader, ItemsWriter, NewRow
 from indexer.format.manifest import HINT, SEGMENTS, unreadable
 from indexer.format.npy import check_npy, npy_header
 from models.errors import IndexCorruptError
 from models.vectors import Vectors
 
+_Key: TypeAlias = tuple[tuple[str, str, Identity], ...]
+"""Name, sha256 and identity of each file of a segment."""
 HalfVectors: TypeAlias = npt.NDArray[np.float16]
 """float16 [N, D]: unit rows as stored; each entry is off by at most 2**-11 of itself."""
 LENGTH_TOLERANCE: Final = 2e-3
 """How far a stored row's length may be from 1, its entries being off by so much."""
+_AT_ONCE: Final = 64
+"""So many segments' files are open while they are checked."""
+_COUNTED: Final = Recent[tuple[Identity, str, int], bool](65_536)
+"""(identity of a database, sha256, rows): it was looked through, and has so many."""
+_SHARING: Final = threading.Lock()
+_SHARED: Final[dict[_Key, Segment]] = {}
 
 
 class Segment:
-    """A verified segment, ready to read from any thread.
+    """A verified segment, ready to read from any thread; several versions may hold it.
 
     Attributes:
         entry: its manifest entry.
@@ -78,6 +98,8 @@ class Segment:
         self.name = f"{SEGMENTS}/{entry.id}"
         self.ann: io.FileIO | None = None
         self.ann_damage: IndexCorruptError | None = None
+        self._holders = 1
+        self._key: _Key | None = None
         if checked is not None:
             self._use(root, dim, checked)
             return
@@ -94,16 +116,25 @@ class Segment:
         try:
             # SQLite opens by name: make sure that it was the file whose bytes were summed
             _same_file(root, name, checked.files[name])
-            found = self.items.count()
-            if found != self.entry.rows:
-                why = f"it has {found} rows, the manifest says {self.entry.rows}"
-                raise IndexCorruptError(name, why, hint=HINT)
+            self._count(name, identity(os.fstat(checked.files[name].fileno())))
         except BaseException:
             self.items.close()
             raise
         name = f"{self.name}/{ANN_FILE}"
         self.ann = checked.take(name)
         self.ann_damage = checked.damage.get(name)
+
+    def _count(self, name: str, file: Identity) -> None:
+        """Make sure that the rows are there; SQLite has to walk through all of them."""
+        fact = file, self.entry.files[ITEMS_FILE].sha256, self.entry.rows
+        if _COUNTED.get(fact):
+            return
+        found = self.items.count()
+        if found != self.entry.rows:
+            why = f"it has {found} rows, the manifest says {self.entry.rows}"
+            raise IndexCorruptError(name, why, hint=HINT)
+        if is_settled(file, time.time_ns()):
+            _COUNTED.add(fact, value=True)
 
     def give_up_ann(self, why: str) -> None:
         """Do without `ann.faiss`, whose bytes are sound and whose content is not."""
@@ -113,10 +144,80 @@ class Segment:
             self.ann = None
 
     def close(self) -> None:
-        """Close the files; the mapping goes when its last array does."""
+        """Let go; the last to do so closes the files. The mapping goes when its last array does."""
+        with _SHARING:
+            self._holders -= 1
+            if self._holders:
+                return
+            if self._key is not None and _SHARED.get(self._key) is self:
+                del _SHARED[self._key]
         self.items.close()
         if self.ann is not None:
             self.ann.close()
+
+    def _offer(self, key: _Key | None) -> None:
+        """Let later versions have this segment, which was opened from these files."""
+        if key is not None and self.ann_damage is None:
+            with _SHARING:
+                if _SHARED.setdefault(key, self) is self:
+                    self._key = key
+
+    @staticmethod
+    def _open_already(key: _Key | None) -> Segment | None:
+        with _SHARING:
+            found = None if key is None else _SHARED.get(key)
+            if found is None or found.ann_damage is not None:
+                return None
+            found._holders += 1
+            return found
+
+
+def open_segments(
+    root: Path, entries: Sequence[SegmentEntry], dim: int, *, verify: Verify = "fast"
+) -> list[Segment]:
+    """Open segments, which the caller closes; a damaged `ann.faiss` is told, not raised.
+
+    With `fast`, one that is open in this process already is shared; with `full`, all are read.
+
+    Raises:
+        IndexCorruptError: a file is missing, damaged, or does not hold what its entry says.
+        StoreError: the operating system refused to open or read.
+    """
+    keys = [_key(root, entry) if verify == "fast" else None for entry in entries]
+    found = [Segment._open_already(key) for key in keys]
+    try:
+        missing = [at for at, one in enumerate(found) if one is None]
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
+            files = {k: file for at in some for k, file in segment_files(entries[at]).items()}
+            with open_checked(
+                root, files, verify=verify, tolerate=may_miss(files), threads=THREADS
+            ) as checked:
+                for at in some:
+                    same = _key(root, entries[at]) if keys[at] else None
+                    found[at] = opened = Segment(root, entries[at], dim, checked)
+                    # not if somebody wrote to a file, or replaced one, meanwhile
+                    opened._offer(keys[at] if same == keys[at] else None)
+    except BaseException:
+        for one in found:
+            if one is not None:
+                one.close()
+        raise
+    return [one for one in found if one is not None]
+
+
+def _key(root: Path, entry: SegmentEntry) -> _Key | None:
+    """What a segment's files are now; None where one is missing, or written to just now."""
+    now, parts = time.time_ns(), []
+    for name, file in segment_files(entry).items():
+        try:
+            seen = identity((root / name).lstat())
+        except OSError:
+            return None
+        if not is_settled(seen, now):
+            return None
+        parts.append((name, file.sha256, seen))
+    return tuple(parts)
 
 
 def segment_files(entry: SegmentEntry) -> dict[str, FileEntry]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.format.entries import SegmentEntry
-from indexer.format.integrity import THREADS, Verify, open_checked, verify_file
+from indexer.format.integrity import Verify, verify_file
 from indexer.format.manifest import (
     HINT,
     TOMBSTONES,
@@ -27,11 +27,8 @@ from indexer.format.manifest import (
     read_manifest,
 )
 from indexer.format.npy import check_npy, npy_header
-from indexer.format.segment import Segment, may_miss, segment_files
+from indexer.format.segment import Segment, open_segments
 from models.errors import IndexCorruptError
-
-_SEGMENTS_AT_ONCE: Final = 64
-"""So many segments' files are open while they are checked."""
 
 Pairs: TypeAlias = npt.NDArray[np.int64]
 """Tombstones, int64 [T, 2]: (position of a segment, row)."""
@@ -81,16 +78,8 @@ def open_version(
             root, lambda head: open_version(root, read_manifest(root, head), verify=verify)
         )
     pairs = read_tombstones(root, manifest, verify=verify)
-    opened: list[Segment] = []
+    opened = open_segments(root, manifest.segments, manifest.dim, verify=verify)
     try:
-        for start in range(0, len(manifest.segments), _SEGMENTS_AT_ONCE):
-            entries = manifest.segments[start : start + _SEGMENTS_AT_ONCE]
-            files = {name: file for entry in entries for name, file in segment_files(entry).items()}
-            with open_checked(
-                root, files, verify=verify, tolerate=may_miss(files), threads=THREADS
-            ) as checked:
-                for entry in entries:
-                    opened.append(Segment(root, entry, manifest.dim, checked))
         dead = dead_rows([segment.entry.rows for segment in opened], pairs)
         if count_live(manifest.segments, pairs) != manifest.live:
             why = "its counts do not match its segments and tombstones"
@@ -122,7 +111,8 @@ def read_tombstones(root: Path, manifest: Manifest, *, verify: Verify = "full") 
         raise IndexCorruptError(name, "it names a segment out of range", hint=HINT)
     if (row_T < 0).any() or (row_T >= rows[segment_T]).any():
         raise IndexCorruptError(name, "it names a row out of range", hint=HINT)
-    if not np.array_equal(pairs, np.unique(pairs, axis=0)):
+    step_T, down_T = np.diff(segment_T), np.diff(row_T)
+    if not ((step_T > 0) | ((step_T == 0) & (down_T > 0))).all():
         raise IndexCorruptError(name, "it is not sorted, or repeats a row", hint=HINT)
     return pairs
 
@@ -133,10 +123,11 @@ def encode_tombstones(pairs: Pairs) -> bytes:
 
 
 def dead_rows(rows: Iterable[int], pairs: Pairs) -> list[npt.NDArray[np.bool_]]:
-    """Tombstone pairs as one bool [N] mask per segment."""
+    """Tombstone pairs, sorted, as one bool [N] mask per segment."""
     masks = [np.zeros(count, dtype=np.bool_) for count in rows]
+    starts = np.searchsorted(pairs[:, 0], np.arange(len(masks) + 1))
     for position, mask in enumerate(masks):
-        mask[pairs[pairs[:, 0] == position, 1]] = True
+        mask[pairs[starts[position] : starts[position + 1], 1]] = True
     return masks
 
 

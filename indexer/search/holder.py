@@ -7,7 +7,8 @@
 
 Searching takes a lock for the time of one addition. A newer version is opened, verified and warmed
 beside the old one, which answers meanwhile, then one reference is swapped; the old version closes
-when its last reader leaves. It starts no thread: when to refresh is the caller's business.
+when its last reader leaves. Segments that both have stay open and are not read again. It starts no
+thread: when to refresh is the caller's business.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class SnapshotHolder(IndexHolder):
                     refused.error.file, refused.error.why, hint=refused.error.hint
                 )
             try:
-                fresh = self._open(head)
+                with self.use() as before:
+                    fresh = self._open(head, before)
             except IndexCorruptError as error:
                 self._refused = _Refused(head, error, time.monotonic() + _AGAIN_AFTER)
                 raise
@@ -161,8 +163,10 @@ class SnapshotHolder(IndexHolder):
             raise StoreError(f"{self.path} is no longer served", code="index-closed")
         return self._held
 
-    def _open(self, head: Head) -> _Held:
-        snapshot = open_snapshot(self.path, fingerprint=self._fingerprint, verify=self._verify)
+    def _open(self, head: Head, before: Snapshot | None = None) -> _Held:
+        snapshot = open_snapshot(
+            self.path, fingerprint=self._fingerprint, verify=self._verify, before=before
+        )
         try:
             if snapshot.version != head.version:  # committed since `head` was read
                 newest = read_head(self.path)

@@ -45,7 +45,7 @@ from models.encoder import Encoder, embed_each
 from models.errors import DiptychError, IndexCorruptError
 from models.vectors import Vectors
 
-_ALWAYS: Final = 65_536
+_ALWAYS: Final = 2048
 _SHARE: Final = 0.1
 _BATCH: Final = 64
 _FEWEST: Final = 32
@@ -80,7 +80,7 @@ def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Back
     parts: dict[Modality, list[LiveRows]] = {"image": [], "text": []}
     for entry, dead in zip(manifest.segments, masks, strict=True):
         name = f"{SEGMENTS}/{entry.id}/{VECTORS_FILE}"
-        with verify_file(root, name, entry.files[VECTORS_FILE]) as file:
+        with verify_file(root, name, entry.files[VECTORS_FILE], verify="fast") as file:
             vectors_ND = map_vectors(file, name, entry.rows, manifest.dim)
         parts[entry.modality].append((vectors_ND, ~dead))
     return measure(queries_QD, parts["image"], parts["text"])
@@ -90,7 +90,8 @@ def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntr
     """Whether the background of an earlier version may serve a version of these counts.
 
     Small indexes are measured at every commit. A large one is measured again once a tenth of it
-    changed, so that a long build spends a constant share of its time on it. Rows that replaced
+    changed, so that a long build spends a constant share of its time on it, and a put reads nothing
+    but what it touches. Rows that replaced
     others change no count, so those of segments written since it was measured count as well
     (a version's segments and background carry its number).
     """

@@ -142,8 +142,22 @@ class LiveSegment:
     ann: AnnScan | None = None
 
     @classmethod
-    def of(cls, segment: Segment, live_N: npt.NDArray[np.bool_]) -> LiveSegment:
-        """`live_N` tells which rows may be found; damage of the ANN structure is noted on it."""
+    def of(
+        cls,
+        segment: Segment,
+        live_N: npt.NDArray[np.bool_],
+        before: LiveSegment | None = None,
+    ) -> LiveSegment:
+        """`live_N` tells which rows may be found; damage of the ANN structure is noted on it.
+
+        `before` is the same segment in another version: its structures serve again.
+        """
+        if before is not None and before.segment is segment:
+            if np.array_equal(before.live_N, live_N):
+                return before
+            index = before.index.restricted(live_N)
+            ann = None if before.ann is None else before.ann.restricted(live_N, index)
+            return cls(segment, live_N, index, ann)
         index = ExactIndex(segment.vectors_ND, live_N)
         return cls(segment, live_N, index, structure_of(segment, live_N, index))
 

@@ -45,11 +45,13 @@ class Snapshot(IndexReader):
         searcher: what scans its segments, for who measures that.
     """
 
-    def __init__(self, version: OpenVersion) -> None:
+    def __init__(self, version: OpenVersion, before: Snapshot | None = None) -> None:
+        """`before` is of another version, whose parts serve again where they are the same."""
         self.opened = version
-        self._background: Background | None = read_background(version.root, version.manifest)
-        self._segments = [
-            LiveSegment.of(segment, ~dead)
+        self._background = _background(version, before)
+        known = {one.segment: one for one in before._segments} if before else {}
+        self._segments: list[LiveSegment] = [
+            LiveSegment.of(segment, ~dead, known.get(segment))
             for segment, dead in zip(version.segments, version.dead, strict=True)
         ]
         self.searcher = Searcher(version.manifest, self._segments)
@@ -198,8 +200,18 @@ class Snapshot(IndexReader):
         raise NotFoundError(f"no item {item_id!r} in this index")
 
 
+def _background(version: OpenVersion, before: Snapshot | None) -> Background | None:
+    if before is not None and before.opened.manifest.relevance == version.manifest.relevance:
+        return before._background
+    return read_background(version.root, version.manifest)
+
+
 def open_snapshot(
-    path: Path, *, fingerprint: Fingerprint | None, verify: Verify = "fast"
+    path: Path,
+    *,
+    fingerprint: Fingerprint | None,
+    verify: Verify = "fast",
+    before: Snapshot | None = None,
 ) -> Snapshot:
     """Verify and open the current version of an index.
 
@@ -210,6 +222,8 @@ def open_snapshot(
         fingerprint: that of the encoder whose queries will be searched; None opens without
             binding, for describing the index only.
         verify: `fast` finds every accident, `full` every change; see `indexer.format.integrity`.
+        before: a snapshot of another version, open until this returns; what both have in common is
+            not made again.
 
     Raises:
         IndexNotFoundError: no index at `path`.
@@ -217,16 +231,22 @@ def open_snapshot(
         EncoderMismatchError: the index was built with another encoder pair.
         StoreError: the operating system refused to read.
     """
-    return newest_version(path, lambda head: _open(path, head, fingerprint, verify))
+    return newest_version(path, lambda head: _open(path, head, fingerprint, verify, before))
 
 
-def _open(path: Path, head: Head, fingerprint: Fingerprint | None, verify: Verify) -> Snapshot:
+def _open(
+    path: Path,
+    head: Head,
+    fingerprint: Fingerprint | None,
+    verify: Verify,
+    before: Snapshot | None,
+) -> Snapshot:
     manifest = read_manifest(path, head)
     if fingerprint is not None:
         check_encoder(manifest.fingerprint, fingerprint)
     version = open_version(path, manifest, verify=verify)
     try:
-        return Snapshot(version)
+        return Snapshot(version, before)
     except BaseException:
         version.close()
         raise

@@ -12,11 +12,13 @@ was killed before it removed them.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from indexer.files.fs import Fs
+from indexer.format.integrity import Identity, Recent, identity, is_settled
 from indexer.format.manifest import (
     ERASED,
     MANIFESTS,
@@ -61,13 +63,16 @@ class _Known:
     purge: bool
 
 
+_NEEDS: Final = Recent[Identity, _Known](1024)
+"""What a manifest names, by what identifies its file: manifests are never changed."""
+
+
 class Sweeper:
-    """Remembers what each kept version needs, so that a long run reads every manifest once."""
+    """Removes; what each kept version needs is remembered, so that every manifest is read once."""
 
     def __init__(self, fs: Fs, root: Path) -> None:
         self._fs = fs
         self._root = root
-        self._known: dict[int, _Known] = {}
 
     def sweep(self, current: Manifest | None) -> None:
         """What a writer does first. `current` is None where nothing was ever committed.
@@ -95,10 +100,9 @@ class Sweeper:
         kept = numbers if keep is None else numbers[-keep:]
         needed: set[str] = set()
         for number in reversed(kept):
-            known = self._known.get(number) or self._read(number, current)
+            known = self._read(number, current)
             if known is None:
                 return  # an older version cannot be read: remove nothing that it may need
-            self._known[number] = known
             needed |= known.entries
             if known.purge:
                 kept = [one for one in kept if one >= number]
@@ -115,15 +119,24 @@ class Sweeper:
 
     def _remove_manifest(self, number: int) -> None:
         self._fs.remove(self._root / manifest_path(number))
-        self._known.pop(number, None)
 
     def _read(self, number: int, current: Manifest | None) -> _Known | None:
+        path = self._root / manifest_path(number)
+        try:
+            seen = identity(path.lstat())
+        except OSError:
+            return None
+        known = _NEEDS.get(seen)
+        if known is not None:
+            return known
         manifest = current if current is not None and current.version == number else None
         if manifest is None:
-            path = self._root / manifest_path(number)
             try:
                 manifest = parse_manifest(path.name, path.read_bytes())
             except (StoreError, OSError):
                 return None
         entries = frozenset("/".join(name.split("/")[:2]) for name in manifest.files())
-        return _Known(entries, purge=manifest.operation == "purge")
+        known = _Known(entries, purge=manifest.operation == "purge")
+        if is_settled(seen, time.time_ns()):
+            _NEEDS.add(seen, known)
+        return known

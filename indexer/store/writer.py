@@ -257,6 +257,10 @@ class IndexWriter:
     def _measure(self, base: Manifest, draft: Draft, new: Manifest) -> RelevanceEntry | None:
         """The background of a version whose segments and tombstones are in place."""
         old = base.relevance
+        queries = self._background[1] if self._background else old and old.queries
+        same = old is not None and old.queries == queries
+        if old is not None and same and still_good(old, new.live, new.segments):
+            return old  # the file of an earlier version serves unchanged
         if self._background is None:
             known = base if old is not None else self.manifest
             stored = read_background(self.root, known)
@@ -264,8 +268,6 @@ class IndexWriter:
                 return None
             self._background = stored.queries_QD, known.relevance.queries
         queries_QD, queries = self._background
-        if old is not None and old.queries == queries and still_good(old, new.live, new.segments):
-            return old  # the file of an earlier version serves unchanged
         background = measure_version(queries_QD, self.root, new)
         name, digest = draft.write_array(RELEVANCE, encode_background(background))
         return describe(background, name, digest, queries=queries)

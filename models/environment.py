@@ -1,4 +1,5 @@
-"""Reads and sets environment variables, for everybody: no other file does.
+"""Reads and sets environment variables, for everybody: no other file does. And lifts the limit of
+open files, which shells set for the programs of another time.
 
 Names we own start with `DIPTYCH_`; the others are conventions of the libraries underneath, read
 here only where our behaviour depends on them, and set only to keep those libraries from reporting
@@ -11,7 +12,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
+_MOST_FILES: Final = 65_536
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
@@ -83,3 +86,20 @@ def caches_in(folder: str) -> Iterator[None]:
         for name, value in given.items():
             if value is None:
                 os.environ.pop(name, None)
+
+
+def raise_file_limit() -> int:
+    """Lift the process's limit of open files as far as it may go; returns what it is now."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return _MOST_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > _MOST_FILES:
+        hard = _MOST_FILES
+    if soft != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+        soft = hard
+    return hard if soft == resource.RLIM_INFINITY else soft

@@ -39,6 +39,11 @@ BLOCK_BYTES: Final = 4 << 20
 """Files larger than this carry a checksum of every block of this many bytes."""
 _CHUNK: Final = 1 << 20
 _MARGIN: Final = 1.2
+_TOO_MANY: Final = frozenset({errno.EMFILE, errno.ENFILE})
+FEWER_FILES: Final = (
+    "too many files are open: raise the limit (ulimit -n), or let `diptych index optimize` merge "
+    "the index's segments, which it opens in turn"
+)
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -51,6 +56,8 @@ def storage_error(error: OSError, action: str, path: Path) -> StoreError:
             f"no space left: {detail}",
             hint="the previous version is intact; free some space and run the same command again",
         )
+    if error.errno in _TOO_MANY:
+        return StorageError(f"cannot {detail}", hint=FEWER_FILES)
     return StorageError(f"cannot {detail}")
 
 

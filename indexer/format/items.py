@@ -27,6 +27,7 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 import numpy.typing as npt
 
+from indexer.files.fs import FEWER_FILES
 from indexer.filters.declared import Field, Value
 from indexer.format.entries import ITEMS_FILE, Modality
 from indexer.format.field_table import FieldTableWriter
@@ -334,8 +335,7 @@ class ItemsReader:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN and self._path.exists():
                 raise StorageError(
                     f"cannot open {self._path}: {error}",
-                    hint="too many files may be open (ulimit -n); `diptych index optimize` makes "
-                    "them fewer",
+                    hint=FEWER_FILES,
                 ) from error
             raise IndexCorruptError(self._name, f"SQLite: {error}", hint=HINT) from error
 
@@ -404,7 +404,7 @@ class ItemsWriter:
         """Find rows by the words that another segment finds them by, without their texts.
 
         Args:
-            source: has words; open until `close`.
+            source: has words; open until `close`, unless it has fewer rows than `IN_TURN`.
             target_N: for each of its rows the row it is here, or -1 where it is not.
 
         Raises:

@@ -107,6 +107,8 @@ _SCHEMA: Final = (
 _MOST: Final = 255
 _LENGTH: Final = 65_535
 _BLOCK: Final = 1024
+IN_TURN: Final = 8192
+"""Words of a segment of fewer rows are read when they are taken, so that it need not stay open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class Postings:
 class WordTableWriter:
     """Fills the tables of a new `items.sqlite`; `finish` writes them.
 
-    Memory is about 9 bytes per term of a text added, next to nothing per term taken over.
+    Memory is about 9 bytes per term of a text added, next to nothing per term taken over from a
+    large segment.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -146,13 +149,19 @@ class WordTableWriter:
         """Take over what another table says of its rows.
 
         Args:
-            source: open until `finish`.
+            source: open until `finish`, unless it has fewer than `IN_TURN` rows.
             target_N: for each of its rows the row it becomes here, or -1.
         """
         moved_M = np.flatnonzero(target_N >= 0)
         lengths_M = source.word_lengths()[moved_M]
         for row, length in zip(target_N[moved_M].tolist(), lengths_M.tolist(), strict=True):
             self._set_length(row, length)
+        if len(target_N) < IN_TURN:
+            for term, postings in _moved(source, target_N):
+                if len(postings.rows_M):
+                    where = self._postings.setdefault(term, array("q"))
+                    where.frombytes((postings.rows_M << 8 | postings.counts_M).tobytes())
+            return
         for place, (known, before_N) in enumerate(self._taken):
             if known is source:  # taken piece by piece, it is still read once
                 self._taken[place] = source, np.maximum(before_N, target_N)

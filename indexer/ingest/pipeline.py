@@ -341,7 +341,7 @@ class Storage:
             copy_rows(segment, sorted(rows), target, self._writer.manifest.declared, moved=rows)
         self._writer.commit(
             [pending.images, pending.texts],
-            pending.dead,
+            self._writer.places(self._build.base.manifest, pending.dead),
             sources=self._origins,
             unerase=pending.unerase,
             operation=self._build.operation,

@@ -8,6 +8,8 @@
 
 A modality that is one segment without dead rows already is measured where it lies, and written anew
 only if its structure changes: what has nothing to gain stays as it is, however often it is tried.
+Of an index of very many segments the small ones are merged first, in a commit of their own.
+
 Rows added later are new segments, searched exactly beside it and merged in at the next run. Nothing
 is embedded, and content hashes are kept, so later builds still skip what they know. Memory is flat
 but for the structure being built.
@@ -16,6 +18,7 @@ but for the structure being built.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -153,11 +156,15 @@ def optimize(
     report = OptimizeReport()
     own_fs = fs or Fs()
     with IndexWriter(root, read_manifest(root).fingerprint, fs=own_fs) as writer:
+        before = Counter(entry.modality for entry in writer.manifest.segments)
+        merged = writer.merge_small()  # there may be more than can be open at once
         with open_version(root, writer.manifest, verify="full") as version:
             work = _Optimization(writer, version, options, own_fs, on_progress)
             fresh, drop = [], []
             for modality, target in (("image", report.images), ("text", report.texts)):
                 segment, replaced = work.merge(modality, target)  # type: ignore[arg-type]
+                if merged:
+                    target.merged, target.changed = before[modality], True  # type: ignore[index]
                 fresh += [segment] if segment else []
                 drop += replaced
             if drop:

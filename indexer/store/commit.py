@@ -183,7 +183,9 @@ def commit(
     """
     with Draft(fs, root, version) as draft:
         added = draft.add_segments(changes.segments)
-        buried = read_tombstones(root, base) if changes.tombstones is None else changes.tombstones
+        buried = changes.tombstones
+        if buried is None:
+            buried = read_tombstones(root, base, verify="fast")
         new, pairs = next_manifest(
             base, changes, added, buried, version=version, parent=parent, created=_now()
         )
@@ -316,5 +318,6 @@ def renumber(slots: Sequence[SegmentEntry | None], pairs: Pairs, drop: Collectio
     assert (pairs >= 0).all()
     assert (pairs[:, 1] < rows[pairs[:, 0]]).all()
     positions = np.cumsum(there) - 1
-    moved = np.stack([positions[pairs[:, 0]], pairs[:, 1]], axis=1)
-    return np.unique(moved.astype(np.int64), axis=0)
+    # as one number each: sorting pairs takes ten times as long
+    moved = np.unique(positions[pairs[:, 0]].astype(np.int64) << 32 | pairs[:, 1])
+    return np.stack([moved >> 32, moved & 0xFFFFFFFF], axis=1)

@@ -64,7 +64,8 @@ def copy_rows(
     """Append rows of one segment to a new one, words included.
 
     Args:
-        source: stays open until `target` is finished.
+        source: stays open until `target` is finished, unless it has fewer rows than
+            `indexer.format.word_table.IN_TURN`.
         rows: without repeats.
         moved: new `uri` and origin by row, where they changed.
         captions: texts of pictures by id, for a source of format 1, which has no words to copy;

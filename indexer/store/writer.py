@@ -15,10 +15,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from indexer.files.fs import Fs
 from indexer.files.lock import WriterLock
@@ -41,6 +44,7 @@ from indexer.format.manifest import (
     read_manifest,
 )
 from indexer.format.segment import SegmentWriter
+from indexer.format.version import dead_rows, read_tombstones
 from indexer.search.relevance_file import (
     describe,
     encode_background,
@@ -49,11 +53,13 @@ from indexer.search.relevance_file import (
     still_good,
 )
 from indexer.store.commit import Changes, Draft, commit, create_index
+from indexer.store.merge import MANY, Merged, merge
 from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
 from models.encoder import Fingerprint
 from models.errors import IndexNotFoundError, InputError, StoreError
 from models.vectors import Vectors
 
+_MERGING: Final = frozenset({"build", "add", "delete", "import"})
 _OURS: Final = frozenset({CURRENT, LOCK, *FOLDERS})
 
 
@@ -101,6 +107,7 @@ class IndexWriter:
         self._sweeper = Sweeper(self._fs, root)
         self._background: tuple[Vectors, str] | None = None
         self._open: list[SegmentWriter] = []
+        self._moved: dict[str, tuple[str, npt.NDArray[np.int64]]] = {}
         require_index_or_empty(root)
         self._fs.make_dir(root, exist_ok=True)
         self._lock = WriterLock(root / LOCK)
@@ -173,6 +180,8 @@ class IndexWriter:
     ) -> Manifest:
         """Commit the next version: the current one plus segments, minus rows and segments.
 
+        Small segments that are due are merged by the way, where rows come or go one by one.
+
         Args:
             segments: filled writers from `new_segment`; they, `dead`, `drop`, `sources` and
                 `operation` are as in `indexer.store.commit.Changes`.
@@ -191,8 +200,49 @@ class IndexWriter:
             base = base.model_copy(update={"relevance": None})
         changed = self.erasures.changed(erase=erase, unerase=unerase)
         erasures = None if changed == self.erasures else changed
-        changes = Changes(operation, segments, dead, drop, sources, erasures)
-        return self._commit(base, changes)
+        changes = Changes(operation, segments, list(dead), drop, sources, erasures)
+        if operation not in _MERGING:
+            return self._commit(base, changes)
+        return self._commit_merged(base, changes, self._merge(base, changes))
+
+    def merge_small(self) -> int:
+        """Merge all small segments of an index of many, opening them in turn -> how many are gone.
+
+        Raises:
+            IndexCorruptError: one is damaged; nothing was committed.
+            NoSpaceError, StoreError: as `commit`.
+        """
+        base = self.manifest
+        if len(base.segments) <= MANY:
+            return 0
+        changes = Changes("optimize")
+        merged = self._merge(base, changes, every=True)
+        if not merged.drop:
+            return 0
+        return len(base.segments) - len(self._commit_merged(base, changes, merged).segments)
+
+    def _commit_merged(self, base: Manifest, changes: Changes, merged: Merged) -> Manifest:
+        changes = dataclasses.replace(changes, segments=merged.writers, drop=merged.drop)
+        manifest = self._commit(base, changes)
+        self._moved |= merged.moved
+        return manifest
+
+    def places(
+        self, version: Manifest, rows: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """Rows of a version since this writer was opened -> where they are in the current one.
+
+        Commits merge small segments. Rows are (position of the segment, row); those that are not
+        there any more are left out.
+        """
+        positions = {entry.id: at for at, entry in enumerate(self.manifest.segments)}
+        for position, row in rows:
+            name = version.segments[position].id
+            while row >= 0 and name in self._moved:
+                name, target_N = self._moved[name]
+                row = int(target_N[row])
+            if row >= 0 and name in positions:
+                yield positions[name], row
 
     def restore(
         self,
@@ -221,6 +271,18 @@ class IndexWriter:
         self._sweeper.collect(self.manifest, keep=1)
         for name in FOLDERS:
             self._fs.sync_dir(self.root / name)
+
+    def _merge(self, base: Manifest, changes: Changes, *, every: bool = False) -> Merged:
+        """Small segments that are due, in the new ones of the changes."""
+        pairs = read_tombstones(self.root, base, verify="fast")
+        dead = dead_rows([one.rows for one in base.segments], pairs)
+        for position, row in changes.dead:
+            if position < len(dead):
+                dead[position][row] = True
+        for position in changes.drop:
+            dead[position][:] = True
+        new = functools.partial(self.new_segment, fields=base.declared)
+        return merge(self.root, base, dead, changes.segments, new, every=every)
 
     def _commit(self, base: Manifest, changes: Changes) -> Manifest:
         self.manifest, self._head = commit(

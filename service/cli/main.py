@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from models.environment import raise_file_limit
 from service.cli.exits import MEANINGS, run_and_exit
 
 # name -> (module:attribute, the line shown by --help)
@@ -85,6 +86,7 @@ def main() -> NoReturn:
     """Run the command line and exit with a documented code."""
     # unwinding instead of dying lets writers drop scratch files and release the lock
     signal.signal(signal.SIGTERM, _terminate)
+    raise_file_limit()  # an index has two files a segment, and the usual limit is 1,024
     run_and_exit(cli)
 
 

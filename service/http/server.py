@@ -20,6 +20,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from models.environment import raise_file_limit
 from service.http.middleware.prefix import BelievedProxies
 from service.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, protocol_class
 from service.http.requests.state import AppState
@@ -28,7 +29,6 @@ _LOG = logging.getLogger("diptych.service")
 
 # files, sockets of callers, an index's own: what is not a connection
 _OTHER_FILES: Final = 256
-_MOST_FILES: Final = 65_536
 # connections taken in one turn of the event loop: asyncio would take as many as may wait, and a
 # thousand that come at once would keep the answers to others waiting for a tenth of a second
 _ACCEPTED_AT_ONCE: Final = 16
@@ -51,23 +51,6 @@ class ServerSettings:
     unready_s: float = 0.5
     drain_s: float = 30.0
     proxies: str | None = None
-
-
-def raise_file_limit() -> int:
-    """Lift the process's limit of open files as far as it may go; returns what it is now."""
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return _MOST_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > _MOST_FILES:
-        hard = _MOST_FILES
-    if soft != resource.RLIM_INFINITY and soft < hard:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        )
-        soft = hard
-    return hard if soft == resource.RLIM_INFINITY else soft
 
 
 class Server(uvicorn.Server):

@@ -50,7 +50,7 @@ def test_the_layout_on_disk(index: Path) -> None:
     assert (manifest["version"], manifest["parent"]) == (2, 1)
     assert manifest["encoder"] == ColourEncoder().fingerprint.to_dict()
     assert manifest["live"] == {"images": 2, "texts": 0}
-    assert manifest["tombstones"]["count"] == 2
+    assert manifest["tombstones"]["count"] == 1  # the text went with its segment
     assert manifest["ann"] is None
     assert manifest["sources"] == [{"name": "list", "kind": "list"}]
     for segment in manifest["segments"]:

@@ -176,7 +176,9 @@ def test_a_purge_with_nothing_to_do_makes_no_version(index: Path) -> None:
 def test_everything_may_be_deleted_and_purged(index: Path) -> None:
     delete_items(index, [item(number).key for number in range(20)])
     report = purge(index)
-    assert (report.rows, report.segments, report.found) == (60, 6, [])
+    # they went with the commit that left no live row in them
+    assert (report.rows, report.segments, report.found) == (0, 0, [])
+    assert report.sought > 20
     assert list((index / "segments").iterdir()) == []
     build([item(99)], index)
     assert verify_index(index).ok

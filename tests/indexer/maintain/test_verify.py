@@ -27,7 +27,7 @@ Edit = Callable[[Path, dict[str, Any]], None]
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
     path = tmp_path / "x.index"
-    build([record("a", "red", "red"), record("b", "blue"), record("c", "green")], path)
+    build([record("a", "red", "red"), record("b", "blue", "blue"), record("c", "green")], path)
     build([record("a", "white"), record("d", "black")], path)
     return path
 

@@ -63,10 +63,9 @@ def fill(
                         row.get("label"), {}, DIGEST)  # fmt: skip
             values, _ = values_of(row, fields)
             part.add(vector_D[None], [NewRow(item.id, item, values=values)])
-        manifest = writer.commit(parts)
-        if dead:
-            assert len(manifest.segments) == min(segments, len(attributes))
-            writer.commit([], [where[number] for number in dead])
+        # in one commit: a second would merge segments as small as these
+        manifest = writer.commit(parts, [where[number] for number in dead])
+        assert len(manifest.segments) == min(segments, len(attributes))
 
 
 def brute_force(

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crashing import Disk, Event, PowerLossFs, Step, perform
@@ -30,6 +31,7 @@ from indexer.format.manifest import (
 )
 from indexer.store.commit import Draft
 from indexer.store.history import history
+from indexer.store.merge import Merged, merge
 from indexer.store.sweep import manifest_numbers
 from indexer.store.writer import IndexWriter
 from models.errors import IndexCorruptError, IndexNotFoundError, StoreError
@@ -196,13 +198,15 @@ def broken_promises(path: Path, version: int) -> list[str]:
 class Outage:
     """A history whose power can be cut after any event, and what may then be found."""
 
-    def __init__(self, tmp_path: Path, *, skip: int = -1, steps: list[Step] = HISTORY) -> None:
+    def __init__(
+        self, tmp_path: Path, *, skip: int = -1, steps: list[Step] = HISTORY, size: int = SIZE
+    ) -> None:
         self._tmp_path = tmp_path
         self._disk = tmp_path / "disk"
         shutil.rmtree(self._disk, ignore_errors=True)
         self._disk.mkdir()
         self.journal: list[Event] = []
-        self._model = Model(random.Random(0), SIZE)
+        self._model = Model(random.Random(0), size)
         fs = PowerLossFs(self.journal, skip)
         path = self._disk / "x.index"
         # per step: where its events end, the step, and what the index holds before and after
@@ -217,7 +221,7 @@ class Outage:
                 step = ["rollback", self._versions[1]]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(IndexWriter, "_commit", self._noting(IndexWriter._commit))
-                perform(path, step, ColourEncoder(), fs=fs, size=SIZE)
+                perform(path, step, ColourEncoder(), fs=fs, size=size)
             self._ends.append(len(self.journal))
             version = version_of(path)
             self._model.finish(step, version)
@@ -278,9 +282,9 @@ class Outage:
         return None
 
 
-def lose_power(states: int, seed: int) -> None:
+def lose_power(states: int, seed: int, *, steps: list[Step] = HISTORY, size: int = SIZE) -> None:
     with in_memory() as home:
-        outage = Outage(home)
+        outage = Outage(home, steps=steps, size=size)
         rng = random.Random(seed)
         points = len(outage.journal) + 1
         for number in range(max(states, points)):
@@ -293,6 +297,21 @@ def lose_power(states: int, seed: int) -> None:
 
 def test_power_loss_in_2000_states_of_a_history() -> None:
     lose_power(2000, seed=2)
+
+
+def test_power_loss_at_every_point_of_commits_that_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of twelve commits three rows each: every fourth takes in those before it."""
+    merges = []
+
+    def noting(*args: Any, **named: Any) -> Merged:
+        found = merge(*args, **named)
+        merges.append(len(found.moved))
+        return found
+
+    monkeypatch.setattr("indexer.store.writer.merge", noting)
+    steps: list[Step] = [["build", 1], ["delete", ["p02"]], ["build", 2], ["delete", ["p05"]]]
+    lose_power(0, seed=4, steps=steps, size=12)
+    assert max(merges) > 1
 
 
 @pytest.mark.slow

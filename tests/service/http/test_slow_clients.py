@@ -14,12 +14,13 @@ import pytest
 from services import build_colours, colour_engine
 from stalling import answer, connected, request, serving, until
 
+from models.environment import raise_file_limit
 from service.http import protocol
 from service.http.app import ServiceSettings, create_app
 from service.http.middleware.lanes import AdmissionLimits
 from service.http.middleware.limits import RequestLimits
 from service.http.protocol import ConnectionLimits
-from service.http.server import Server, ServerSettings, raise_file_limit
+from service.http.server import Server, ServerSettings
 from service.operations import metrics
 
 LIMITS = ConnectionLimits(head_s=0.4, write_s=0.4, linger_s=0.3, connections=300)

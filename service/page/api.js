@@ -74,19 +74,3 @@ export const labelSets = () => call("v1/label-sets");
 export const labelSet = (name) => call(setPath(name));
 export const saveLabelSet = (name, value) => call(setPath(name), json("PUT", value));
 export const deleteLabelSet = (name) => call(setPath(name), { method: "DELETE" });
-
-const encoded = new WeakMap();
-
-/** A picture's bytes as a data URI: as chosen, so that the service decodes what it was given. */
-export function dataUri(file) {
-  if (!encoded.has(file)) {
-    const reading = new Promise((resolve, reject) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(`data:application/octet-stream;base64,${reader.result.split(",", 2)[1] ?? ""}`);
-      reader.onerror = () => reject(new ServiceError({ code: "image-undecodable", status: 422 }));
-      reader.readAsDataURL(file);
-    });
-    encoded.set(file, reading);
-  }
-  return encoded.get(file);
-}

@@ -5,6 +5,7 @@ import { $, debounce, element, firstPicture, working } from "./dom.js";
 import { percent, remember, remembered, t } from "./i18n.js";
 import { chosenSet, leaveSet, setsAreServed, startLabelSets } from "./labelsets.js";
 import { notice } from "./notices.js";
+import { dataUri } from "./pictures.js";
 import { asked } from "./query.js";
 import { info } from "./served.js";
 
@@ -22,7 +23,7 @@ async function body() {
   const set = chosenSet();
   const explain = $("heat").checked && !$("heat-row").hidden;
   const own = { labels: labels(), multi_label: $("multi").checked, ...($("abstain").checked ? { abstain: true } : {}) };
-  return { images: [await api.dataUri(picture)], top_k: SHOWN, ...(set ? { label_set: set } : own), ...(explain ? { explain } : {}) };
+  return { images: [await dataUri(picture)], top_k: SHOWN, ...(set ? { label_set: set } : own), ...(explain ? { explain } : {}) };
 }
 
 async function run() {

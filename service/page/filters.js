@@ -149,7 +149,7 @@ async function draw({ again = false } = {}) {
   }
   const { fields } = await info(asked.index).catch(() => ({}));
   if ((asked.index ?? "") !== key) return;
-  const declared = (fields ?? []).filter((field) => field.present > 0 || asked.filters[field.name]);
+  const declared = (fields ?? []).filter((field) => field.present > 0 || field.texts > 0 || asked.filters[field.name]);
   const strangers = names.filter((name) => !declared.some((field) => field.name === name)).map(strange);
   drawn = [...declared, ...strangers].map(filter);
   shownFor = key;

@@ -1,14 +1,15 @@
 // What is asked: parts, target, filter and index, and how they are written into the address.
 // Knows neither how it is drawn nor who answers.
 
-import { dataUri } from "./api.js";
+import { dataUri, nameOfPicture, pictureNamed } from "./pictures.js";
 
 /**
  * A part is {kind: "text"|"id"|"image", value, less}: words, an item like which to search, or a
  * picture file; `less` takes it away. `words` is what is being typed and not yet a part. `hybrid`
- * searches by words too, `distinct` leaves out near-duplicates.
+ * searches by words too, `distinct` leaves out near-duplicates. `lost`: the address names a picture
+ * that this tab does not have.
  */
-export const asked = { parts: [], words: "", target: "images", filters: {}, index: null, hybrid: false, distinct: false };
+export const asked = { parts: [], words: "", target: "images", filters: {}, index: null, hybrid: false, distinct: false, lost: false };
 
 // taking a thing away whole would leave little of what was asked: half its weight
 const LESS = -0.5;
@@ -18,7 +19,8 @@ export const onAsked = (listener) => listeners.push(listener);
 
 /** Change what is asked; `typing` delays the search and `quiet` leaves the address alone. */
 export function change(changes, options = {}) {
-  Object.assign(asked, changes);
+  // whoever asks anew no longer asks with what was lost
+  Object.assign(asked, "parts" in changes ? { lost: false } : {}, changes);
   for (const listener of listeners) listener(options);
 }
 
@@ -85,11 +87,12 @@ export async function searchBody(offset, k) {
 
 // -- the address -------------------------------------------------------------------------------
 
-/** All but picture files, which no address can hold. */
+/** All that is asked; pictures by names that mean something to this tab only. */
 export function toAddress() {
   const address = new URLSearchParams();
   for (const { kind, value, less } of asked.parts) {
-    if (kind !== "image") address.append(kind === "id" ? (less ? "unlike" : "like") : less ? "less" : "with", value);
+    if (kind === "image") address.append(less ? "unseen" : "seen", nameOfPicture(value));
+    else address.append(kind === "id" ? (less ? "unlike" : "like") : less ? "less" : "with", value);
   }
   if (asked.words.trim()) address.set("q", asked.words);
   if (asked.target !== "images") address.set("target", asked.target);
@@ -100,16 +103,24 @@ export function toAddress() {
   return address;
 }
 
-const KINDS = { like: ["id", false], unlike: ["id", true], with: ["text", false], less: ["text", true] };
+const KINDS = {
+  like: ["id", false], unlike: ["id", true], with: ["text", false], less: ["text", true], seen: ["image", false], unseen: ["image", true],
+};
 
 export function fromAddress(address) {
   const parts = [];
+  let lost = false;
   for (const [name, value] of address) {
-    if (name in KINDS && value) parts.push({ kind: KINDS[name][0], value, less: KINDS[name][1] });
+    if (!(name in KINDS) || !value) continue;
+    const [kind, less] = KINDS[name];
+    const part = { kind, value: kind === "image" ? pictureNamed(value) : value, less };
+    if (part.value) parts.push(part);
+    else lost = true;
   }
   change(
     {
       parts,
+      lost,
       words: address.get("q") ?? "",
       target: address.get("target") === "texts" ? "texts" : "images",
       filters: readFilters(address.get("filter")),

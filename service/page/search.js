@@ -89,6 +89,7 @@ function describe() {
   if (!last) return;
   const parts = hits.length ? [t("found", number(hits.length), number(Math.round(last.took_ms)))] : [];
   if (last.truncated) parts.push(t("truncated"));
+  if (asked.lost) parts.push(t("lost"));
   $("status").textContent = parts.join(" · ");
   $("no-match").hidden = !(last.no_good_match === true && hits.length);
   if (hits.length) return;
@@ -115,7 +116,7 @@ function clear() {
   $("view-search").removeAttribute("aria-busy");
   $("results").replaceChildren();
   for (const id of ["notice", "no-match", "empty", "more", "end"]) $(id).hidden = true;
-  $("status").textContent = "";
+  $("status").textContent = asked.lost ? t("lost") : "";
 }
 
 function showSkeleton() {

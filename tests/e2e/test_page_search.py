@@ -6,10 +6,12 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.timeout(240)
 Visit = Callable[..., Any]
@@ -295,3 +297,59 @@ def test_words_too_and_no_near_duplicates(visit: Visit) -> None:
     assert page.is_checked("#distinct")
     settled(page, lambda: page.get_by_label("Words too").uncheck())
     assert "hybrid" not in page.url
+
+
+def sent_picture(request: Any) -> Image.Image:
+    query = json.loads(request.post_data)["query"]
+    part = next(one for one in (query if isinstance(query, list) else [query]) if "image" in one)
+    return Image.open(BytesIO(base64.b64decode(part["image"].split(",")[1])))
+
+
+def test_a_phones_picture_is_made_smaller_before_it_is_sent(
+    visit: Visit, photographs: Path, tmp_path: Path
+) -> None:
+    page = visit()
+    phone = tmp_path / "phone.jpg"
+    turned = Image.Exif()
+    turned[0x0112] = 6  # lies on its side
+    with Image.open(photographs / "coffee.png") as coffee:
+        large = coffee.convert("RGB").resize((8000, 6000)).rotate(90, expand=True)
+        large.save(phone, quality=60, exif=turned)
+    with page.expect_request("**/v1/search") as asked:
+        page.set_input_files("#picture", phone)
+    sent = sent_picture(asked.value)
+    assert (max(sent.size), sent.size[0] > sent.size[1]) == (1600, True)
+    first_is(page, "coffee")
+    # and a small one is sent as it is
+    with page.expect_request("**/v1/search") as asked:
+        drop(page, photographs / "chelsea.png")
+    encoded = json.loads(asked.value.post_data)["query"]["image"].split(",")[1]
+    assert base64.b64decode(encoded) == (photographs / "chelsea.png").read_bytes()
+
+
+def test_a_search_with_a_picture_is_gone_back_to_and_reloaded(
+    visit: Visit, photographs: Path
+) -> None:
+    page = visit("#search?q=a+cat")
+    first_is(page, "chelsea")
+    settled(page, lambda: drop(page, photographs / "coffee.png"))
+    first_is(page, "coffee")
+    found = ids(page)
+    page.reload()
+    first_is(page, "coffee")
+    assert ids(page) == found
+    assert page.input_value("#query") == "a cat"
+    page.locator(".part.pictured img").wait_for()
+    page.go_back()
+    first_is(page, "chelsea")
+    assert page.locator(".part.pictured").count() == 0
+    page.go_forward()
+    first_is(page, "coffee")
+    # the address means less in another tab, which says so
+    other = visit(page.url[page.url.index("#") :])
+    first_is(other, "chelsea")
+    assert "show it again" in other.inner_text("#status")
+    settled(other, lambda: other.fill("#query", "a cat on a bed"))
+    assert "show it again" in other.inner_text("#status")
+    settled(other, lambda: drop(other, photographs / "coffee.png"))
+    assert "show it again" not in other.inner_text("#status")

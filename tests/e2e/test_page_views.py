@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,40 @@ def test_the_index_view(visit: Visit) -> None:
     assert page.get_by_title(known["fingerprint"]).count() >= 1
     plain = page.locator(".index-card").nth(1).inner_text()
     assert "No field was declared." in plain
+
+
+def test_the_index_view_tells_what_was_measured_and_of_what(visit: Visit) -> None:
+    structure = {
+        "structure": "hnsw", "recipe": "HNSW32,SQ8", "effort": 4, "refine": 1, "latency_ms": 0.1,
+        "bytes_per_vector": 900.0, "kind": "texts",
+    }  # fmt: skip
+
+    def optimized(route: Any) -> None:
+        known = route.fetch().json()
+        known["structures"] = [
+            {**structure, "modality": "image", "rows": 30, "recall": 0.401, "queries": 200},
+            {**structure, "modality": "image", "rows": 5, "recall": 1.0, "queries": 0},
+        ]
+        known["degraded"] = ["segments/a/ann.faiss: its sum is wrong"]
+        known["fields"][0]["values"] = [
+            {"value": "both", "count": 2, "texts": 3}, {"value": "said", "count": 0, "texts": 1},
+        ]  # fmt: skip
+        route.fulfill(json=known)
+
+    page = visit()
+    page.route("**/v1/index?index=photos", optimized)
+    page.get_by_role("link", name="Index").click()
+    card = page.locator(".index-card").first
+    card.get_by_text("0.401, measured with 200 queries at effort 4 over 30 rows").wait_for()
+    text = card.inner_text()
+    assert "not measured" in text
+    assert "approximate (HNSW32,SQ8) over 35 rows, exact over 6" in text
+    captions = text.lower().split("recall@10: captions")[1]
+    assert "by construction" in captions.split("relevance")[0]
+    assert "search structures: 1" in text
+    chips = card.locator(".values").first.inner_text()
+    assert re.findall(r"both\s*2 pictures, 3 captions", chips)
+    assert re.findall(r"said\s*1 caption$", chips)
 
 
 def test_two_indexes_side_by_side(visit: Visit) -> None:

@@ -29,6 +29,7 @@ class FieldSummary(BaseModel):
     name: str
     type: Literal["int", "float", "str", "bool", "str[]", "date"]
     present: Annotated[int, Field(description="Pictures that have any value.")]
+    texts: Annotated[int, Field(description="Texts that have any value.")]
     distinct: Annotated[
         int | None, Field(description="How many values, of dates years; null for numbers.")
     ]
@@ -91,6 +92,7 @@ class IndexResponse(BaseModel):
                     "name": "category",
                     "type": "str",
                     "present": 550,
+                    "texts": 2200,
                     "distinct": 37,
                     "values": [{"value": "birds", "count": 31, "texts": 92}],
                     "min": None,
@@ -100,6 +102,7 @@ class IndexResponse(BaseModel):
                     "name": "year",
                     "type": "int",
                     "present": 240,
+                    "texts": 960,
                     "distinct": None,
                     "values": None,
                     "min": 1998,
@@ -242,6 +245,7 @@ def _summary(facet: Facet) -> FieldSummary:
         name=facet.name,
         type=facet.type,
         present=facet.images,
+        texts=facet.texts,
         distinct=facet.distinct,
         values=_values(facet.values),
         min=facet.low,

@@ -157,7 +157,8 @@ def test_the_index_lists_its_fields_and_their_values(client: TestClient) -> None
     fields = {field["name"]: field for field in client.get("/v1/index").json()["fields"]}
     assert list(fields) == ["year", "brand", "sale", "tags", "language"], "no item has a label"
     assert fields["year"] == {
-        "name": "year", "type": "int", "present": 4, "distinct": None, "values": None,
+        "name": "year", "type": "int", "present": 4, "texts": 3,
+        "distinct": None, "values": None,
         "min": 1999, "max": 2021,
     }  # fmt: skip
     assert fields["brand"]["values"] == [
@@ -169,7 +170,8 @@ def test_the_index_lists_its_fields_and_their_values(client: TestClient) -> None
         {"value": True, "count": 1, "texts": 1},
     ]
     assert fields["tags"] == {
-        "name": "tags", "type": "str[]", "present": 2, "distinct": 2, "min": None, "max": None,
+        "name": "tags", "type": "str[]", "present": 2, "texts": 1, "distinct": 2,
+        "min": None, "max": None,
         "values": [{"value": "car", "count": 2, "texts": 1},
                    {"value": "old", "count": 1, "texts": 1}],
     }  # fmt: skip
@@ -220,7 +222,7 @@ def test_what_is_no_date_is_refused_with_what_is(dated: TestClient) -> None:
 def test_years_and_months_are_listed(dated: TestClient) -> None:
     [field] = [one for one in dated.get("/v1/index").json()["fields"] if one["name"] == "taken"]
     assert field == {
-        "name": "taken", "type": "date", "present": 3, "distinct": 2,
+        "name": "taken", "type": "date", "present": 3, "texts": 2, "distinct": 2,
         "values": [{"value": "2024", "count": 2, "texts": 1},
                    {"value": "2023", "count": 1, "texts": 1}],
         "months": [{"value": "2024-05", "count": 2, "texts": 1},

@@ -204,8 +204,8 @@ class AddArguments:
 @click.command(
     epilog="\b\nExamples:\n"
     "  diptych index add ~/Pictures/2026 --index photos.index\n"
-    "  diptych index add new.jsonl --index shop.index --label-field category --json\n\n"
-    "\b\n  diptych index add 2019 2020 --index photos.index --prefix '{source}'\n\n"
+    "  diptych index add new.jsonl --index shop.index --label-field category --json\n"
+    "  diptych index add 2019 2020 --index photos.index --prefix '{source}'\n\n"
     "An item that the same SOURCE gave before is replaced if it changed. One whose id the index "
     "has from another is refused: --prefix gives it an id of its own, --replace takes it for that."
 )

@@ -217,9 +217,11 @@ class ItemsReader:
 
     def rows_of(self, record: str) -> list[int]:
         """Rows that came from a source record."""
-        return [
-            int(row) for (row,) in self._all("SELECT row FROM items WHERE record = ?", (record,))
-        ]
+        try:
+            rows = self._all("SELECT row FROM items WHERE record = ?", (record,))
+        except UnicodeEncodeError:  # a lone surrogate: no stored key can hold one
+            return []
+        return [int(row) for (row,) in rows]
 
     def records(self) -> Iterator[tuple[int, str, str, bytes]]:
         """(row, id, record, content hash) of every row, in row order."""

@@ -41,7 +41,7 @@ Shapes: N rows, D embedding, Q queries, S sampled pictures, K hits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -170,22 +170,31 @@ class Background:
 
 
 def measure(
-    queries_QD: Vectors, images: Sequence[LiveRows], texts: Sequence[LiveRows]
+    queries_QD: Vectors,
+    images: Sequence[LiveRows],
+    texts: Sequence[LiveRows],
+    known: Background | None = None,
+    stale: Collection[Target] = ("images", "texts"),
 ) -> Background:
     """The background of the live rows, from every one of them.
 
     Reads all vectors twice: about 2 N D (2 Q + 3 S / 2) floating-point operations.
+
+    Args:
+        known: of an earlier version, whose targets are kept but for those that are `stale`.
     """
     sample_SD = _sample(images, queries_QD.shape[1])
     probes = _Probes(queries_QD.astype(np.float32), sample_SD)
     mean_D: dict[Target, Vectors] = {}
     targets: dict[Target, TargetBackground] = {}
-    for target, parts in (("images", images), ("texts", texts)):
+    both: tuple[tuple[Target, Sequence[LiveRows]], ...] = (("images", images), ("texts", texts))
+    for target, parts in both:
+        if known is not None and target not in stale:
+            mean_D[target], targets[target] = known.mean_D[target], known.targets[target]
+            continue
         mean, rows = mean_vector(parts, queries_QD.shape[1])
-        mean_D[target] = mean  # type: ignore[index]
-        targets[target] = _target(  # type: ignore[index]
-            probes, parts, mean, rows, own=target == "images"
-        )
+        mean_D[target] = mean
+        targets[target] = _target(probes, parts, mean, rows, own=target == "images")
     return Background(probes.text_QD, mean_D, targets)
 
 

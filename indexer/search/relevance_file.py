@@ -10,7 +10,7 @@ and says when they must be measured again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ from indexer.format.npy import check_npy, npy_header
 from indexer.format.segment import map_vectors
 from indexer.format.version import dead_rows, read_tombstones
 from indexer.search.background_queries import background_queries
+from indexer.search.options import Target
 from indexer.search.relevance import (
     Background,
     LiveRows,
@@ -68,10 +69,17 @@ def embed_background(encoder: Encoder) -> Vectors | None:
     return np.stack(found) if len(found) >= _FEWEST else None
 
 
-def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Background:
+def measure_version(
+    queries_QD: Vectors,
+    root: Path,
+    manifest: Manifest,
+    known: Background | None = None,
+    stale: Collection[Target] = ("images", "texts"),
+) -> Background:
     """Measure the live rows of a version whose segments are in place.
 
-    Opens the vectors only: a commit has no need of the items.
+    Opens the vectors only: a commit has no need of the items. `known` and `stale` are as in
+    `indexer.search.relevance.measure`.
 
     Raises:
         IndexCorruptError: a file is missing or damaged.
@@ -83,34 +91,45 @@ def measure_version(queries_QD: Vectors, root: Path, manifest: Manifest) -> Back
         with verify_file(root, name, entry.files[VECTORS_FILE], verify="fast") as file:
             vectors_ND = map_vectors(file, name, entry.rows, manifest.dim)
         parts[entry.modality].append((vectors_ND, ~dead))
-    return measure(queries_QD, parts["image"], parts["text"])
+    return measure(queries_QD, parts["image"], parts["text"], known, stale)
 
 
-def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntry]) -> bool:
-    """Whether the background of an earlier version may serve a version of these counts.
+def stale_targets(
+    entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntry]
+) -> frozenset[Target]:
+    """Which targets of an earlier version's background a version of these counts measures again.
 
     Small indexes are measured at every commit. A large one is measured again once a tenth of it
     changed, so that a long build spends a constant share of its time on it, and a put reads nothing
-    but what it touches. Rows that replaced
-    others change no count, so those of segments written since it was measured count as well
-    (a version's segments and background carry its number).
+    but what it touches. Rows that replaced others change no count, so those of segments written
+    since it was measured count as well (a version's segments and background carry its number).
+    Where one target is a small part of the index it is measured alone: the first captions of a
+    million pictures are soon a tenth more than there were.
     """
-    pairs = ((entry.images.rows, live.images), (entry.texts.rows, live.texts))
-    if sum(then for then, _ in pairs) < _ALWAYS:
-        return False
-    words = [target.text for target in (entry.images, entry.texts) if target.text is not None]
-    if any(standing.reach is None for standing in words):
-        return False  # measured by a release that judged words by their standing alone
-    if any(abs(now - then) > _SHARE * then for then, now in pairs):
-        return False
-    measured, written = entry.file.partition(".")[0], {"image": 0, "text": 0}
+    written = {"image": 0, "text": 0}
+    measured = entry.file.partition(".")[0]
     for segment in segments:
         if segment.id.partition("-")[0] > measured:
             written[segment.modality] += segment.rows
-    return all(
-        written[modality] <= _SHARE * then
-        for modality, then in (("image", entry.images.rows), ("text", entry.texts.rows))
-    )
+    counts: dict[Target, tuple[int, int, int]] = {
+        "images": (entry.images.rows, live.images, written["image"]),
+        "texts": (entry.texts.rows, live.texts, written["text"]),
+    }
+    if sum(then for then, _, _ in counts.values()) < _ALWAYS:
+        return frozenset(counts)
+    stale = {
+        target
+        for target, (then, now, new) in counts.items()
+        if max(abs(now - then), new) > _SHARE * then
+    }
+    if sum(counts[target][1] for target in stale) <= _SHARE * (live.images + live.texts):
+        return frozenset(stale)
+    return frozenset(counts)
+
+
+def still_good(entry: RelevanceEntry, live: Live, segments: Sequence[SegmentEntry]) -> bool:
+    """Whether the background of an earlier version may serve a version of these counts."""
+    return not stale_targets(entry, live, segments)
 
 
 def encode_background(background: Background) -> bytes:

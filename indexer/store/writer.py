@@ -45,12 +45,13 @@ from indexer.format.manifest import (
 )
 from indexer.format.segment import SegmentWriter
 from indexer.format.version import dead_rows, read_tombstones
+from indexer.search.options import Target
 from indexer.search.relevance_file import (
     describe,
     encode_background,
     measure_version,
     read_background,
-    still_good,
+    stale_targets,
 )
 from indexer.store.commit import Changes, Draft, commit, create_index
 from indexer.store.merge import MANY, Merged, merge
@@ -320,17 +321,20 @@ class IndexWriter:
         """The background of a version whose segments and tombstones are in place."""
         old = base.relevance
         queries = self._background[1] if self._background else old and old.queries
-        same = old is not None and old.queries == queries
-        if old is not None and same and still_good(old, new.live, new.segments):
-            return old  # the file of an earlier version serves unchanged
+        stale: Collection[Target] = ("images", "texts")
+        if old is not None and old.queries == queries:
+            stale = stale_targets(old, new.live, new.segments)
+            if not stale:
+                return old  # the file of an earlier version serves unchanged
+        before = base if old is not None else self.manifest
+        stored = read_background(self.root, before)
         if self._background is None:
-            known = base if old is not None else self.manifest
-            stored = read_background(self.root, known)
-            if stored is None or known.relevance is None:
+            if stored is None or before.relevance is None:
                 return None
-            self._background = stored.queries_QD, known.relevance.queries
+            self._background = stored.queries_QD, before.relevance.queries
         queries_QD, queries = self._background
-        background = measure_version(queries_QD, self.root, new)
+        kept = stored if len(stale) == 1 else None
+        background = measure_version(queries_QD, self.root, new, kept, stale)
         name, digest = draft.write_array(RELEVANCE, encode_background(background))
         return describe(background, name, digest, queries=queries)
 

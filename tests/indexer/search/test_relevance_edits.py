@@ -75,3 +75,25 @@ def test_a_large_index_measures_again_when_many_rows_were_replaced(
     assert measured.file == "00000003.npy"
     assert measured.images.rows == kept.images.rows  # no count had changed
     assert_measured(path)
+
+
+def test_the_first_captions_of_many_pictures_are_measured_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.search.relevance_file._ALWAYS", 0)  # every index counts as large
+    path = tmp_path / "x.index"
+    colours = ("red", "green", "blue", "white")
+    build([record(f"{n}", colours[n % 4]) for n in range(100)], path, relevance=True)
+    first = read_background(path, read_manifest(path))
+    for number in range(4):
+        build([record(f"t{number}", None, f"{colours[number]} thing")], path)
+        manifest = read_manifest(path)
+        stored = read_background(path, manifest)
+        assert first is not None
+        assert stored is not None
+        fresh = measure_version(stored.queries_QD, path, manifest)
+        assert stored.targets == fresh.targets
+        np.testing.assert_array_equal(stored.mean_D["images"], first.mean_D["images"])
+        assert stored.targets["texts"].rows == number + 1
+        assert manifest.relevance is not None
+        assert manifest.relevance.file == f"{number + 2:08}.npy"

@@ -90,6 +90,27 @@ def retrieval_recall(
     }
 
 
+def first_alike(owner_M: Sequence[int], contents: Sequence[int]) -> list[int]:
+    """Owners of texts, with the first of equal pictures in the place of each of these.
+
+    Two rows of one picture would be each other's rivals for a text that fits both.
+
+    Args:
+        owner_M: the picture each text belongs to.
+        contents: a number for the bytes of each picture; empty where none are equal.
+
+    Example:
+        >>> first_alike([0, 1, 2, 3], [7, 8, 7, 9])
+        [0, 1, 0, 3]
+    """
+    if not len(contents):
+        return list(owner_M)
+    first: dict[int, int] = {}
+    for picture, content in enumerate(contents):
+        first.setdefault(content, picture)
+    return [first[contents[owner]] for owner in owner_M]
+
+
 def _mean_hits(
     query_QD: Scores,
     candidate_ND: Scores,

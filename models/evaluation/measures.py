@@ -15,6 +15,7 @@ from models.labels.class_head import ClassHead
 from models.labels.zeroshot import chances, class_logits, class_matrix
 from models.metrics import (
     expected_calibration_error,
+    first_alike,
     mean_per_class_recall,
     retrieval_recall,
     top_k_accuracy,
@@ -155,6 +156,7 @@ def evaluate_retrieval(encoder: Encoder, collected: Collected) -> dict[str, dict
     """Recall@1/5/10 both ways for each language of the captions.
 
     Every language is measured on its own captions against all pictures that have one in it.
+    Pictures of the same bytes are one, with the captions of all of them.
 
     Returns:
         {language: {`image_retrieval_recall@k`, `text_retrieval_recall@k`, `pictures`, `texts`}}
@@ -170,7 +172,8 @@ def evaluate_retrieval(encoder: Encoder, collected: Collected) -> dict[str, dict
         )
     results = {}
     for language in collected.languages():
-        texts, owners = collected.of_language(language)
+        texts, every = collected.of_language(language)
+        owners = first_alike(every, collected.contents)
         kept = sorted(set(owners))
         position = {owner: at for at, owner in enumerate(kept)}
         recall = retrieval_recall(

@@ -39,7 +39,8 @@ class Calibration:
 
     `*_before` and `*_after` are measured on pictures the temperature was not fitted on: in five
     folds, each is judged with the temperature fitted on the other four. `temperature` itself is
-    fitted on all. `chance_B` and `correct_B` are the top label's held-out probability after, and
+    fitted on all, or the one there was where the fitted ones were no better; both sides are then
+    the same. `chance_B` and `correct_B` are the top label's held-out probability after, and
     whether it was right; `before_B` is its probability before. Of labels judged one by one, the
     three hold every picture with every label, [B * C], and `offset` is not None.
     """
@@ -129,12 +130,16 @@ def fit_temperature(logits_BC: Logits, target_B: Sequence[int]) -> float:
     return float(np.clip(1.0 / np.sqrt(low * high), MIN_TEMPERATURE, MAX_TEMPERATURE))
 
 
-def calibrate(logits_BC: Logits, target_B: Sequence[int]) -> Calibration:
+def calibrate(logits_BC: Logits, target_B: Sequence[int], *, current: float = 1.0) -> Calibration:
     """Fit the temperature and measure honestly what it is worth.
+
+    Where pictures that it was not fitted on are told worse with it than with the current one, the
+    current one stays.
 
     Args:
         logits_BC: at temperature 1.
         target_B: the right class of each picture.
+        current: the temperature in use.
 
     Raises:
         InvalidLabelsError: fewer than ten labelled pictures.
@@ -148,12 +153,16 @@ def calibrate(logits_BC: Logits, target_B: Sequence[int]) -> Calibration:
         held_out_BC[inside] = z_BC[inside] / fit_temperature(
             z_BC[~inside], target[~inside].tolist()
         )
-    before_BC, after_BC = chances(z_BC), chances(held_out_BC)
+    temperature = fit_temperature(z_BC, target_B)
+    before_BC, after_BC = chances(z_BC / current), chances(held_out_BC)
+    nll_before = negative_log_likelihood(z_BC / current, target_B)
+    if negative_log_likelihood(held_out_BC, target_B) >= nll_before:
+        temperature, held_out_BC, after_BC = current, z_BC / current, before_BC
     return Calibration(
-        temperature=fit_temperature(z_BC, target_B),
+        temperature=temperature,
         pictures=len(z_BC),
         accuracy=top_k_accuracy(z_BC, target_B, 1),
-        nll_before=negative_log_likelihood(z_BC, target_B),
+        nll_before=nll_before,
         nll_after=negative_log_likelihood(held_out_BC, target_B),
         ece_before=expected_calibration_error(before_BC, target_B),
         ece_after=expected_calibration_error(after_BC, target_B),
@@ -163,7 +172,9 @@ def calibrate(logits_BC: Logits, target_B: Sequence[int]) -> Calibration:
     )
 
 
-def calibrate_each(margin_BC: Logits, target_B: Sequence[int]) -> Calibration:
+def calibrate_each(
+    margin_BC: Logits, target_B: Sequence[int], *, current: tuple[float, float] = (1.0, 0.0)
+) -> Calibration:
     """`calibrate` for labels that are judged one by one: a temperature and an offset.
 
     Every picture counts once for each label: true of its own, untrue of all others.
@@ -171,6 +182,7 @@ def calibrate_each(margin_BC: Logits, target_B: Sequence[int]) -> Calibration:
     Args:
         margin_BC: logits above the zero of each picture, at temperature 1 and offset 0.
         target_B: the right class of each picture.
+        current: the temperature and the offset in use.
 
     Raises:
         InvalidLabelsError: fewer than ten labelled pictures.
@@ -185,7 +197,10 @@ def calibrate_each(margin_BC: Logits, target_B: Sequence[int]) -> Calibration:
         temperature, offset = fit_offset(m_BC[~inside], true_BC[~inside])
         held_out_BC[inside] = (m_BC[inside] - offset) / temperature
     temperature, offset = fit_offset(m_BC, true_BC)
-    before, after, true = m_BC.ravel(), held_out_BC.ravel(), true_BC.ravel()
+    before, after = ((m_BC - current[1]) / current[0]).ravel(), held_out_BC.ravel()
+    true = true_BC.ravel()
+    if _binary_loss(after, true) >= _binary_loss(before, true):
+        (temperature, offset), after = current, before
     before_B, chance_B = np.exp(-np.logaddexp(0.0, -before)), np.exp(-np.logaddexp(0.0, -after))
     return Calibration(
         temperature=temperature,

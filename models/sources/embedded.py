@@ -19,6 +19,7 @@ from PIL.Image import Image
 from models.encoder import Encoder, PreparedImage
 from models.errors import ImageError
 from models.images.decode import decode_image
+from models.sources.fields import group_of
 from models.sources.records import Record, Reject, Row, Source
 from models.vectors import Vectors
 
@@ -73,6 +74,8 @@ class Collected:
     captions: list[tuple[int, str, str]] = field(default_factory=list)
     """(picture, language, text)"""
     labels: list[str | None] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
+    """A number for the bytes of each picture (see `group_of`); empty where nobody knows."""
     rejects: list[Reject] = field(default_factory=list)
 
     def languages(self) -> list[str]:
@@ -109,7 +112,9 @@ def collect(
                 if picture is None:
                     continue
                 owner = len(collected.labels)
+                assert record.image is not None
                 collected.labels.append(record.label)
+                collected.contents.append(group_of(record.image))
                 collected.captions += [
                     (owner, language, text)
                     for language, texts in record.texts.items()

@@ -209,15 +209,18 @@ def is_held_out(key: str, one_in: int) -> bool:
 class HoldOut(SourceWrapper):
     """A source restricted to its held-out records, or to all others. Rejects pass through.
 
-    One record in N is held out, chosen by a hash of its key: the same in every run, on every
-    machine, whatever the order or the rest of the source. Training leaves these out, evaluation
-    takes only them.
+    One record in N is held out, chosen by a hash of its key, or of its picture's bytes: the same in
+    every run, on every machine, whatever the order or the rest of the source. Training leaves
+    these out, evaluation takes only them.
     """
 
-    def __init__(self, source: Source, one_in: int, *, held_out: bool) -> None:
+    def __init__(
+        self, source: Source, one_in: int, *, held_out: bool, by_picture: bool = False
+    ) -> None:
         super().__init__(source)
         self._one_in = one_in
         self._held_out = held_out
+        self._by_picture = by_picture
 
     def count(self) -> int | None:
         total = self.source.count()
@@ -228,11 +231,14 @@ class HoldOut(SourceWrapper):
 
     def __iter__(self) -> Iterator[Row]:
         for row in self.source:
-            wanted = (
-                not isinstance(row, Record) or is_held_out(row.key, self._one_in) == self._held_out
-            )
-            if wanted:
+            if not isinstance(row, Record) or self._holds(row) == self._held_out:
                 yield row
+
+    def _holds(self, record: Record) -> bool:
+        name = record.key
+        if self._by_picture and record.image is not None:
+            name = hashlib.sha256(record.image).hexdigest()
+        return is_held_out(name, self._one_in)
 
 
 class Prefixed(SourceWrapper):

@@ -249,11 +249,19 @@ class Tuned:
 def labelled(collected: Collected) -> tuple[Vectors, npt.NDArray[np.int64], list[str]]:
     """(rows of pictures with a label, the position of each label, the labels in order)
 
+    A picture that comes again with the same label is left out: what is chosen on a part that is
+    held back must not have been learned from its twin.
+
     Raises:
         SourceError: fewer than two labels.
         InvalidLabelsError: a label that cannot be one (see `models.labels.prompts`).
     """
-    at = [number for number, label in enumerate(collected.labels) if label is not None]
+    contents = collected.contents or range(len(collected.labels))
+    first: dict[tuple[int, str], int] = {}
+    for number, (content, label) in enumerate(zip(contents, collected.labels, strict=True)):
+        if label is not None:
+            first.setdefault((content, label), number)
+    at = list(first.values())
     found = [str(collected.labels[number]).strip() for number in at]
     labels = sorted(set(found))
     if len(labels) < 2:

@@ -11,18 +11,23 @@ every rank takes its own run of places. Decodes nothing, and knows no models.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import Final, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from models.errors import SourceError
 from models.labels.prompts import DEFAULT_TEMPLATES, build_prompts
 from models.sources.fields import group_of, said
-from models.sources.records import Record, Row, Source, SourceWrapper, is_held_out
+from models.sources.records import Record, Row, Source, SourceWrapper
 
 Kind: TypeAlias = Literal["main", "extra", "class"]
+Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +242,10 @@ def _take(held: list[Record], dice: Random) -> Record:
 LADDER: Final = (10, 100, 1_000, 10_000)
 """One record in so many may be held back for validation; which of these is decided by the count."""
 FEWEST_TO_HOLD: Final = 100
+FEWEST_HELD: Final = 10
+"""Fewer tell nothing."""
+_SCATTERING: Final = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number whose multiples, modulo 2 ** 64, are all over the place."""
 _MOST_HELD: Final = 1_000
 
 
@@ -255,19 +264,34 @@ class Surveyed(SourceWrapper):
 
     Attributes:
         source: what is read, for whoever wants it without the counting.
-        pairs: usable records.
-        held: of these, how many each rung of the ladder would hold back.
     """
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.pairs = 0
-        self.held = dict.fromkeys(LADDER, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pictures = array("q")
+        self._captions = array("q")
+        self._counts = array("q")
         self._digest = hashlib.sha256()
 
     @property
+    def pairs(self) -> int:
+        """Usable records."""
+        return len(self._pictures)
+
+    def contents(self) -> tuple[Numbers, Numbers, Numbers]:
+        """(each pair's picture [N], captions [M], the pair each of these belongs to [M])."""
+        pictures, captions, counts = (
+            np.frombuffer(numbers, dtype=np.int64) if numbers else np.zeros(0, np.int64)
+            for numbers in (self._pictures, self._captions, self._counts)
+        )
+        return pictures, captions, np.repeat(np.arange(len(counts)), counts)
+
+    @property
     def digest(self) -> str:
-        """Of keys, captions and sizes of pictures, in order: other data, another digest."""
+        """Of keys, captions and pictures, in order: other data, another digest."""
         return self._digest.hexdigest()[:32]
 
     def parts(self) -> list[Source]:
@@ -275,16 +299,15 @@ class Surveyed(SourceWrapper):
         return self.source.parts()
 
     def __iter__(self) -> Iterator[Row]:
-        self.pairs = 0
-        self.held = dict.fromkeys(LADDER, 0)
-        self._digest = hashlib.sha256()
+        self._begin()
         for row in self.source:
             if isinstance(row, Record) and usable(row):
-                self.pairs += 1
-                for one_in in LADDER:
-                    self.held[one_in] += is_held_out(row.key, one_in)
-                size = len(row.image or b"")
-                described = f"{row.key}\0{size}\0{sorted(row.texts.items())}\n"
+                assert row.image is not None
+                picture, captions = group_of(row.image), _said_in(row)
+                self._pictures.append(picture)
+                self._captions.extend(captions)
+                self._counts.append(len(captions))
+                described = f"{row.key}\0{picture}\0{sorted(row.texts.items())}\n"
                 self._digest.update(described.encode("utf-8", "surrogatepass"))
             yield row
 
@@ -301,3 +324,115 @@ def one_in_for(pairs: int) -> int | None:
     if pairs < FEWEST_TO_HOLD:
         return None
     return next((rung for rung in LADDER if pairs // rung <= _MOST_HELD), LADDER[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held back for validation, and so is left out of whatever is trained on.
+
+    Attributes:
+        pictures: numbers of pictures (`group_of`).
+        captions: what is said of these (`said`).
+    """
+
+    pictures: frozenset[int] = frozenset()
+    captions: frozenset[int] = frozenset()
+
+    def holds(self, kind: Kind, record: Record) -> bool:
+        """Whether training must not see a pair. The name of a class says little of one picture."""
+        assert record.image is not None
+        return group_of(record.image) in self.pictures or (
+            kind != "class" and not self.captions.isdisjoint(_said_in(record))
+        )
+
+    def count(self, kind: Kind, surveyed: Surveyed) -> int:
+        """How many pairs of a source it holds."""
+        pictures_N, captions_M, owner_M = surveyed.contents()
+        held_N = np.isin(pictures_N, list(self.pictures))
+        if kind != "class":
+            held_N[owner_M[np.isin(captions_M, list(self.captions))]] = True
+        return int(held_N.sum())
+
+
+class Apart(SourceWrapper):
+    """The pairs of a source that are held back, or all others. Rejects pass through."""
+
+    def __init__(self, source: Source, kind: Kind, held: Held, *, held_out: bool) -> None:
+        super().__init__(source)
+        self._kind: Kind = kind
+        self._held = held
+        self._held_out = held_out
+
+    def count(self) -> int | None:
+        return None
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.source:
+            pair = isinstance(row, Record) and usable(row)
+            if not pair or self._held.holds(self._kind, row) == self._held_out:  # type: ignore[arg-type]
+                yield row
+
+
+def hold_back(main: Sequence[Surveyed], one_in: int) -> Held:
+    """About one pair in `one_in`, none of which shares a picture or a caption with the others.
+
+    Pairs that share one, or are joined by others that do, stay together. Which of these groups are
+    held is a matter of a hash of their pictures, so that it is the same in every run and on every
+    rank; one that alone is more than what is wanted is not held, so that where nearly all share a
+    caption, nothing may be.
+    """
+    parts = [source.contents() for source in main]
+    pictures_N = np.concatenate([pictures for pictures, _, _ in parts])
+    captions_M = np.concatenate([captions for _, captions, _ in parts])
+    begins = np.cumsum([0, *(len(pictures) for pictures, _, _ in parts)])
+    owner_M = np.concatenate(
+        [owner + begin for (_, _, owner), begin in zip(parts, begins, strict=False)]
+    )
+    unique_P, picture_N = np.unique(pictures_N, return_inverse=True)
+    unique_C, caption_M = np.unique(captions_M, return_inverse=True)
+    group_P = joined(picture_N[owner_M], len(unique_P) + caption_M, len(unique_P) + len(unique_C))
+    group_N = group_P[picture_N]
+    names, sizes = np.unique(group_N, return_counts=True)
+    # a group is named by its smallest picture: by nothing that depends on the order of the data
+    smallest = np.full(len(group_P), np.iinfo(np.int64).max)
+    np.minimum.at(smallest, group_N, pictures_N)
+    order = np.argsort(smallest[names].astype(np.uint64) * _SCATTERING, kind="stable")
+    wanted, taken = len(pictures_N) // one_in, 0
+    chosen = []
+    for at in order:
+        if taken + sizes[at] <= wanted:
+            taken += int(sizes[at])
+            chosen.append(names[at])
+    if taken < min(FEWEST_HELD, wanted):
+        return Held()
+    held_N = np.isin(group_N, chosen)
+    return Held(
+        frozenset(pictures_N[held_N].tolist()), frozenset(captions_M[held_N[owner_M]].tolist())
+    )
+
+
+def joined(one_E: Numbers, other_E: Numbers, count: int) -> Numbers:
+    """Connected components: nodes 0 ... count - 1, edges between `one` and `other`.
+
+    Returns:
+        [count] the smallest node that each is joined to.
+
+    Example:
+        >>> joined(np.array([0, 1, 4]), np.array([3, 3, 4]), 5).tolist()
+        [0, 0, 2, 0, 4]
+    """
+    root = np.arange(count)
+    while True:
+        lower = np.minimum(root[one_E], root[other_E])
+        found = root.copy()
+        for side_E in (root[one_E], root[other_E], one_E, other_E):
+            np.minimum.at(found, side_E, lower)
+        while not np.array_equal(shorter := found[found], found):
+            found = shorter
+        if np.array_equal(found, root):
+            return found
+        root = found
+
+
+def _said_in(record: Record) -> list[int]:
+    return [said(text) for texts in record.texts.values() for text in texts]

@@ -33,6 +33,7 @@ from models.encoders.open_clip.text_tower import TextTower, text_tower
 from models.encoders.open_clip.tokens import TextPreparer
 from models.errors import ModelError, SourceError
 from models.sources.embedded import Ready, prepare_rows
+from models.sources.fields import group_of
 from models.sources.records import Reject, Source
 from models.training.config import TrainConfig
 from models.training.data import Mix, Shuffled, Stream, usable
@@ -373,6 +374,7 @@ class StreamedValidation:
         self._transform: Any = transform(pair.preprocess_cfg)
         self._kept: list[PreparedImage] | None = []
         self._captions: list[tuple[int, str, PreparedText]] = []
+        self._contents: list[int] = []
         self.rejects: list[Reject] = []
         self.pictures = 0
         size = 0
@@ -399,7 +401,7 @@ class StreamedValidation:
                 language: self._texts(language)
                 for language in sorted({language for _, language, _ in self._captions})
             }
-        return recall_of(image_ND, texts)
+        return recall_of(image_ND, texts, contents=self._contents)
 
     def _texts(self, language: str) -> tuple[Vectors, list[int]]:
         rows = [(owner, text) for owner, tag, text in self._captions if tag == language]
@@ -424,6 +426,8 @@ class StreamedValidation:
                 yield picture
 
     def _note(self, owner: int, ready: Ready) -> None:
+        assert ready[0].image is not None
+        self._contents.append(group_of(ready[0].image))
         for language, texts in ready[0].texts.items():
             for text in texts:
                 self._captions.append((owner, language, self._pair.tokenizer(text)))

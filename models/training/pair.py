@@ -22,9 +22,9 @@ from models.devices import resolve_precision
 from models.encoder import PreparedText
 from models.encoders.base.model_id import STARTER
 from models.errors import SourceError
-from models.sources.records import HoldOut, Reject, Source
+from models.sources.records import Reject, Source
 from models.training.config import TrainConfig
-from models.training.data import Kind, Surveyed
+from models.training.data import Apart, Held, Kind, Surveyed, hold_back
 from models.training.distributed import World
 from models.training.losses import InfoNCEObjective, Objective, SigmoidObjective
 from models.training.record import Recall, Step
@@ -77,22 +77,28 @@ def feeds_of(
 
     Args:
         kinds: sources that were read once, and so counted.
-        one_in: hold one main record of so many back; None holds back none.
+        one_in: hold about one main record of so many back, with all that share a picture or a
+            caption with it (see `models.training.data.hold_back`): no pair of any kind that does
+            is trained on. None holds back none.
     """
+    main = [source for kind, surveyed in kinds if kind == "main" for source in surveyed]
+    held = hold_back(main, one_in) if one_in is not None and main else Held()
     feeds: list[Feed] = []
     validation: list[Source] = []
-    held = 0
+    measured = 0
     for kind, surveyed in kinds:
+        sources: list[Source] = [source.source for source in surveyed]
         pairs = sum(source.pairs for source in surveyed)
-        sources = [source.source for source in surveyed]
-        if kind == "main" and one_in is not None:
-            held = sum(source.held[one_in] for source in surveyed)
-            pairs -= held
-            validation = [HoldOut(source, one_in, held_out=True) for source in sources]
-            sources = [HoldOut(source, one_in, held_out=False) for source in sources]
+        if held.pictures:
+            out = sum(held.count(kind, source) for source in surveyed)
+            pairs -= out
+            if kind == "main":
+                measured = out
+                validation = [Apart(source, kind, held, held_out=True) for source in sources]
+            sources = [Apart(source, kind, held, held_out=False) for source in sources]
         if pairs:
             feeds.append(Feed(kind, sources, pairs))
-    return feeds, validation, held
+    return feeds, validation, measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from models.atomic import replace_file
 from models.figures import figure_class
-from models.metrics import retrieval_recall
+from models.metrics import first_alike, retrieval_recall
 from models.vectors import Vectors
 
 METRICS_NAME: Final = "metrics.jsonl"
@@ -34,15 +34,23 @@ Recall: TypeAlias = dict[str, dict[str, float]]
 _KS: Final = (1, 5, 10)
 
 
-def recall_of(image_ND: Vectors, texts: Mapping[str, tuple[Vectors, Sequence[int]]]) -> Recall:
+def recall_of(
+    image_ND: Vectors,
+    texts: Mapping[str, tuple[Vectors, Sequence[int]]],
+    *,
+    contents: Sequence[int] = (),
+) -> Recall:
     """Recall@1/5/10 both ways, for each language on the pictures that have captions in it.
 
     Args:
         image_ND: unit rows.
         texts: language -> (unit rows [M, D], the picture each belongs to).
+        contents: pictures with equal numbers are the same bytes: one picture, with the captions
+            of all of them.
     """
     result: Recall = {}
-    for language, (text_MD, owners) in texts.items():
+    for language, (text_MD, every) in texts.items():
+        owners = first_alike(every, contents)
         kept = sorted(set(owners))
         position = {owner: at for at, owner in enumerate(kept)}
         result[language] = {

@@ -282,7 +282,7 @@ def measure(heads: StarterHeads, pairs: Pairs) -> Recall:
         caption_MS, owners = pairs.of_language(language)
         texts[language] = heads.embed_texts(caption_MS.to(heads.device)).cpu().numpy(), owners
     heads.train(was)
-    return recall_of(image_ND, texts)
+    return recall_of(image_ND, texts, contents=pairs.group_N.tolist())
 
 
 def train_heads(
@@ -329,9 +329,12 @@ def fresh_heads(shape: HeadsConfig, tower: TextTower, *, seed: int) -> StarterHe
 
 
 def halves(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The records of all sources in two disjoint parts of about the same size, by their keys."""
-    first = [HoldOut(source, 2, held_out=False) for source in sources]
-    second = [HoldOut(source, 2, held_out=True) for source in sources]
+    """The records of all sources in two disjoint parts of about the same size.
+
+    By the bytes of their pictures: rows of one picture are judged by a pair that saw none of them.
+    """
+    first = [HoldOut(source, 2, held_out=False, by_picture=True) for source in sources]
+    second = [HoldOut(source, 2, held_out=True, by_picture=True) for source in sources]
     return list(first), list(second)
 
 

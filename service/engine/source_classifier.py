@@ -223,7 +223,8 @@ class SourceClassifier:
         self, label_set: LabelSet, pictures: LabelledPictures
     ) -> tuple[Calibration, LabelSet, int]:
         """Find the temperature, and the offset of labels judged one by one -> (what they are worth,
-        the label set with them, pictures left out because their label is none of the set's).
+        the label set with them, pictures left out because their label is none of the set's). The
+        set's own stay where they are no worse.
 
         Raises:
             InvalidLabelsError: too few pictures, or none.
@@ -236,10 +237,14 @@ class SourceClassifier:
         known = [at for at, label in enumerate(pictures.labels) if label in position]
         vectors_BD = np.stack(pictures.vectors)[known]
         targets = [position[pictures.labels[at]] for at in known]
+        current = label_set.temperature or 1.0
         if plain.multi_label:
-            result = calibrate_each(self.classifier.margins(vectors_BD, plain), targets)
+            margins_BC = self.classifier.margins(vectors_BD, plain)
+            both = current, label_set.offset or 0.0
+            result = calibrate_each(margins_BC, targets, current=both)
         else:
-            result = calibrate(self.classifier.logits(vectors_BD, plain), targets)
+            logits_BC = self.classifier.logits(vectors_BD, plain)
+            result = calibrate(logits_BC, targets, current=current)
         left_out = len(pictures.labels) - len(known)
         calibrated = replace(plain, temperature=result.temperature, offset=result.offset)
         return result, calibrated, left_out

@@ -160,7 +160,10 @@ def _calibrate(given: ClassifyArguments, spec: str) -> int:
         label_set = replace(label_set, temperature=None, offset=None)
         examples = open_pictures(given.examples, given.label_field)
         label_set = _with_examples(run, label_set, examples, given.shots)
+    before = label_set.temperature or 1.0
     result, label_set, left_out = run.calibrate(label_set, pictures)
+    if result.nll_after == result.nll_before:
+        note(f"these pictures are told no better with another temperature: it stays {before:g}")
     if left_out:
         note(f"{left_out} pictures have a label that is none of the given ones")
     if given.plot is not None:

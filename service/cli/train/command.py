@@ -229,9 +229,17 @@ def _found(options: TrainOptions, pair: TrainablePair, world: World) -> _Found:
     if not sets.val and pair.holds_back:
         one_in = one_in_for(sum(source.pairs for source in kinds[0][1]))
     feeds, held_back, held = feeds_of(kinds, one_in)
-    if one_in is not None:
+    if held:
         validation = held_back
-        lines.append(f"validation: {held} of these pictures are held back (--val none: none)")
+        lines.append(
+            f"validation: {held} of these pictures are held back, none of which shares its bytes "
+            "or a caption with one that is trained on (--val none: none)"
+        )
+    elif one_in is not None:
+        lines.append(
+            "validation: nothing can be held back, too many pictures share their bytes or "
+            "captions: name a set of its own (--val)"
+        )
     if world.main:
         for line in lines:
             note(line)

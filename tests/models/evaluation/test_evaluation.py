@@ -15,8 +15,9 @@ from fakes import COLOURS, ColourEncoder, halves, solid
 from models.errors import InvalidLabelsError, SourceError
 from models.evaluation.measures import evaluate_retrieval, evaluate_zero_shot
 from models.sources import open_source
-from models.sources.embedded import collect
+from models.sources.embedded import collect, embed_texts
 from models.sources.records import HoldOut, is_held_out
+from models.training.record import recall_of
 
 CHINESE = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄"}
 
@@ -60,6 +61,25 @@ def test_one_swapped_caption_costs_exactly_its_share(tmp_path: Path) -> None:
     metrics = evaluate_retrieval(ColourEncoder(), collected)["und"]
     # "blue" finds the blue picture for both of its owners: right once
     assert metrics["image_retrieval_recall@1"] == pytest.approx(2 / 3)
+
+
+def test_rows_of_one_picture_are_not_each_others_rivals(tmp_path: Path) -> None:
+    """Ten rows of red, each with a caption of its own: whichever is found, it is the picture."""
+    rows = [("red", f"red {at}") for at in range(10)] + [("blue", "blue"), ("green", "green")]
+    lines = []
+    for at, (colour, caption) in enumerate(rows):
+        (tmp_path / f"{at}.png").write_bytes(solid(colour))
+        lines.append(json.dumps({"image": f"{at}.png", "caption": caption}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    collected = collect([open_source(str(tmp_path / "rows.jsonl"))], ColourEncoder())
+    metrics = evaluate_retrieval(ColourEncoder(), collected)["und"]
+    assert (metrics["pictures"], metrics["texts"]) == (3, 12)
+    assert metrics["image_retrieval_recall@1"] == metrics["text_retrieval_recall@1"] == 1.0
+    texts = embed_texts(ColourEncoder(), [text for _, _, text in collected.captions])
+    given = collected.image_ND, {"und": (texts, list(range(12)))}
+    assert recall_of(*given, contents=collected.contents)["und"] == metrics
+    # negative control: told apart, each row finds itself one time in ten
+    assert recall_of(*given)["und"]["image_retrieval_recall@1"] == pytest.approx(3 / 12)
 
 
 def test_zero_shot(colours: Path) -> None:

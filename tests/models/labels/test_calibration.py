@@ -112,6 +112,26 @@ def test_what_needs_no_calibration_keeps_a_temperature_of_one() -> None:
     assert calibrate(logits, targets).temperature == pytest.approx(1.0, abs=0.07)
 
 
+def test_a_temperature_that_is_worse_on_other_pictures_is_not_taken() -> None:
+    """Twelve pictures cannot better the temperature that they were drawn at."""
+    kept = 0
+    for seed in range(20):
+        dice = np.random.default_rng(seed)
+        z_BC = dice.normal(0, 2, (12, 5))
+        targets = [int(dice.choice(5, p=row)) for row in chances(z_BC)]
+        for current in (1.0, 1.5):
+            found = calibrate(z_BC, targets, current=current)
+            assert found.nll_after <= found.nll_before
+            assert found.nll_before == pytest.approx(
+                negative_log_likelihood(z_BC, targets, current)
+            )
+            if found.temperature == current:
+                kept += 1
+                assert (found.nll_after, found.ece_after) == (found.nll_before, found.ece_before)
+                assert np.array_equal(found.chance_B, found.before_B)
+    assert 5 < kept < 40
+
+
 def test_bounds() -> None:
     right = np.eye(3)[[0, 1, 2] * 4]
     assert fit_temperature(right / 100, [0, 1, 2] * 4) == pytest.approx(MIN_TEMPERATURE)

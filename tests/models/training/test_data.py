@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,9 +22,22 @@ from models.encoders.open_clip.assembly import transform
 from models.errors import SourceError
 from models.images.decode import decode_image
 from models.sources import open_source
-from models.sources.records import Record, Reject
-from models.training.data import Drawn, Mix, Shuffled, Stream, Surveyed, one_in_for, sample, usable
+from models.sources.fields import said
+from models.sources.records import Record, Reject, Source
+from models.training.data import (
+    Drawn,
+    Kind,
+    Mix,
+    Shuffled,
+    Stream,
+    Surveyed,
+    joined,
+    one_in_for,
+    sample,
+    usable,
+)
 from models.training.losses import fits
+from models.training.pair import feeds_of
 from models.training.samples import (
     Augmentation,
     Augmenter,
@@ -246,3 +261,74 @@ def test_a_survey_counts_what_it_hands_on_and_tells_other_data_apart(shards: str
     assert other.pairs == 0
     assert other.digest != digest
     assert one_in_for(99) is None
+
+
+def rows_of(folder: Path, rows: list[tuple[int, list[str]]], name: str = "rows") -> Surveyed:
+    """A manifest whose records are (number of its picture, captions), read once."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for picture, captions in rows:
+        path = folder / f"{picture}.png"
+        colour = (picture % 256, picture // 256, 0)
+        path.write_bytes(encode(Image.new("RGB", (4, 4), colour)))
+        lines.append(json.dumps({"image": path.name, "captions": captions, "key": len(lines)}))
+    manifest = folder / f"{name}.jsonl"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    surveyed = Surveyed(open_source(str(manifest)))
+    list(surveyed)
+    return surveyed
+
+
+def contents_of(sources: Sequence[Source]) -> tuple[set[bytes], set[int]]:
+    """(pictures, what is said of them)"""
+    records = [row for source in sources for row in source if isinstance(row, Record)]
+    pictures = {record.image for record in records if record.image is not None}
+    texts = [text for record in records for texts in record.texts.values() for text in texts]
+    return pictures, {said(text) for text in texts}
+
+
+def test_no_picture_and_no_caption_is_on_both_sides_of_the_split(tmp_path: Path) -> None:
+    """Pictures in several rows, captions of several pictures, and both in a chain."""
+    dice = Random(1)
+    rows = [(at, [f"thing {at}", f"of kind {at}"]) for at in range(120)]
+    rows += [(at, [f"again {at}"]) for at in range(60)]
+    rows += [(at, [f"Thing {at + 1}."]) for at in range(60, 100, 5)]
+    dice.shuffle(rows)
+    main = rows_of(tmp_path, rows)
+    extra = rows_of(tmp_path, [(at, [f"elsewhere {at}"]) for at in range(120)], "extra")
+    extra_said = rows_of(tmp_path, [(300 + at, [f"thing {at}"]) for at in range(120)], "said")
+    named = rows_of(tmp_path, [(at, ["thing"]) for at in range(120)], "named")
+    kinds: list[tuple[Kind, list[Surveyed]]] = [
+        ("main", [main]), ("extra", [extra, extra_said]), ("class", [named]),
+    ]  # fmt: skip
+    feeds, validation, held = feeds_of(kinds, 10)
+    assert 10 <= held <= main.pairs // 10
+    pictures, captions = contents_of(validation)
+    assert len([row for source in validation for row in source]) == held
+    for feed in feeds:
+        seen, heard = contents_of(feed.sources)
+        assert not pictures & seen, feed.kind
+        assert feed.kind == "class" or not captions & heard
+        # what a run plans with is what it will read
+        found = sum(isinstance(row, Record) for source in feed.sources for row in source)
+        assert feed.pairs == found > 0
+    # the same whatever the order of the rows
+    other = rows_of(tmp_path, sorted(rows), "sorted")
+    assert contents_of(feeds_of([("main", [other])], 10)[1])[0] == pictures
+
+
+def test_where_all_share_a_caption_nothing_is_held_back(tmp_path: Path) -> None:
+    walls = rows_of(tmp_path, [(at, [f"wall {at % 3}"]) for at in range(120)])
+    feeds, validation, held = feeds_of([("main", [walls])], 10)
+    assert (held, validation, feeds[0].pairs) == (0, [], 120)
+
+
+def test_components_are_those_of_a_search(tmp_path: Path) -> None:
+    dice = np.random.default_rng(3)
+    for edges in (0, 1, 40, 90):
+        one, other = dice.integers(0, 80, (2, edges))
+        reached = list(range(80))
+        for _ in range(80):
+            for a, b in zip(one, other, strict=True):
+                reached[a] = reached[b] = min(reached[a], reached[b])
+        assert joined(one, other, 80).tolist() == reached

@@ -6,10 +6,20 @@ of its own that can be made to fail: `indexer.files.fs`.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from models.errors import TrainingError
+
+_NO_LOCKS: Final = frozenset(
+    {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -31,3 +41,32 @@ def replace_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Let one run at a time write into a directory, which is made if it is missing.
+
+    A `flock` on the directory itself: no file is left behind, and the kernel drops it with its
+    holder. Where a file system locks no directories (some network ones) nothing is kept out.
+
+    Raises:
+        TrainingError: `run-busy`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"another run is writing into {directory}",
+                code="run-busy",
+                hint="wait until it has ended, or name another --out",
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)

@@ -126,7 +126,8 @@ class TrainingError(DiptychError):
 
     Codes: `loss-not-finite` (the loss or a gradient; the last checkpoint is kept),
     `resume-mismatch` (an unfinished run of other settings, data or weights is there already),
-    `checkpoint-damaged`, `run-finished`, `nothing-to-train` (the way of tuning does not fit the
+    `checkpoint-damaged`, `run-finished`, `run-busy` (another process trains there),
+    `weights-not-finite` (nothing was saved), `nothing-to-train` (the way of tuning does not fit the
     pair).
     """
 

@@ -64,6 +64,18 @@ def load_encoder(
     return load_openclip(parsed, **given)
 
 
+def is_starter(model: str) -> bool:
+    """Whether an id names the starter pair, as it came or as `diptych train` left it.
+
+    Raises:
+        ModelError: none of the forms of an id.
+    """
+    parsed = parse_model_id(model)
+    return parsed.kind == "starter" or (
+        parsed.path is not None and (parsed.path / DESCRIPTION_NAME).is_file()
+    )
+
+
 def known_models() -> list[KnownModel]:
     """The starter pair, then every architecture and tag that open_clip knows, in its order."""
     from models.encoders.open_clip.lookup import tagged_models

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.encoder import Encoder
-from models.errors import SourceError
+from models.errors import SourceError, TrainingError
 from models.labels.class_head import Adapter, ClassHead, Kind
 from models.labels.prompts import check_labels
 from models.labels.zeroshot import class_matrix
@@ -296,7 +296,7 @@ def fit_head(
 
     Raises:
         SourceError, InvalidLabelsError: see `labelled`.
-        TrainingError: the pair's text tower takes no learned prompts.
+        TrainingError: the pair's text tower takes no learned prompts; `weights-not-finite`.
     """
     image_ND, target_N, labels = labelled(collected)
     adapter: Adapter | None = None
@@ -326,6 +326,12 @@ def fit_head(
         weight_CD = learned.class_CD
         parameters, chosen = learned.context * learned.width, float(learned.epochs)
         held, tried = learned.held_back, _numbered(learned.tried)
+    if not (np.isfinite(weight_CD).all() and np.isfinite(bias_C).all() and np.isfinite(chosen)):
+        raise TrainingError(
+            "what the head learned is not finite, so there is none",
+            code="weights-not-finite",
+            hint="look at the pictures and labels: diptych data report",
+        )
     head = ClassHead(
         kind=kind,
         labels=tuple(labels),

@@ -23,6 +23,9 @@ KEEPING: Final = "What stays as it was"
 PIXELS: Final = "Pictures"
 STARTER_ALONE: Final = "Only the starter pair"
 _SETTING: Final = "setting"
+MOST_WHOLE: Final = 2**31 - 1
+MOST: Final = 1e6
+"""What numbers without a bound of their own may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,11 @@ class Setting:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
-    def check(self, value: Any) -> None:
+    def check(self, value: Any, *, advised: bool = True) -> None:
         """Refuse what the command line would refuse, for those who come another way.
+
+        Args:
+            advised: whether `most` holds too, which may be no more than good advice.
 
         Raises:
             InputError: a value of another type, out of range, or none of the choices.
@@ -74,12 +80,42 @@ class Setting:
         right = isinstance(value, kinds) and (self.type is bool or not isinstance(value, bool))
         if right and self.choices:
             right = value in self.choices
-        if right and self.least is not None:
-            right = value > self.least if self.above else value >= self.least
-        if right and self.most is not None:
-            right = value < self.most if self.below else value <= self.most
-        if not right or value != value:  # NaN is no number
-            raise InputError(f"{self.name} cannot be {value!r}", hint=self.help)
+        elif self.takes_word and value != "val":
+            right = isinstance(value, int | float) and not isinstance(value, bool)
+        if right and isinstance(value, int | float) and self.type is not bool:
+            # NaN is neither above nor below anything
+            right = value > self.smallest if self.above else value >= self.smallest
+            largest = self.largest if advised else max(self.largest, MOST)
+            right = right and (value < largest if self.below else value <= largest)
+        if not right:
+            raise InputError(f"{self.name} cannot be {value!r}", hint=self.told())
+
+    @property
+    def takes_word(self) -> bool:
+        """Whether it is a number or the word `val`."""
+        return self.type is str and not self.choices
+
+    @property
+    def smallest(self) -> float:
+        return 0 if self.least is None else self.least
+
+    @property
+    def largest(self) -> float:
+        """Beyond this no number means anything, and arithmetic begins to fail."""
+        if self.most is not None:
+            return self.most
+        return MOST_WHOLE if self.type is int else MOST
+
+    def told(self) -> str:
+        """What it may be, for whoever gave it something else."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.type is bool:
+            return "true or false"
+        low, high = ("above" if self.above else "from"), ("below" if self.below else "to")
+        number = "a whole number" if self.type is int else "a number"
+        word = ", or val" if self.takes_word else ""
+        return f"{number} {low} {self.smallest:g} {high} {self.largest:g}{word}"
 
 
 def _set(heading: str, type: type, help: str | None = None, **named: Any) -> Any:
@@ -191,7 +227,7 @@ class TrainConfig:
         default="full",
         choices=("full", "lora", "linear", "adapter", "prompts"),
     )
-    lora_rank: int = _set(KEEPING, int, "Rank of each update.", default=8, least=1)
+    lora_rank: int = _set(KEEPING, int, "Rank of each update.", default=8, least=1, most=4_096)
     lock_image: bool = _set(
         KEEPING, bool, "The image tower learns nothing (LiT).", needs_towers=True
     )
@@ -232,6 +268,8 @@ class TrainConfig:
         "(WiSE-FT). [default: the best by validation, or 0.5 without one; 1 with --init fresh]",
         default=1.0,
         option=None,
+        least=0,
+        most=1,
         metavar="ALPHA|val",
         why="Wortsman et al. 2022; 0 means that nothing helped, and the pair is left as it was",
     )
@@ -308,20 +346,35 @@ class TrainConfig:
         least=0,
         most=0.4,
     )
-    seed: int = _set("Run", int, default=0, least=0)
+    seed: int = _set("Run", int, default=0, least=0, most=2**63 - 1)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     precision: str = "fp32"
     captions: int = 1
 
+    def __post_init__(self) -> None:
+        """Whoever makes it, by a command, from Python or from a file, is told the same.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        for one in _DECLARED:
+            one.check(getattr(self, one.name), advised=False)
+        low = (0 <= beta < 1 for beta in self.betas)
+        if not (all(low) and 0 < self.eps < 1 and self.captions >= 1):
+            raise InputError("betas must be from 0 to below 1, eps above 0, captions at least 1")
+
+
+_DECLARED: Final = tuple(
+    Setting(**{**{n: getattr(made, n) for n in Setting.__slots__}, "name": one.name})
+    for one in fields(TrainConfig)
+    if (made := one.metadata.get(_SETTING)) is not None
+)
+
 
 def settings(heading: str | None = None) -> Iterator[Setting]:
     """What can be asked for, in order, of all headings or one."""
-    for one in fields(TrainConfig):
-        made: Setting | None = one.metadata.get(_SETTING)
-        if made is not None and heading in (None, made.heading):
-            named = {name: getattr(made, name) for name in Setting.__slots__}
-            yield Setting(**{**named, "name": one.name})
+    return (one for one in _DECLARED if heading in (None, one.heading))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,6 +495,46 @@ all, and stands in `TrainConfig`."""
 
 FIXED: Final = frozenset({"grad_clip", "eps"})
 """Where `DEFAULTS` name these, they are so whatever was asked for."""
+
+
+def foreign(asked: Mapping[str, Any], kind: str) -> list[Setting]:
+    """The settings that were asked for and mean nothing to a kind of pair.
+
+    Args:
+        asked: by name; None, or the default, where nobody asked.
+        kind: a row of `DEFAULTS`, or what `--tune` calls a class head.
+    """
+    changed = [one for one in _DECLARED if asked.get(one.name) not in (None, one.default, False)]
+    if kind in ("linear", "adapter", "prompts"):
+        known = {"tune", "seed"} | ({"epochs"} if kind != "linear" else set())
+        return [one for one in changed if one.name not in known]
+    found = [
+        one
+        for one in changed
+        if (
+            (one.needs_towers or one.heading == PIXELS) and asked[one.name] != "clip"
+            if "starter" in kind
+            else one.heading == STARTER_ALONE
+        )
+    ]
+    if asked.get("tune") not in (None, "lora"):
+        found += [one for one in changed if one.name == "lora_rank"]
+    if asked.get("objective") == "siglip":
+        found += [one for one in changed if one.name == "label_smoothing"]
+    return found
+
+
+def refuse_foreign(asked: Mapping[str, Any], kind: str) -> None:
+    """Raise InputError where `foreign` finds something: it would be passed over in silence."""
+    wrong = foreign(asked, kind)
+    if "starter" in kind and asked.get("tune") == "lora":
+        raise InputError("the starter's heads learn whole; tune='lora' is for open_clip models")
+    if wrong:
+        raise InputError(
+            f"{', '.join(one.flag for one in wrong)}: of no use to this kind of pair and run "
+            f"({kind})",
+            hint="leave them out; docs/training.md has the table of what each kind knows",
+        )
 
 
 def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from models.training.distributed import World, wait_for_all
 from models.training.pair import Batch, Measured, TrainablePair
 from models.training.record import Journal, Progress, Step, score
 from models.training.step import Stepper, load_optimiser, optimiser_tensors
-from models.training.weights import MovingAverage, Weights, copy_of
+from models.training.weights import MovingAverage, Weights, copy_of, refuse_not_finite
 
 NAMED_KEYS: Final = 8
 
@@ -56,6 +56,8 @@ class Run:
     validation: Measured | None
     on_step: Callable[[Step], None]
     journal: Journal | None = None
+    batch: int = 0
+    """pairs of a step over all ranks, once one was taken"""
     cadence: Cadence = field(default_factory=Cadence)
 
     @property
@@ -97,6 +99,8 @@ def train(run: Run, saved: Saved | None) -> Progress:
                 and within == 0
                 and (done_epochs % config.eval_every == 0 or done_epochs == config.epochs)
             )
+            if measure or step.step == run.steps:
+                refuse_not_finite(run.pair.module, kept_in(run.states))
             if measure:
                 improved = _validate(run, progress, average)
             # a validation is part of what is committed, or it would be done and written twice
@@ -116,6 +120,7 @@ def _step(run: Run, progress: Progress, batch: Batch, started: float) -> Step:
     torch.manual_seed(derived(config.seed, progress.step, run.world.rank))
     rate = learning_rate(progress.step, steps=run.steps, peak=config.lr, warmup=config.warmup)
     outcome = run.stepper(batch, rate)
+    run.batch = len(batch.keys) * run.world.size
     seconds = time.perf_counter() - started
     progress.step += 1
     progress.seconds += seconds
@@ -144,7 +149,7 @@ def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
     named = ", ".join(batch.keys[:NAMED_KEYS])
     more = len(batch.keys) - NAMED_KEYS
     folder = run.states.folder
-    kept = "" if folder is None else f"; the last good state is in {folder}"
+    kept = kept_in(run.states)
     if folder is not None and run.pair.checkpoints_load:
         kept += " and loads with --model local-dir:"
     return TrainingError(
@@ -153,6 +158,11 @@ def _not_finite(run: Run, step: Step, batch: Batch) -> TrainingError:
         code="loss-not-finite",
         hint=f"look at these records, or try a lower --lr or --precision fp32{kept}",
     )
+
+
+def kept_in(states: States) -> str:
+    """Where the last good state of a run is, for a hint; nothing where there is none."""
+    return "" if states.folder is None else f"; the last good state is in {states.folder}"
 
 
 def _validate(
@@ -199,6 +209,7 @@ def _due(run: Run, progress: Progress, committed: float) -> bool:
 def _commit(
     run: Run, progress: Progress, average: MovingAverage | None, best: Weights | None = None
 ) -> None:
+    refuse_not_finite(run.pair.module, kept_in(run.states))
     if run.world.main:
         run.states.save(
             run.pair,

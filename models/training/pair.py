@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.devices import resolve_precision
 from models.encoder import PreparedText
 from models.encoders.base.model_id import STARTER
+from models.encoders.registry import is_starter
 from models.errors import SourceError
 from models.sources.records import Reject, Source
 from models.training.config import TrainConfig
@@ -307,7 +308,8 @@ Family: TypeAlias = Callable[[PairRequest], TrainablePair]
 
 def family_of(model: str) -> Family:
     """What loads a model for training; each family is one file, imported when it is asked for."""
-    if model == STARTER:
+    # a fresh pair's may be a bare architecture, which is no id of a pair
+    if model == STARTER or (":" in model and is_starter(model)):
         from models.training.starter import load_starter_pair
 
         return load_starter_pair

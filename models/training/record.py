@@ -61,6 +61,80 @@ def recall_of(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a run brought on its validation set, beside what chance brings; shares, not percent.
+
+    Attributes:
+        pictures: of the set, in the language that has fewest.
+        chance: R@1 of a pair that knows nothing.
+        gain: of the mean R@1, both ways and all languages.
+        error: standard error of that gain, if pictures were drawn again.
+    """
+
+    pictures: int
+    chance: float
+    gain: float
+    error: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether so small a change either way says nothing (two standard errors)."""
+        return abs(self.gain) <= 2 * self.error
+
+
+def gain_of(before: Recall, after: Recall) -> Gain:
+    """How much better, and how sure that is.
+
+    The error is that of the difference of two binomial shares of as many trials as there are
+    pictures: captions of one picture, its ways and languages are found or missed together. One
+    success and one failure are added to each, or nothing would be certain of ten pictures all
+    right (Agresti & Coull 1998). Both are measured on the same pictures, so the true error is
+    often smaller: what is called noise may be more, what is not called so is not.
+
+    Example:
+        >>> now = {"en": {"image_retrieval_recall@1": 0.5, "pictures": 20.0}}
+        >>> found = gain_of({"en": {"image_retrieval_recall@1": 0.4, "pictures": 20.0}}, now)
+        >>> round(found.gain, 3), round(found.error, 3), found.chance, found.within_noise
+        (0.1, 0.15, 0.05, True)
+    """
+    pictures = max(1, int(min(metrics["pictures"] for metrics in after.values())))
+    shares = [score(before)[0], score(after)[0]]
+    smoothed = [(share * pictures + 1) / (pictures + 2) for share in shares]
+    error = math.sqrt(sum(share * (1 - share) / (pictures + 2) for share in smoothed))
+    return Gain(pictures, 1 / pictures, shares[1] - shares[0], error)
+
+
+def doubts_of(
+    gain: Gain | None, *, final_loss: float | None, batch: int, scale: float, softmax: bool
+) -> list[str]:
+    """What speaks against taking a run for progress; for people.
+
+    Args:
+        final_loss: of the last step.
+        batch: pairs of a step; guessing among them costs ln(batch).
+        scale: the logit scale at the end.
+        softmax: whether the loss was InfoNCE.
+    """
+    found = []
+    guessing = math.log(max(2, batch))
+    if softmax and final_loss is not None and final_loss > 0.97 * guessing:
+        found.append(
+            f"the loss ended at {final_loss:.2f}, and guessing among {batch} pairs costs "
+            f"{guessing:.2f}: it tells no pair from another; try another --lr, or look at the data"
+        )
+    if scale < 1:
+        found.append(
+            f"the logit scale fell to {scale:.2g}: pictures and captions hardly differ any more"
+        )
+    if gain is not None and gain.within_noise:
+        found.append(
+            f"a change of {100 * gain.gain:+.1f} points of R@1 on {gain.pictures} pictures is "
+            f"within the noise (two standard errors are {200 * gain.error:.1f}): measure on more"
+        )
+    return found
+
+
 def score(recall: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
     """How good a pair is, to compare moments of a run: mean R@1, and where equal, mean recall.
 
@@ -241,6 +315,9 @@ class Result:
         final_loss, logit_scale: of the last step.
         stopped_early: whether patience ended the run.
         seconds: spent on steps.
+        chance: R@1 of a pair that knows nothing, on this validation set.
+        gain, gain_error: of the mean R@1, and the standard error of that; see `gain_of`.
+        doubts: what speaks against taking the run for progress, for people.
     """
 
     steps: int
@@ -254,6 +331,10 @@ class Result:
     logit_scale: float
     stopped_early: bool
     seconds: float
+    chance: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 def write_config(

@@ -8,16 +8,17 @@ files, for the stages of a recipe.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from models.atomic import replace_file
+from models.atomic import alone_in, replace_file
 from models.errors import TrainingError
 from models.sources.records import Source
 from models.training.checkpoint import Checkpoints, States, Unkept
 from models.training.config import TrainConfig
 from models.training.distributed import World, broadcast_from_main, wait_for_all
-from models.training.loop import Cadence, Run, room_in, train
+from models.training.loop import Cadence, Run, kept_in, room_in, train
 from models.training.losses import Objective
 from models.training.pair import Feed, TrainablePair, TrainingData, Watching
 from models.training.record import (
@@ -26,13 +27,15 @@ from models.training.record import (
     Journal,
     Progress,
     Result,
+    doubts_of,
     draw_curves,
+    gain_of,
     read_journal,
     write_config,
     write_result,
 )
 from models.training.step import Stepper, make_optimiser
-from models.training.weights import Weights, copy_of, interpolate
+from models.training.weights import Weights, copy_of, interpolate, refuse_not_finite
 
 MakeObjective: TypeAlias = Callable[[TrainablePair, TrainConfig], Objective]
 """Another loss than the settings name, for tests and experiments."""
@@ -68,44 +71,46 @@ def run_training(
         how it came out, on rank 0; None on the others.
 
     Raises:
-        TrainingError: `run-finished`, or as `Checkpoints.load` and `loop.train`.
+        TrainingError: `run-finished`, `run-busy`, `weights-not-finite`, or as `Checkpoints.load`
+            and `loop.train`.
         NoSpaceError: the disk is full; the last checkpoint is intact.
         SourceError: too few pairs for the batch and ranks.
     """
-    watching = watching or Watching()
-    data = pair.prepare(
-        feeds, validation_sources, config, world, workers=workers, watching=watching
-    )
-    start = _begin(pair, config, world)
-    checkpoints = Checkpoints(out, config, {**identity, "ranks": world.size})
-    if world.main and restart:
-        checkpoints.clear()
-        (out / RESULT_NAME).unlink(missing_ok=True)
-    wait_for_all()
-    refuse_finished(out)
-    saved = checkpoints.load()
-    begun = 0 if saved is None else saved.progress.step
-    wait_for_all()
-    if world.main:
-        write_config(out, config, identity, {**report, **data.described})
-    run = _assembled(pair, data, config, world, checkpoints, watching, make_objective)
-    run.journal = Journal(out, step=begun) if world.main else None
-    run.cadence = cadence or Cadence()
-    if saved is not None and world.main:
-        watching.on_resume(begun, run.steps)
-    result = None
-    with room_in(out):
-        try:
-            progress = train(run, saved)
-            pair.settle()
-        finally:
-            if run.journal is not None:
-                run.journal.close()
-        if world.main:
-            result = _finish(run, progress, start, out)
+    with alone_in(out) if world.main else nullcontext():
+        watching = watching or Watching()
+        data = pair.prepare(
+            feeds, validation_sources, config, world, workers=workers, watching=watching
+        )
+        start = _begin(pair, config, world)
+        checkpoints = Checkpoints(out, config, {**identity, "ranks": world.size})
+        if world.main and restart:
             checkpoints.clear()
-    wait_for_all()
-    return result
+            (out / RESULT_NAME).unlink(missing_ok=True)
+        wait_for_all()
+        refuse_finished(out)
+        saved = checkpoints.load()
+        begun = 0 if saved is None else saved.progress.step
+        wait_for_all()
+        if world.main:
+            write_config(out, config, identity, {**report, **data.described})
+        run = _assembled(pair, data, config, world, checkpoints, watching, make_objective)
+        run.journal = Journal(out, step=begun) if world.main else None
+        run.cadence = cadence or Cadence()
+        if saved is not None and world.main:
+            watching.on_resume(begun, run.steps)
+        result = None
+        with room_in(out):
+            try:
+                progress = train(run, saved)
+                pair.settle()
+            finally:
+                if run.journal is not None:
+                    run.journal.close()
+            if world.main:
+                result = _finish(run, progress, start, out)
+                checkpoints.clear()
+        wait_for_all()
+        return result
 
 
 def train_unkept(
@@ -180,6 +185,7 @@ def _assembled(
 
 def _finish(run: Run, progress: Progress, start: Weights, out: Path) -> Result:
     pair, config = run.pair, run.config
+    refuse_not_finite(pair.module, kept_in(run.states))
     share, tried, after = interpolate(
         start,
         copy_of(pair.module),
@@ -190,18 +196,31 @@ def _finish(run: Run, progress: Progress, start: Weights, out: Path) -> Result:
     lines = read_journal(out)
     losses = [line["loss"] for line in lines if "loss" in line]
     kept_step = (progress.best_step if config.keep == "best" else 0) or progress.step
+    before, final_loss = dict(progress.validations).get(0), losses[-1] if losses else None
+    scale = float(pair.log_scale.detach().exp())
+    gain = None if before is None or after is None else gain_of(before, after)
     result = Result(
         steps=progress.step,
         kept_step=kept_step,
         kept_epoch=-(-kept_step // run.per_epoch),
         interpolation=share,
         tried=tried,
-        before=dict(progress.validations).get(0),
+        before=before,
         after=after,
-        final_loss=losses[-1] if losses else None,
-        logit_scale=float(pair.log_scale.detach().exp()),
+        final_loss=final_loss,
+        logit_scale=scale,
         stopped_early=progress.stopped,
         seconds=progress.seconds,
+        chance=None if gain is None else gain.chance,
+        gain=None if gain is None else gain.gain,
+        gain_error=None if gain is None else gain.error,
+        doubts=doubts_of(
+            gain if share else None,  # the very weights it began with need no such doubt
+            final_loss=final_loss,
+            batch=run.batch,
+            scale=scale,
+            softmax=pair.bias is None,
+        ),
     )
     pair.save(out)
     picture = draw_curves(lines)

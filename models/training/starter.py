@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import PreparedText
+from models.encoders.base.model_id import parse_model_id
 from models.encoders.starter.heads import (
     HeadsConfig,
     StarterHeads,
@@ -38,6 +39,7 @@ from models.encoders.starter.pair import (
 )
 from models.encoders.starter.towers import ImageTower, TextTower
 from models.encoders.starter.tuned_weights import copy_weights
+from models.errors import ModelError
 from models.sources.records import HoldOut, Source
 from models.training.checkpoint import write_tensors
 from models.training.config import TrainConfig
@@ -307,7 +309,13 @@ def train_heads(
 
 def load_starter_pair(request: PairRequest) -> StarterPair:
     """See `models.training.pair.load_trainable`; its towers are run on the request's device."""
-    directory = None if request.fresh else STARTER_DIRECTORY
+    own = parse_model_id(request.model).path  # of a starter that was trained before
+    if request.fresh and own is not None:
+        raise ModelError(
+            f"a fresh starter begins on the package's towers, not on those of {request.model}",
+            hint="--init fresh --model starter, or leave --init out to go on from it",
+        )
+    directory = None if request.fresh else own or STARTER_DIRECTORY
     dtype = starter_dtype(request.precision, request.device)
     if directory is None:
         texts, tower = TextTower(), ImageTower(device=request.device, dtype=dtype)

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from models.errors import TrainingError
 from models.training.record import Recall, score
 
 Weights: TypeAlias = dict[str, Tensor]
@@ -21,6 +22,23 @@ def copy_of(module: nn.Module) -> Weights:
     return {
         name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
     }
+
+
+def refuse_not_finite(module: nn.Module, kept: str = "") -> None:
+    """Raise TrainingError `weights-not-finite` before a pair that answers nothing is saved.
+
+    Args:
+        kept: what is left of the run, for the hint.
+    """
+    for name, value in module.state_dict().items():
+        # the scale is the one number that is used as a power of e
+        used = value.exp() if name.endswith(("logit_scale", "log_scale")) else value
+        if value.is_floating_point() and not bool(used.isfinite().all()):
+            raise TrainingError(
+                f"{name} of the trained pair is not finite, so the pair was not saved",
+                code="weights-not-finite",
+                hint=f"begin anew with a lower --lr or --precision fp32{kept}",
+            )
 
 
 def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> Weights:

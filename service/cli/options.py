@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,47 @@ def takes(
     return decorate
 
 
+class FiniteFloat(click.types.FloatParamType):
+    """A number: what is none, or without end, is refused like a word."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class FiniteRange(click.FloatRange, FiniteFloat):
+    """Both in one; NaN lies in every range of click's own."""
+
+
+_MOST_WHOLE = 2**63 - 1
+"""No size, count or seed is larger, and beyond it arithmetic fails."""
+
+
+def _finite(kind: Any) -> Any:
+    """The type of an option that takes no number without end."""
+    if kind in (float, click.FLOAT):
+        return FiniteFloat()
+    if type(kind) is click.FloatRange:
+        return FiniteRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
+    return WholeRange(kind.min) if type(kind) is click.IntRange and kind.max is None else kind
+
+
+class WholeRange(click.IntRange):
+    """A whole number that arithmetic can hold."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        number: int = super().convert(value, param, ctx)
+        if abs(number) > _MOST_WHOLE:
+            self.fail(f"{value} is too large.", param, ctx)
+        return number
+
+
 def _field(declaration: Declaration) -> Any:
     settings = declaration.settings
+    if "type" in settings:
+        settings["type"] = _finite(settings["type"])
     default = settings.get("default", _UNSAID)
     if default is _UNSAID and not settings.get("required"):
         many = settings.get("multiple") or settings.get("nargs") == -1
@@ -226,7 +266,7 @@ class MachineOptions:
         help="Arithmetic of the towers; auto takes the fastest that keeps the ranking.",
     )
     threads: int | None = option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."
+        "--threads", type=click.IntRange(1, 4_096), help="CPU threads [default: all cores]."
     )
     backend: str = option(
         "--backend",

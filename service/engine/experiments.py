@@ -136,7 +136,7 @@ def train(
     from models.devices import set_threads
     from models.sources.report.checks import check
     from models.sources.report.counts import inspect, sampling
-    from models.training.config import Circumstances, asked_for, resolved
+    from models.training.config import Circumstances, asked_for, refuse_foreign, resolved
     from models.training.data import Surveyed, one_in_for, refuse_streams
     from models.training.distributed import join_world
     from models.training.pair import PairRequest, Watching, feeds_of, load_trainable
@@ -170,6 +170,7 @@ def train(
     measured = measured or held_back
     if wanted["objective"] == "auto":
         wanted["objective"] = "clip" if pair.bias is None else "siglip"
+    refuse_foreign(wanted, pair.kind)
     wanted["precision"] = pair.arithmetic(precision, world.device)
     pairs = feeds[0].pairs
     at = Circumstances(pairs=pairs, pictures=pairs, measured=bool(measured), tune=wanted["tune"])

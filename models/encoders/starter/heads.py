@@ -187,12 +187,22 @@ def save_heads(
         heads: what to save.
         directory: made if it is missing.
         parts: name -> sha256 of tuned weights of the towers, already in the directory.
+
+    Raises:
+        ModelError: `weights-not-finite`; nothing is written.
     """
     from safetensors.torch import save
 
     state = {name: value.detach().half().contiguous() for name, value in heads.state_dict().items()}
     # the one number that fp16 would visibly round
     state["scale.log_scale"] = heads.scale.log_scale.detach().float()
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise ModelError(
+                f"{name} of the heads is not finite in fp16, so they were not saved",
+                code="weights-not-finite",
+                hint="train with a lower --lr",
+            )
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_NAME, save(state))
     description: dict[str, Any] = {"format": FORMAT, "heads": asdict(heads.config)}

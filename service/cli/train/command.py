@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.encoders.base.model_id import STARTER
+from models.training.config import foreign
 from service.cli.exits import OK, PARTIAL
 from service.cli.inspection import inspected
 from service.cli.options import HeadedCommand, takes
@@ -65,8 +66,12 @@ def train(options: TrainOptions) -> int:
         raise click.UsageError("nothing to train on: name at least one --data or --class-data")
     if tune == "lora" and options.keeping.unlock_blocks:
         raise click.UsageError("--unlock-blocks has no meaning for --tune lora")
-    if options.model == STARTER:
+    from models.encoders.registry import is_starter
+
+    if options.model == STARTER or (not options.run.fresh and is_starter(options.model)):
         _refuse_for_heads(options)
+    elif options.starter.cache is not None:
+        raise click.UsageError("--cache keeps features of the starter's towers; they are not used")
 
     from models.devices import set_threads
     from models.training.distributed import join_world, leave_world
@@ -87,8 +92,7 @@ def _refuse_for_heads(options: TrainOptions) -> None:
         raise click.UsageError("--keep best needs --val to tell which epoch is best")
     wrong = [
         f"{one.flag} siglip" if one.name == "objective" else one.flag
-        for one in options.changed()
-        if one.needs_towers and options.asked()[one.name] != "clip"
+        for one in foreign(options.asked(), "starter")
     ]
     if wrong:
         raise click.UsageError(
@@ -301,6 +305,11 @@ def _asked(options: TrainOptions, pair: TrainablePair, world: World) -> dict[str
     asked = options.asked()
     if asked["objective"] == "auto":
         asked["objective"] = "clip" if pair.bias is None else "siglip"
+    if wrong := foreign(asked, pair.kind):
+        raise click.UsageError(
+            f"{', '.join(one.flag for one in wrong)}: of no use to this kind of pair and run; "
+            "leave them out (docs/training.md has a table of what each kind knows)"
+        )
     precision = pair.arithmetic(options.machine.pair.machine.precision, world.device)
     return asked | {"precision": precision}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from models.encoders.base.model_id import STARTER
 from service.cli.options import FOLDER, option
 from service.cli.output import count_all, note, progress_bar
 
@@ -136,11 +135,13 @@ def judged_in_halves(
 
 def refuse_folds(filtering: FilterOptions, model: str, tune: str) -> None:
     """Where `--filter-folds` has nothing to do or cannot be done."""
+    from models.encoders.registry import is_starter
+
     if filtering.filter_below is None:
         raise click.UsageError("--filter-folds needs --filter-below S, or auto")
     if filtering.filter_model is not None:
         raise click.UsageError("--filter-folds trains its own judges; leave out --filter-model")
-    if model != STARTER or tune != "full":
+    if not is_starter(model) or tune != "full":
         raise click.UsageError(
             "--filter-folds trains two judges, which takes minutes for the starter's heads alone; "
             "for other pairs filter with --filter-model"

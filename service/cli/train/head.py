@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from models.training.config import foreign
 from service.cli.exits import OK, PARTIAL
 from service.cli.output import count_all, emit_json, note, progress_bar
 from service.cli.train.options import TrainOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from models.encoder import Encoder
     from models.labels.class_head import Kind
     from models.sources import Source
@@ -26,12 +29,9 @@ _RESULT_NAME = "head.json"
 
 def train_head(options: TrainOptions) -> int:
     """Train, measure and report; returns the exit code."""
-    from models.atomic import replace_file
-    from models.devices import resolve_device
+    from models.atomic import alone_in
     from models.errors import TrainingError
-    from models.labels.class_head import HEAD_NAME, save_head
-    from models.labels.prompts import DEFAULT_TEMPLATES
-    from models.training.class_heads import KINDS, fit_head
+    from models.labels.class_head import HEAD_NAME
 
     _refuse(options)
     path = options.run.out / HEAD_NAME
@@ -41,6 +41,17 @@ def train_head(options: TrainOptions) -> int:
             code="run-finished",
             hint="name another --out, or --restart to replace it",
         )
+    with alone_in(options.run.out):
+        return _train_head(options, path)
+
+
+def _train_head(options: TrainOptions, path: Path) -> int:
+    from models.atomic import replace_file
+    from models.devices import resolve_device
+    from models.labels.class_head import save_head
+    from models.labels.prompts import DEFAULT_TEMPLATES
+    from models.training.class_heads import KINDS, fit_head
+
     kind: Kind = next(kind for kind in KINDS if kind == options.keeping.tune)
     encoder = options.machine.pair.load()
     training = _embedded(options.sets.reading.open(options.sets.data), encoder)
@@ -73,6 +84,7 @@ def train_head(options: TrainOptions) -> int:
 
 
 def _refuse(options: TrainOptions) -> None:
+    from models.encoders.registry import is_starter
     from models.environment import torchrun_place
 
     tune = options.keeping.tune
@@ -80,9 +92,13 @@ def _refuse(options: TrainOptions) -> None:
         raise click.UsageError("nothing to train on: name at least one --data")
     if options.sets.extra_data or options.sets.class_data:
         raise click.UsageError(f"--tune {tune} takes labelled pictures from --data alone")
+    wrong = [one.flag for one in foreign(options.asked(), tune)]
+    wrong += ["--cache"] if options.starter.cache is not None else []
+    if wrong:
+        raise click.UsageError(f"{', '.join(wrong)}: --tune {tune} knows nothing of it")
     if options.run.fresh:
         raise click.UsageError(f"--tune {tune} needs a pair that has learned something")
-    if tune == "prompts" and options.model == "starter":
+    if tune == "prompts" and is_starter(options.model):
         raise click.UsageError(
             "the starter's text tower takes no gradients: use --tune linear or adapter"
         )

@@ -41,9 +41,9 @@ def setting(name: str) -> Any:
     if one.choices:
         told["type"] = click.Choice(one.choices)
     elif one.type is int:
-        told["type"] = click.IntRange(one.least, None if one.most is None else int(one.most))
+        told["type"] = click.IntRange(one.least, int(one.largest))
     elif one.type is float:
-        told["type"] = click.FloatRange(one.least, one.most, one.above, one.below)
+        told["type"] = click.FloatRange(one.least, one.largest, one.above, one.below)
     else:
         told["callback"] = lambda _context, _option, value: _share(value)
     if one.default is not None and not one.quiet:

@@ -78,11 +78,19 @@ def result_lines(result: Result) -> list[str]:
         + (", stopped early" if result.stopped_early else "")
         + f", {100 * result.interpolation:.0f} % of the way from the weights it started with"
     ]
+    doubts = [f"! {doubt}" for doubt in result.doubts]
     if result.before is None or result.after is None:
-        return [*lines, "no validation, nothing measured"]
+        return [*lines, "no validation, nothing measured", *doubts]
     if not result.interpolation:
         lines.append("nothing it learned helped on validation: the weights are as they were")
-    return lines + before_after(result.before, result.after)
+    lines += before_after(result.before, result.after)
+    if result.chance is not None:
+        sizes = ", ".join(
+            f"{metrics['pictures']:.0f} pictures with {metrics['texts']:.0f} captions ({language})"
+            for language, metrics in sorted(result.after.items())
+        )
+        lines.append(f"measured on {sizes}; chance is R@1 {100 * result.chance:.1f}")
+    return lines + doubts
 
 
 def before_after(

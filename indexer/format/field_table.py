@@ -33,6 +33,7 @@ _SQL_TYPES: Final = {
     "date": "INTEGER",
 }
 _BLOCK: Final = 4096
+_SCAN_BLOCK: Final = 65_536
 
 
 def columns_of(fields: Sequence[Field]) -> dict[str, Column]:
@@ -141,6 +142,21 @@ def values_at(query: Query, column: Column, rows: Sequence[int]) -> Iterator[tup
             f"SELECT row, {value} FROM {source} WHERE {known} AND row IN ({marks})",  # noqa: S608
             part,
         )
+
+
+def column_values(query: Query, column: Column) -> tuple[npt.NDArray[np.int64], list[Any]]:
+    """Rows that have a value in a column, ascending, int64 [M], and their values [M]."""
+    rows: list[int] = []
+    values: list[Any] = []
+    select = (
+        f"SELECT row, {column.name} FROM fields "  # noqa: S608
+        f"WHERE {column.name} IS NOT NULL AND row > ? ORDER BY row LIMIT {_SCAN_BLOCK:d}"
+    )
+    while block := query(select, (rows[-1] if rows else -1,)):
+        more, found = zip(*block, strict=True)
+        rows += more
+        values += found
+    return np.array(rows, dtype=np.int64), values
 
 
 def count_present(query: Query, column: Column) -> int:

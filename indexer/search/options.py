@@ -8,6 +8,7 @@ what the ranking code does with it, and its spelling on each surface. Defaults, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Target: TypeAlias = Literal["images", "texts"]
 Include: TypeAlias = Literal["attributes", "embedding", "thumbnail"]
+Order: TypeAlias = Literal["asc", "desc"]
 
 HYBRID: Final = 0.4
 """Weight of the words beside the vectors where `hybrid` is only switched on."""
@@ -27,6 +29,24 @@ starter pair, see `indexer.search.duplicates.find_duplicates`."""
 MAX_K: Final = 1000
 MAX_OFFSET: Final = 10_000
 """Bounds of a page that a surface may ask for; the ranking code itself has none."""
+MAX_SORT: Final = 8
+"""Fields to sort by."""
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey:
+    """A field to sort by, smallest first or largest; what has no value comes last either way.
+
+    Raises:
+        InputError: `invalid-sort`: the order is neither.
+    """
+
+    field: str
+    order: Order = "asc"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str) or self.order not in get_args(Order):
+            raise InputError("a field is sorted by as asc or desc", code="invalid-sort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +69,11 @@ class SearchOptions:
         exact: use no ANN structure: compare with every item.
         effort: efSearch or nprobe of this search, at least 1; None takes what `optimize` recorded.
             Segments without an ANN structure do not need it.
+        sort: fields to sort by, the first first; `"taken:desc,price"`, or a list of such texts or
+            of `{"field": ..., "order": ...}`, stands for them. Everything that fits is sorted, as
+            far as `filter` and `min_score` say what fits, not the k closest; cosines, or with
+            `hybrid` fused scores, decide among equal values. An item then is a near-duplicate of
+            one that comes before it. Sorting is exact whatever was optimized.
         include: optional parts of a hit; who makes the answer reads it, the ranking code does not.
 
     Raises:
@@ -65,10 +90,12 @@ class SearchOptions:
     exact: bool = False
     effort: int | None = None
     include: frozenset[Include] = frozenset({"attributes"})
+    sort: tuple[SortKey, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hybrid", _switched(self.hybrid, HYBRID, 0.0))
         object.__setattr__(self, "deduplicate", _switched(self.deduplicate, NEAR_DUPLICATE, None))
+        object.__setattr__(self, "sort", parse_sort(self.sort))
         if self.target not in get_args(Target):
             raise InputError(f"target must be images or texts, not {self.target!r}")
         if self.k < 1 or self.offset < 0:
@@ -100,12 +127,42 @@ class SearchOptions:
 
     def by_cosine(self) -> SearchOptions:
         """The same, in the order of cosines alone, however low, and with every near-duplicate."""
-        return replace(self, hybrid=0.0, deduplicate=None, min_score=None)
+        return replace(self, hybrid=0.0, deduplicate=None, min_score=None, sort=())
 
 
 def _switched(value: object, on: float, off: float | None) -> object:
     """A number that may also be given as a switch."""
     return value if not isinstance(value, bool) else on if value else off
+
+
+def parse_sort(given: object) -> tuple[SortKey, ...]:
+    """Fields to sort by, as a caller may write them (`SearchOptions.sort`).
+
+    Raises:
+        InputError: `invalid-sort`: something else, more than `MAX_SORT`, or a field twice.
+    """
+    listed = [given] if isinstance(given, str | Mapping | SortKey) else given
+    if not isinstance(listed, Sequence):
+        raise InputError("sort takes a list of fields", code="invalid-sort")
+    keys: list[SortKey] = []
+    for one in listed:
+        if isinstance(one, SortKey):
+            keys.append(one)
+        elif isinstance(one, str):
+            pairs = [part.strip().partition(":") for part in one.split(",")]
+            keys += [SortKey(name, order if colon else "asc") for name, colon, order in pairs]  # type: ignore[arg-type]
+        elif isinstance(one, Mapping) and {"field"} <= set(one) <= {"field", "order"}:
+            keys.append(SortKey(**one))
+        else:
+            raise InputError(
+                'a field to sort by is "taken:desc", or {"field": "taken", "order": "desc"}',
+                code="invalid-sort",
+            )
+    if len(keys) > MAX_SORT:
+        raise InputError(f"more than {MAX_SORT} fields to sort by", code="invalid-sort")
+    if len({key.field for key in keys}) < len(keys):
+        raise InputError("a field to sort by is named twice", code="invalid-sort")
+    return tuple(keys)
 
 
 DEFAULTS: Final = SearchOptions()

@@ -57,6 +57,8 @@ class Scanner(Protocol):
         self, query_D: Vectors, floor: float
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]: ...
 
+    def rows(self) -> npt.NDArray[np.int64]: ...
+
 
 class Proposer(Protocol):
     """What `indexer.search.scanners.AnnScan` offers: rows that are likely to be among the best."""

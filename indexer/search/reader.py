@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from indexer.filters.declared import FieldType
 from indexer.filters.language import Filter
 from indexer.format.items import Item
-from indexer.search.options import SearchOptions, Target
+from indexer.search.options import SearchOptions, SortKey, Target
 from models.encoder import Fingerprint
 from models.vectors import Vectors
 
@@ -164,6 +164,14 @@ class IndexReader(Protocol):
         """
         ...
 
+    def check_sort(self, keys: Sequence[SortKey]) -> None:
+        """Refuse fields that this index cannot be sorted by.
+
+        Raises:
+            InputError: `invalid-sort`: an undeclared field, or one that holds lists.
+        """
+        ...
+
     def search(
         self,
         queries_QD: Vectors,
@@ -176,8 +184,9 @@ class IndexReader(Protocol):
         those nearly all of the best, at the recall recorded in the manifest.
 
         Ordered by score (the cosine, to float32) falling, then by id, so that pages of one version
-        neither overlap nor leave anything out; with `options.hybrid` by `Hit.fused`. Fewer than k
-        come back only where fewer exist or `options.min_score` lets fewer through.
+        neither overlap nor leave anything out; with `options.hybrid` by `Hit.fused`; with
+        `options.sort` by the values of fields, of everything that fits. Fewer than k come back only
+        where fewer exist or `options.min_score` lets fewer through.
 
         Args:
             queries_QD: [Q, D] of any length but zero; they are scaled to unit length.
@@ -186,7 +195,7 @@ class IndexReader(Protocol):
         Raises:
             InputError: hybrid search without `texts`; `no-words`: of an index that has segments of
                 format 1.
-            InvalidFilterError: as `check_filter`.
+            InvalidFilterError: as `check_filter`; InputError: as `check_sort`.
             InvalidVectorError: wrong shape or dimension, NaN, infinity, or a zero vector.
         """
         ...

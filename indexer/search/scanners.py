@@ -131,6 +131,10 @@ class RowScan:
         chosen = scores_M > floor
         return scores_M[chosen], self._rows_M[chosen]
 
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The rows themselves, as `ExactIndex.rows`."""
+        return self._rows_M
+
 
 @dataclass(frozen=True, slots=True)
 class LiveSegment:

@@ -2,7 +2,8 @@
 
 Each segment's rows are scanned (`indexer.search.scanners`), `indexer.search.ranking` scores what
 that finds, `indexer.search.ranking` puts it in order, with the ranking by words
-(`indexer.search.words`) where that is wanted, and here the page is cut. It knows segments and which
+(`indexer.search.words`) where that is wanted, or sorts by fields (`indexer.search.sorting`), and
+here the page is cut. It knows segments and which
 of their rows live; not how versions are opened, nor who asks.
 
 Shapes: Q queries, K hits, D embedding, N rows, M some rows.
@@ -21,7 +22,7 @@ from indexer.filters.language import Filter, check_filter
 from indexer.format.entries import Modality
 from indexer.format.manifest import Manifest
 from indexer.format.segment import Segment
-from indexer.search.options import SearchOptions, Target
+from indexer.search.options import SearchOptions, SortKey, Target
 from indexer.search.ranking import (
     DEPTH,
     Ranked,
@@ -34,6 +35,7 @@ from indexer.search.ranking import (
 )
 from indexer.search.reader import Hit
 from indexer.search.scanners import AnnScan, LiveSegment, Selections
+from indexer.search.sorting import FieldOrder, Ranks, check_sort, sort_rows
 from indexer.search.words import WordSearch
 from models.errors import InputError, InvalidVectorError
 from models.vectors import Vectors, unit_rows
@@ -53,6 +55,7 @@ class Searcher:
         self.segments: dict[Modality, list[LiveSegment]] = {"image": [], "text": []}
         for one in segments:
             self.segments[one.segment.entry.modality].append(one)
+        self._order = FieldOrder(manifest.declared)
         self._words = {modality: WordSearch(some) for modality, some in self.segments.items()}
 
     def search(
@@ -73,7 +76,8 @@ class Searcher:
         if options.hybrid:
             worded = self._by_words(modality, queries_QD, texts, options.filter)
         segments = [one.segment for one in live]
-        pages = _Pages(segments, scanners, total, queries_QD, worded, options)
+        keys = [(key, self._order.ranks(key.field, modality, live)) for key in options.sort]
+        pages = _Pages(live, scanners, total, queries_QD, worded, options, keys)
         found = pages.all() if options.deduplicate is None else pages.distinct(options.deduplicate)
         return _hits(segments, found)
 
@@ -81,7 +85,8 @@ class Searcher:
         self, segments: Sequence[LiveSegment], options: SearchOptions
     ) -> list[Scanner | AnnScan]:
         """What scans each segment, over the rows that may be found."""
-        exact = options.exact
+        check_sort(options.sort, self._manifest.declared)
+        exact = options.exact or bool(options.sort)
         scanners = [one.scanner(exact=exact) for one in segments]
         if options.filter is not None:
             check_filter(options.filter, self._manifest.declared)
@@ -126,14 +131,20 @@ class _Pages:
     Attributes:
         scanners: one per segment, of the rows that may be found; `total` of them in all.
         worded: per query its ranking by words, or None.
+        keys: fields to sort by, each with the ranks of its values in every segment.
     """
 
-    segments: Sequence[Segment]
+    live: Sequence[LiveSegment]
     scanners: Sequence[Scanner | AnnScan]
     total: int
     queries_QD: Vectors
     worded: Sequence[Ranked | None]
     options: SearchOptions
+    keys: Sequence[tuple[SortKey, Sequence[Ranks]]]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [one.segment for one in self.live]
 
     @property
     def want(self) -> int:
@@ -165,6 +176,8 @@ class _Pages:
 
     def _ranked(self, chosen_Q: Sequence[int], depth: int) -> list[Ranked]:
         """Rankings of some of the queries, `depth` rows of each at least, or all that fit."""
+        if self.keys:
+            return [self._sorted(number, min(depth, self.total)) for number in chosen_Q]
         hybrid, floor = self.options.hybrid, self.options.min_score
         depth = min(self.total, max(depth, DEPTH) if hybrid else depth)
         vectors = [segment.vectors_ND for segment in self.segments]
@@ -179,6 +192,26 @@ class _Pages:
             low = floor is not None and not (reach_M := reaching(one.scores_M, floor)).all()
             rankings.append(one.take(np.flatnonzero(reach_M).tolist()) if low else one)
         return rankings
+
+    def _sorted(self, number: int, depth: int) -> Ranked:
+        """The first rows by the values of fields, `depth` or all that fit."""
+        query_D, words, fused = self.queries_QD[number], self.worded[number], None
+        scanners = [one for one in self.scanners if one.exact]
+        vectors = [segment.vectors_ND for segment in self.segments]
+        if words is not None:
+            keep = min(self.total, DEPTH)
+            [found] = candidates(scanners, vectors, query_D[None], keep)
+            fused = fuse(ranked(self.segments, found, keep), words, self.options.hybrid)
+        return sort_rows(
+            self.keys,
+            self.live,
+            scanners,
+            query_D,
+            depth,
+            floor=self.options.min_score,
+            fused=fused,
+            named=self.options.deduplicate is not None,
+        )
 
 
 def _hits(segments: Sequence[Segment], pages: Sequence[tuple[Ranked, _Page]]) -> list[list[Hit]]:

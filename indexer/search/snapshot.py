@@ -22,12 +22,13 @@ from indexer.format.integrity import Verify
 from indexer.format.manifest import Head, check_encoder, newest_version, read_manifest
 from indexer.format.version import OpenVersion, open_version
 from indexer.search.facets import facets
-from indexer.search.options import DEFAULTS, SearchOptions
+from indexer.search.options import DEFAULTS, SearchOptions, SortKey
 from indexer.search.reader import Facet, Hit, IndexInfo, IndexReader, Item, QueryKind, Target
 from indexer.search.relevance import Background
 from indexer.search.relevance_file import read_background
 from indexer.search.scanners import LiveSegment
 from indexer.search.searcher import Searcher
+from indexer.search.sorting import check_sort
 from models.encoder import Fingerprint
 from models.errors import NotFoundError
 from models.vectors import Vectors, unit_rows
@@ -136,6 +137,9 @@ class Snapshot(IndexReader):
 
     def check_filter(self, wanted: Filter) -> None:
         check_filter(wanted, self.opened.manifest.declared)
+
+    def check_sort(self, keys: Sequence[SortKey]) -> None:
+        check_sort(keys, self.opened.manifest.declared)
 
     def search(
         self,

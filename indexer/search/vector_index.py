@@ -111,6 +111,13 @@ class ExactIndex:
         _, scores_M, rows_M = self._index.range_search(query_1D, floor, params=self._parameters())
         return scores_M, rows_M
 
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Every live row, int64 [M], ascending."""
+        count = self._index.ntotal
+        if self._selector is None:
+            return np.arange(count, dtype=np.int64)
+        return np.flatnonzero(np.unpackbits(self._bitmap, count=count, bitorder="little"))
+
     def _parameters(self) -> Any:
         return None if self._selector is None else _faiss.SearchParameters(sel=self._selector)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from indexer.search.options import (
     MAX_OFFSET,
     NEAR_DUPLICATE,
     SearchOptions,
+    SortKey,
     Target,
+    parse_sort,
 )
-from models.errors import InvalidFilterError
+from models.errors import InputError, InvalidFilterError
 from service.cli.exits import OK
 from service.cli.options import (
     OLD_FILE,
@@ -141,6 +143,19 @@ class RankingArguments:
         type=click.IntRange(0, MAX_OFFSET),
         help="How many of the best to skip.",
     )
+    min_score: float | None = option(
+        "--min-score",
+        type=click.FloatRange(-1, 1),
+        help="Leave out what has a lower cosine.",
+    )
+    sort: tuple[str, ...] = option(
+        "--sort",
+        multiple=True,
+        metavar="FIELD[:desc]",
+        help="Sort by this field instead of by closeness, smallest first, or largest with :desc; "
+        "repeatable, the first decides first. All that --filter and --min-score let through is "
+        "sorted, and missing values come last.",
+    )
     hybrid: float | None = option(
         "--hybrid",
         metavar="[W]",
@@ -180,6 +195,8 @@ class RankingArguments:
             deduplicate=self.deduplicate,
             exact=self.exact,
             effort=self.effort,
+            min_score=self.min_score,
+            sort=_sort_keys(self.sort),
         )
 
 
@@ -199,6 +216,7 @@ class SearchArguments:
     "  diptych search --index photos.index beach --plus sunset --minus people --like IMG_7.jpg\n"
     "  diptych search --index photos.index bag --filter '"
     '{"field": "year", "gte": 2020}\'\n'
+    "  diptych search --index photos.index beach --min-score 0.2 --sort taken:desc\n"
     '  diptych search --index photos.index "IMG_2041 harbour" --hybrid --deduplicate\n'
     "  diptych search --index photos.index harbour --hybrid=0.7 --exact"
 )
@@ -207,7 +225,7 @@ def search(given: SearchArguments) -> int:
     """Search an index by TEXT, by a picture with --image, or by several things at once.
 
     Prints rank, score (the cosine), path and text, best first; with --hybrid the best by cosine and
-    words together, so that the cosines do not fall.
+    words together, with --sort in the order of a field, so that the cosines do not fall.
     """
     from indexer.search.snapshot import open_snapshot
 
@@ -217,6 +235,8 @@ def search(given: SearchArguments) -> int:
         if options.filter is not None:
             with _pointing_into_the_filter():
                 snapshot.check_filter(options.filter)
+        with _about_the_sort():
+            snapshot.check_sort(options.sort)
         from service.engine.engine import Engine
 
         encoder = given.pair.load(given.pair.model or snapshot.fingerprint.model)
@@ -248,6 +268,19 @@ def _pointing_into_the_filter() -> Iterator[None]:
     except InvalidFilterError as error:
         where = f" at {error.where}" if error.where else ""
         raise click.UsageError(f"--filter{where}: {error.message}") from None
+
+
+def _sort_keys(given: Sequence[str]) -> tuple[SortKey, ...]:
+    with _about_the_sort():
+        return parse_sort(given)
+
+
+@contextmanager
+def _about_the_sort() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise click.UsageError(f"--sort: {error.message}") from None
 
 
 def _read(path: Path) -> bytes:
@@ -296,7 +329,11 @@ def _print(answer: SearchAnswer) -> None:
     if not answer.hits:
         note("Nothing found.")
     elif answer.no_good_match:
-        note("Nothing here fits well; these are the closest.")
+        # sorted otherwise they are the first, and what fits is for --min-score to say
+        closest = "" if answer.options.sort else "; these are the closest"
+        note(f"Nothing here fits well{closest}.")
+    elif answer.options.sort and not (answer.options.filter or answer.options.min_score):
+        note("Every item is sorted, however far from the query; --min-score N leaves out the rest.")
     for rank, hit in enumerate(answer.hits, start=answer.options.offset + 1):
         line = f"{rank:3d}  {hit.score:6.3f}  {_where(hit.item)}"
         if hit.item.text:

@@ -67,6 +67,8 @@ class Retrieval:
         options.check_page()
         if options.filter is not None:
             reader.check_filter(options.filter)  # before anything is embedded
+        if options.sort:
+            reader.check_sort(options.sort)
         watch = Stopwatch()
         parts = check_parts(query)
         query_1D, truncated = yield from self._query_vector(reader, parts, watch)
@@ -86,9 +88,9 @@ class Retrieval:
 
         hits = tuple((yield from page(options.k, options.offset, options)))
         best: Sequence[Hit] = hits[:1]
-        # a later page is judged by the query's best hit too, and so is one that words have ordered,
-        # and one that is empty because nothing reaches `min_score`
-        if options.offset or options.hybrid or not hits:
+        # a later page is judged by the query's best hit too, and so is one that words or fields
+        # have ordered, and one that is empty because nothing reaches `min_score`
+        if options.offset or options.hybrid or options.sort or not hits:
             best = yield from page(1, 0, options.by_cosine())
         judgement = judge(
             reader, query_1D, best, hits, kind=query_kind(parts, own), target=options.target

@@ -1,15 +1,25 @@
-"""Random attributes and filters, and what a filter means: a loop over one item's values."""
+"""Random attributes and filters, what a filter means by a loop over an item, an index of such."""
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
-from indexer.filters.declared import parse_fields
+from indexer.filters.declared import parse_fields, values_of
+from indexer.format.items import Item, NewRow
+from indexer.store.writer import IndexWriter
+from models.encoder import Fingerprint
+from models.vectors import Vectors, unit_rows
 
+DIM = 8
+FINGERPRINT = Fingerprint("t", "t", "t", "t", "t", "t", DIM)
+DIGEST = hashlib.sha256(b"").hexdigest()
 FIELDS = parse_fields(
     ["year:int,price:float,brand,sale:bool,tags:str[]", "deep=a.b:int", "taken:date"]
 )
@@ -144,3 +154,36 @@ def _test(op: str, given: Any, value: Any) -> bool:
     if op == "contains":
         return given in value
     return value == given if op == "eq" else bool(ORDER[op](value, given))
+
+
+# -- an index of such items ----------------------------------------------------------------------
+
+
+def random_rows(count: int, seed: int = 0) -> Vectors:
+    return unit_rows(np.random.default_rng(seed).standard_normal((count, DIM)))
+
+
+def fill(
+    path: Path,
+    attributes: list[dict[str, Any]],
+    vectors_ND: Vectors,
+    *,
+    fields: Any = FIELDS,
+    segments: int = 1,
+    dead: set[int] = frozenset(),  # type: ignore[assignment]
+    modality: Any = "image",
+) -> None:
+    """An index of these rows, in turn spread over segments, without any model."""
+    with IndexWriter(path, FINGERPRINT, fields=fields) as writer:
+        parts = [writer.new_segment(modality) for _ in range(segments)]
+        where = []
+        for number, (row, vector_D) in enumerate(zip(attributes, vectors_ND, strict=True)):
+            part = parts[number % segments]
+            where.append((number % segments, part.rows))
+            item = Item(f"i{number:06}", modality, "", None, row.get("language"), None,
+                        row.get("label"), {}, DIGEST)  # fmt: skip
+            values, _ = values_of(row, fields)
+            part.add(vector_D[None], [NewRow(item.id, item, values=values)])
+        # in one commit: a second would merge segments as small as these
+        manifest = writer.commit(parts, [where[number] for number in dead])
+        assert len(manifest.segments) == min(segments, len(attributes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from indexer.filters.language import Filter
-from indexer.search.options import DEFAULTS, SearchOptions, Target
+from indexer.search.options import DEFAULTS, SearchOptions, SortKey, Target
 from indexer.search.reader import Facet, Hit, IndexInfo, IndexReader, Item, QueryKind
 from models.encoder import Fingerprint
 from models.errors import InputError, InvalidFilterError, NotFoundError
@@ -45,6 +45,9 @@ class MemoryReader:
 
     def check_filter(self, wanted: Filter) -> None:
         raise InvalidFilterError("this index declares no fields")
+
+    def check_sort(self, keys: Sequence[SortKey]) -> None:
+        raise InputError("this index declares no fields", code="invalid-sort")
 
     def search(
         self,

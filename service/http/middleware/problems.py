@@ -74,6 +74,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "label-set-damaged": (500, "The stored label set is damaged"),
     "label-sets-unwritable": (503, "The label set could not be stored"),
     "invalid-filter": (422, "The filter cannot be used"),
+    "invalid-sort": (422, "The hits cannot be sorted so"),
     "invalid-labels": (422, "The labels or templates cannot be used"),
     "cannot-explain": (422, "This model cannot explain its answers"),
     "image-empty": (422, "The picture is empty"),
@@ -221,6 +222,8 @@ def of_domain(error: DiptychError) -> Problem:
             detail = _RULES.get(code, "The value cannot be used.")
         if isinstance(error, InvalidFilterError):
             errors = [{"pointer": f"#/filter{error.where}", "code": code, "detail": detail}]
+        if code == "invalid-sort":
+            errors = [{"pointer": "#/sort", "code": code, "detail": detail}]
     elif isinstance(error, IndexLockedError | NoSpaceError):
         detail, headers = _STORE[code], {"Retry-After": "5"}
         hint = None

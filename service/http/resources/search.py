@@ -25,9 +25,12 @@ from indexer.search.options import (
     HYBRID,
     MAX_K,
     MAX_OFFSET,
+    MAX_SORT,
     NEAR_DUPLICATE,
     Include,
+    Order,
     SearchOptions,
+    SortKey,
     Target,
 )
 from service.engine.calls import finish_async
@@ -166,6 +169,18 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="How many hits.")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")]
 
 
+SORT_WORDS = (
+    "Fields to sort by instead of by closeness, the first first; missing values come last. What "
+    "`filter` and `min_score` let through is sorted, all of it, not the `k` closest; closeness "
+    "decides among equal values."
+)
+
+
+class SortBy(StrictModel):
+    field: Annotated[str, Field(max_length=64, description="As /v1/index lists them; no lists.")]
+    order: Order = "asc"
+
+
 class Page(StrictModel):
     k: K = DEFAULTS.k
     offset: Offset = DEFAULTS.offset
@@ -185,6 +200,7 @@ class Page(StrictModel):
     deduplicate: Deduplicate = False
     exact: Exact = False
     effort: Effort = None
+    sort: Annotated[list[SortBy], Field(max_length=MAX_SORT, description=SORT_WORDS)] = Field([])
 
 
 class SearchRequest(Page):
@@ -200,6 +216,11 @@ class SearchRequest(Page):
                 {"text": "a green leaf", "weight": -0.5},
                 {"id": EXAMPLE_ID, "weight": 2.0},
             ]
+        },
+        {
+            "query": {"text": "a red apple"},
+            "min_score": 0.2,
+            "sort": [{"field": "year", "order": "desc"}, {"field": "label"}],
         },
         {
             "query": {"text": "fruit"},
@@ -318,6 +339,7 @@ def search_options(page: Page, target: Target) -> SearchOptions:
         deduplicate=page.deduplicate,
         exact=page.exact,
         effort=page.effort,
+        sort=tuple(SortKey(one.field, one.order) for one in page.sort),
         include=frozenset(page.include),
     )
 

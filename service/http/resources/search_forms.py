@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.search.options import DEFAULTS, Target
+from indexer.search.options import DEFAULTS, Target, parse_sort
 from service.engine.queries import ImageQuery, TextQuery
 from service.http.middleware.admission import charge
 from service.http.middleware.endpoints import Endpoint, json_of, picture_of
@@ -20,6 +20,7 @@ from service.http.requests.state import DirectRoute, EngineOf, direct
 from service.http.resources.items import told_bytes
 from service.http.resources.search import (
     FILTER_WORDS,
+    SORT_WORDS,
     Deduplicate,
     Effort,
     Exact,
@@ -63,6 +64,10 @@ class ImageSearchOptions(BaseModel):
     deduplicate: Deduplicate = False
     exact: Exact = False
     effort: Effort = None
+    sort: Annotated[
+        str | None,
+        Field(max_length=1000, description=f"`FIELD:asc` or `FIELD:desc`, commas. {SORT_WORDS}"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +136,10 @@ async def image_to_text(
     query parameters, or fields of the form.
     """
     options = upload.options
-    given = options.model_dump(exclude={"target", "filter"})
+    given = options.model_dump(exclude={"target", "filter", "sort"})
     asked = search_options(Page(**given, filter=upload.filter), options.target)
+    if options.sort is not None:
+        asked = replace(asked, sort=parse_sort(options.sort))
     told = told_bytes(engine, asked.k, asked.target, asked.include)
     await charge(request.scope, Price(pictures=1, answer_bytes=told))
     return await answered(request, engine, ImageQuery(upload.image), asked)

@@ -152,6 +152,16 @@ def test_no_short_page_comes_before_a_full_one(optimized: Path, floor: float) ->
             assert {hit.id for hit in best if hit.score >= floor} <= {hit.id for hit in whole}
 
 
+def test_what_was_optimized_is_sorted_exactly(optimized: Path) -> None:
+    with opened(optimized) as snapshot:
+        options = SearchOptions(k=ROWS, min_score=0.1, effort=1)
+        every = snapshot.search(texts(3, seed=9), replace(options, exact=True))
+        found = snapshot.search(texts(3, seed=9), replace(options, sort="rank:desc"))  # type: ignore[arg-type]
+        for hits, sorted_hits in zip(every, found, strict=True):
+            assert len(hits) > 20
+            assert sorted_hits == sorted(hits, key=lambda hit: -hit.item.attributes["rank"])
+
+
 def test_the_last_page_ends_with_the_last_row(optimized: Path) -> None:
     with opened(optimized) as snapshot:
         living = ROWS - len(DEAD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections import Counter
@@ -14,58 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import ColourEncoder
-from filtering import FIELDS, TYPES, documents, holds, items, span
+from filtering import (
+    TYPES,
+    documents,
+    fill,
+    holds,
+    items,
+    random_rows,
+    span,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexes import build, opened, record, rejects_of
 
-from indexer.filters.declared import parse_fields, values_of
+from indexer.filters.declared import parse_fields
 from indexer.filters.language import parse_filter
-from indexer.format.items import Item, NewRow
 from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
 from indexer.search import facets as facets_module
 from indexer.search.options import SearchOptions
 from indexer.search.scanners import RowScan
 from indexer.search.snapshot import Snapshot, open_snapshot
-from indexer.store.writer import IndexWriter
-from models.encoder import Fingerprint
 from models.errors import InputError, InvalidFilterError
-from models.vectors import Vectors, unit_rows
-
-DIM = 8
-FINGERPRINT = Fingerprint("t", "t", "t", "t", "t", "t", DIM)
-DIGEST = hashlib.sha256(b"").hexdigest()
-
-
-def random_rows(count: int, seed: int = 0) -> Vectors:
-    return unit_rows(np.random.default_rng(seed).standard_normal((count, DIM)))
-
-
-def fill(
-    path: Path,
-    attributes: list[dict[str, Any]],
-    vectors_ND: Vectors,
-    *,
-    fields: Any = FIELDS,
-    segments: int = 1,
-    dead: set[int] = frozenset(),  # type: ignore[assignment]
-    modality: Any = "image",
-) -> None:
-    """An index of these rows, in turn spread over segments, without any model."""
-    with IndexWriter(path, FINGERPRINT, fields=fields) as writer:
-        parts = [writer.new_segment(modality) for _ in range(segments)]
-        where = []
-        for number, (row, vector_D) in enumerate(zip(attributes, vectors_ND, strict=True)):
-            part = parts[number % segments]
-            where.append((number % segments, part.rows))
-            item = Item(f"i{number:06}", modality, "", None, row.get("language"), None,
-                        row.get("label"), {}, DIGEST)  # fmt: skip
-            values, _ = values_of(row, fields)
-            part.add(vector_D[None], [NewRow(item.id, item, values=values)])
-        # in one commit: a second would merge segments as small as these
-        manifest = writer.commit(parts, [where[number] for number in dead])
-        assert len(manifest.segments) == min(segments, len(attributes))
+from models.vectors import Vectors
 
 
 def brute_force(

@@ -16,6 +16,7 @@ from indexer.search.options import (
     MAX_OFFSET,
     NEAR_DUPLICATE,
     SearchOptions,
+    SortKey,
 )
 from models.errors import InputError
 
@@ -30,6 +31,7 @@ EVERY = SearchOptions(
     exact=True,
     effort=9,
     include=frozenset({"embedding"}),
+    sort=(SortKey("taken", "desc"),),
 )
 
 
@@ -39,6 +41,9 @@ EVERY = SearchOptions(
         {"k": 0}, {"k": -1}, {"offset": -1}, {"target": "all"}, {"effort": 0},
         {"hybrid": 1.1}, {"hybrid": -0.1}, {"hybrid": float("nan")},
         {"deduplicate": 0.0}, {"deduplicate": 1.5}, {"deduplicate": float("nan")},
+        {"sort": "taken:down"}, {"sort": 7}, {"sort": [7]}, {"sort": [{"order": "asc"}]},
+        {"sort": [{"field": "taken", "by": "size"}]}, {"sort": [{"field": 7}]}, {"sort": "a,b,a"},
+        {"sort": ",".join(f"f{n}" for n in range(9))}, {"sort": [{"field": "a", "order": ["asc"]}]},
     ],
     ids=str,
 )  # fmt: skip
@@ -69,20 +74,30 @@ def test_every_field_is_spelt_and_some_are_the_answers_alone() -> None:
     assert all(getattr(EVERY, one.name) != getattr(DEFAULTS, one.name) for one in fields(EVERY))
     asked = EVERY.ranking(7, 1)
     changed = {one.name for one in fields(EVERY) if getattr(asked, one.name) != getattr(EVERY, one.name)}  # noqa: E501  # fmt: skip
-    assert changed == {"k", "offset", "min_score", "include"}
-    assert hash(asked) == hash(replace(EVERY, min_score=None).ranking(7, 1))
+    assert changed == {"k", "offset", "include"}
+    assert hash(asked) == hash(replace(EVERY, include=frozenset()).ranking(7, 1))
     alone = EVERY.by_cosine()
-    assert (alone.hybrid, alone.deduplicate) == (0.0, None)
-    assert replace(alone, hybrid=0.25, deduplicate=0.75) == EVERY
-
-
-def test_hits_at_the_least_score_stay() -> None:
-    assert EVERY.keeps(0.5)
-    assert not EVERY.keeps(0.4999)
-    assert DEFAULTS.keeps(-1.0)
+    assert (alone.hybrid, alone.deduplicate, alone.min_score, alone.sort) == (0.0, None, None, ())
+    again = replace(alone, hybrid=0.25, deduplicate=0.75, min_score=0.5, sort="taken:desc")  # type: ignore[arg-type]
+    assert again == EVERY
 
 
 def test_reading_them_loads_nothing_heavy() -> None:
     code = "import sys, indexer.search.options; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"numpy", "faiss", "torch", "pydantic"}.isdisjoint(done.stdout.split())
+
+
+def test_fields_to_sort_by_are_spelt_as_it_suits() -> None:
+    wanted = (SortKey("taken", "desc"), SortKey("price"))
+    for spelt in (
+        "taken:desc, price",
+        ["taken:desc", "price:asc"],
+        [{"field": "taken", "order": "desc"}, {"field": "price"}],
+        [SortKey("taken", "desc"), "price"],
+        wanted,
+    ):
+        assert SearchOptions(sort=spelt).sort == wanted  # type: ignore[arg-type]
+    assert SearchOptions(sort="price").sort == (SortKey("price"),)  # type: ignore[arg-type]
+    assert hash(SearchOptions(sort=wanted)) is not None
+    assert EVERY.ranking(5, 0).sort == EVERY.sort

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from indexer.search.ranking import DEPTH, Ranked, distinct, fuse
+from indexer.search.ranking import DEPTH, Ranked, distinct, fuse, reaching
 
 
 def ranking(rows: list[int], cosines: dict[int, float]) -> Ranked:
@@ -96,3 +96,10 @@ def test_distinct_equals_the_loop_and_a_shorter_page_is_its_beginning(count: int
     for want in {1, len(expected) // 2, len(expected)} - {0}:
         page = distinct(order, [rows], 0.97, want)
         assert [first for first, _ in page] == [first for first, _ in expected[:want]]
+
+
+def test_scores_at_the_floor_stay() -> None:
+    scores = np.array([0.5, 0.49999997, 1.0000001, -1.0000001], dtype=np.float32)
+    assert reaching(scores, 0.5).tolist() == [True, False, True, False]
+    assert reaching(scores, 1.0).tolist() == [False, False, True, False]
+    assert reaching(scores, -1.0).all(), "a rounded row may be a hair longer than 1"

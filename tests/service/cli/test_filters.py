@@ -53,6 +53,18 @@ def test_search_filters(index: Path) -> None:
     assert found(index, "red", "--filter", '{"field": "year", "lt": 2000}') == ["a"]
 
 
+def test_search_sorts(index: Path) -> None:
+    assert found(index, "red", "--sort", "year:desc") == ["b", "a", "c"]
+    assert found(index, "red", "--sort", "kind:desc", "--sort", "year") == ["a", "c", "b"]
+    assert found(index, "red", "--sort", "year", "--min-score", "0.5") == ["a", "c"]
+    told = run("search", "--index", index, "red", "--sort", "year").stderr
+    assert "--min-score" in told, "without it everything fits"
+    for wrong, says in [("size", "year (int), kind (str)"), ("year:down", "asc or desc")]:
+        done = run("search", "--index", index, "red", "--sort", wrong)
+        assert (done.returncode, says in done.stderr) == (2, True)
+        assert "Loading" not in done.stderr
+
+
 def test_search_composes(index: Path, tmp_path: Path) -> None:
     picture = tmp_path / "blue.png"
     picture.write_bytes(solid("blue"))

@@ -232,3 +232,51 @@ def test_years_and_months_are_listed(dated: TestClient) -> None:
     for one in [*field["values"], *field["months"]]:
         body = {"text": "red", "filter": {"field": "taken", "eq": one["value"]}}
         assert len(ids(dated.post("/v1/search/text-to-image", json=body))) == one["count"]
+
+
+SORTED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"sort": [{"field": "taken"}]}, ["a", "c", "b", "d"]),
+    ({"sort": [{"field": "taken", "order": "desc"}]}, ["b", "c", "a", "d"]),
+    ({"sort": [{"field": "brand"}, {"field": "year", "order": "desc"}]}, ["b", "d", "a", "c"]),
+    ({"sort": [{"field": "year", "order": "desc"}], "min_score": 0.9}, ["c", "b", "a"]),
+    ({"sort": [{"field": "year"}], "k": 2, "offset": 1}, ["b", "c"]),
+    ({"sort": [{"field": "year"}], "filter": {"field": "taken", "eq": "2024"}}, ["b", "c"]),
+    ({"sort": []}, ["a", "b", "c", "d"]),
+]
+
+
+@pytest.mark.parametrize(("options", "wanted"), SORTED, ids=str)
+def test_hits_are_sorted_by_fields(
+    dated: TestClient, options: dict[str, Any], wanted: list[str]
+) -> None:
+    assert ids(dated.post("/v1/search/text-to-image", json={"text": "red", **options})) == wanted
+    query = {"query": {"text": "red"}, **options}
+    assert ids(dated.post("/v1/search", json=query)) == wanted
+    [result] = dated.post("/v1/search/batch", json={"searches": [query]}).json()["results"]
+    assert [hit["id"] for hit in result["answer"]["hits"]] == wanted
+    asked: dict[str, Any] = {"target": "images", **options}
+    asked["sort"] = ",".join(f"{one['field']}:{one.get('order', 'asc')}" for one in asked["sort"])
+    asked["filter"] = json.dumps(options["filter"]) if "filter" in options else None
+    params = {key: value for key, value in asked.items() if value}
+    answer = dated.post("/v1/search/image-to-text", params=params, content=solid("red"),
+                        headers={"Content-Type": "image/png"})  # fmt: skip
+    assert ids(answer) == wanted
+
+
+@pytest.mark.parametrize(
+    ("sort", "code"),
+    [
+        ([{"field": "colour"}], "invalid-sort"), ([{"field": "tags"}], "invalid-sort"),
+        ([{"field": "year"}, {"field": "year"}], "invalid-sort"),
+        ([{"field": "year", "order": "down"}], "invalid-request"), ("year", "invalid-request"),
+        ([{"field": "year", "by": "size"}], "invalid-request"), ([{}], "invalid-request"),
+        ([{"field": f"f{n}"} for n in range(9)], "invalid-request"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sorted_by_is_refused_with_a_pointer(
+    client: TestClient, sort: Any, code: str
+) -> None:
+    answer = client.post("/v1/search", json={"query": {"text": "red"}, "sort": sort})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, code)
+    assert problem["errors"][0]["pointer"].startswith("#/sort")

@@ -36,6 +36,7 @@ from indexer.format.word_table import (
     Postings,
     WordTableWriter,
     all_postings,
+    file_name,
     has_words,
     read_lengths,
     read_postings,
@@ -133,8 +134,8 @@ class NewRow:
         record: the key of its source record.
         thumbnail: JPEG bytes.
         values: of the index's filterable fields, in their order; none are known if empty.
-        texts: what search by words finds the row by: a picture's texts. None takes the item's own;
-            empty leaves the row to `ItemsWriter.take_words`.
+        texts: what search by words finds the row by: a picture's texts, to which its file's name
+            is added. None takes the item's own; empty leaves the row to `ItemsWriter.take_words`.
         picture: what is known of it; None for texts and where nothing is.
         origin: `origin_number` of its source record's origin; None where it is not known.
     """
@@ -385,7 +386,10 @@ class ItemsWriter:
         self._do(lambda: self._db.execute(_INSERT, columns))
         self._do(lambda: self._table.add(row, item.label, item.language, new.values))
         own = () if item.text is None else (item.text,)
-        self._words.add(row, own if new.texts is None else new.texts)
+        words = own if new.texts is None else new.texts
+        if item.modality == "image" and new.texts != ():
+            words = (*words, file_name(item.uri, item.id))
+        self._words.add(row, words)
         self._rows = row + 1
         if new.thumbnail is not None:
             pair = (row, new.thumbnail)

@@ -39,7 +39,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
+from pathlib import PurePosixPath
 from typing import Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +80,29 @@ def terms(text: str) -> list[str]:
             found.extend(unspaced)
             found.extend(unspaced[at : at + 2] for at in range(len(unspaced) - 1))
     return found
+
+
+def file_name(uri: str, item_id: str) -> str:
+    """What a picture's file is called, without folders and suffix: words it is found by.
+
+    `file:///photos/2019/IMG_2041.jpg` and `file:///a.tar#2019/IMG_2041.jpg` -> `IMG_2041`; the end
+    of the id where there is no URI.
+    """
+    parts = urlsplit(uri)
+    path = unquote(parts.fragment or parts.path) or item_id
+    return PurePosixPath(path).stem
+
+
+def names(query: str, texts: Iterable[str], name: str) -> bool:
+    """Whether a query's words themselves say that an item is meant.
+
+    All of them are in its texts or file name, or its whole file name is most of the query. One word
+    of several is not enough: "a" is in most captions.
+    """
+    wanted = set(terms(query))
+    called = set(terms(name))
+    held = called.union(*(terms(text) for text in texts))
+    return bool(wanted) and (wanted <= held or (called <= wanted and 2 * len(called) > len(wanted)))
 
 
 @cache

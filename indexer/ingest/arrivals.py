@@ -263,7 +263,7 @@ def _name_texts(arrival: Arrival) -> None:
     texts = [caption.new.item.text for caption in captions]
     if picture.new.item.text not in texts:
         texts.append(picture.new.item.text)
-    picture.new = replace(picture.new, texts=tuple(text for text in texts if text))
+    picture.new = replace(picture.new, texts=tuple(text for text in texts if text) or None)
 
 
 def embed(encoder: Encoder, batch: Sequence[Arrival], texts_at_once: int) -> None:

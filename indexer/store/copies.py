@@ -118,7 +118,7 @@ def _texts(item: Item, captions: Mapping[str, Sequence[str]]) -> tuple[str, ...]
     found = list(captions.get(item.id, ()))
     if item.text and item.text not in found:
         found.append(item.text)
-    return tuple(found)
+    return tuple(found) or None
 
 
 def recaption(

@@ -162,8 +162,8 @@ class RankingArguments:
         type=Share("hybrid"),
         is_flag=False,
         flag_value=str(HYBRID),
-        help="Also search by words, in captions and texts: W from 0 (none) to 1 (words alone) is "
-        f"their weight. [{HYBRID} if W is left out]",
+        help="Also search by words, in captions, texts and file names: W from 0 (none) to 1 (words "
+        f"alone) is their weight. [{HYBRID} if W is left out]",
     )
     deduplicate: float | None = option(
         "--deduplicate",

@@ -48,6 +48,8 @@ GATE: Final = 0.5
 """`no_good_match` when the best hit is not above it; 95 of 100 background queries are not."""
 # at 64 queries FAISS's own scan falls behind (tests/bench/search_exact.py)
 SEARCH_LIMITS: Final = QueueLimits(batch=32, waiting=4096)
+_NAMED: Final = 10
+"""Hits by cosine and words among which one may hold the query's very words."""
 # of a text that is tokenised on the event loop: a third of a millisecond with the starter
 _SHORT_TEXT: Final = 500
 
@@ -95,6 +97,11 @@ class Retrieval:
         judgement = judge(
             reader, query_1D, best, hits, kind=query_kind(parts, own), target=options.target
         )
+        misfit = judgement.no_good_match
+        if misfit and options.hybrid and words is not None:
+            # what the words themselves name is no misfit, whatever the model makes of them
+            front = yield from page(_NAMED, 0, options)
+            misfit = not any(is_named(reader, words, hit.item) for hit in front)
         vectors_KD = None
         if "embedding" in options.include:
             rows = [reader.vector(hit.item.id) for hit in hits]
@@ -107,7 +114,7 @@ class Retrieval:
             index_version=reader.version,
             model=self._encoder.fingerprint.model,
             relevance_K=judgement.relevance_K,
-            no_good_match=judgement.no_good_match,
+            no_good_match=misfit,
             vectors_KD=vectors_KD,
             timings=watch.stop(),
         )
@@ -179,6 +186,16 @@ def query_kind(parts: Sequence[Weighted], own: Sequence[Item]) -> QueryKind | No
     if words == len(parts):
         return "text"
     return "mixed" if words else "image"
+
+
+def is_named(reader: IndexReader, words: str, item: Item) -> bool:
+    """Whether the words themselves are in the item's texts, or are its file's name."""
+    from indexer.format.word_table import file_name, names
+
+    captions = reader.captions(item.id) if item.modality == "image" else []
+    texts = [one.text for one in (item, *captions) if one.text]
+    name = file_name(item.uri, item.id) if item.modality == "image" else ""
+    return names(words, texts, name)
 
 
 def judge(

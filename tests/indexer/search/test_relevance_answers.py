@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,28 @@ def test_an_embedding_of_unknown_origin_is_not_judged(engine: Engine) -> None:
     answer = answer_to(engine, EmbeddingQuery([1.0] + [0.0] * 8))
     assert answer.relevance_K is None
     assert answer.no_good_match is None
+
+
+def test_words_that_are_found_exactly_are_no_misfit(tmp_path: Path) -> None:
+    """A word no model knows, in a caption or in the name of a file, is an answer."""
+    path = tmp_path / "x.index"
+    named = replace(record("shots/IMG_2041.jpg", "blue"), uri="file:///a%20b/IMG_2041.jpg")
+    build([*RECORDS, record("zeppelin", "red", "a zoltan"), named], path)
+    with opened(path) as snapshot:
+        engine = Engine(ColourEncoder(), snapshot)
+        for words, first, misfit in (
+            ("zoltan", "zeppelin", False),
+            ("IMG_2041", "shots/IMG_2041.jpg", False),
+            ("img_2041 at the harbour", None, True),  # mostly of other things
+            ("img 2041 harbour", "shots/IMG_2041.jpg", False),
+            ("a harbour", None, True),  # one word of two is in a caption
+            ("gibberish", None, True),
+        ):
+            answer = answer_to(engine, TextQuery(words), hybrid=0.5, k=3)
+            assert answer.no_good_match is misfit, words
+            assert first is None or answer.hits[0].item.id == first
+            assert answer_to(engine, TextQuery(words), hybrid=0.5, offset=5).no_good_match is misfit
+            assert answer_to(engine, TextQuery(words)).no_good_match is True
 
 
 def test_a_later_page_is_judged_by_the_best_hit(engine: Engine) -> None:

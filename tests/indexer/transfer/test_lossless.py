@@ -124,8 +124,10 @@ def test_a_picture_has_the_words_of_all_its_rows(tmp_path: Path) -> None:
     report = bring(tmp_path / "emb", tmp_path / "x.index", relevance=False)
     assert (report.images, report.texts, report.rejected) == (BLOCK, BLOCK, 2)
     found = stored(tmp_path / "x.index")
-    assert found["image", str(BLOCK - 1)][1] == {f"word{BLOCK - 1 + n}" for n in range(3)}
-    assert found["image", "0"][1] == {"word0"}
+    assert found["image", str(BLOCK - 1)][1] == {
+        str(BLOCK - 1), *(f"word{BLOCK - 1 + n}" for n in range(3))
+    }  # fmt: skip
+    assert found["image", "0"][1] == {"0", "word0"}
 
 
 @pytest.mark.parametrize("form", FORMS)

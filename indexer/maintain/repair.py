@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -300,15 +300,18 @@ class _Repair:
         dead = self._dead(manifest)
         loss = plan_loss(self._root, manifest, dead, gone) if gone else None
         buried = loss.dead if loss else set()
+        unsure = loss.unsure - buried if loss else set()
+        anew = sorted({*structures, *(at for at, _ in unsure)})
         rebuilt: list[_Rebuilt] = []
         try:
-            for at in structures:
+            for at in anew:
                 alive = ~dead[at]
                 alive[[row for position, row in buried if position == at]] = False
                 if alive.any():
                     rows = np.flatnonzero(alive).tolist()
-                    rebuilt.append(_rebuild(self._fs, self._root, manifest, at, rows))
-            drop = {*gone, *structures}
+                    forget = {row for position, row in unsure if position == at}
+                    rebuilt.append(_rebuild(self._fs, self._root, manifest, at, rows, forget))
+            drop = {*gone, *anew}
             changes = Changes(
                 "repair",
                 segments=[one.writer for one in rebuilt],
@@ -327,6 +330,11 @@ class _Repair:
         for at in structures:
             name = f"{SEGMENTS}/{manifest.segments[at].id}/{ANN_FILE}"
             self.report.done.append(f"built {name} again from its vectors")
+        if unsure:
+            self.report.done.append(
+                f"kept {len(unsure):,} pictures that may have had captions among the texts lost: "
+                "index your sources again, which makes them anew"
+            )
         if loss is not None:
             self.report.lost += sorted(loss.records)
 
@@ -404,9 +412,17 @@ class _Rebuilt:
 
 
 def _rebuild(
-    fs: Fs, root: Path, manifest: Manifest, position: int, rows: Sequence[int]
+    fs: Fs,
+    root: Path,
+    manifest: Manifest,
+    position: int,
+    rows: Sequence[int],
+    unsure: Collection[int],
 ) -> _Rebuilt:
     """These rows of a segment in a new one, with the structure that its entry describes.
+
+    Args:
+        unsure: as `copy_rows`.
 
     Raises:
         IndexCorruptError: the vectors or items are damaged.
@@ -420,7 +436,7 @@ def _rebuild(
     writer = SegmentWriter(fs, scratch, name, entry.modality, manifest.dim, manifest.declared)
     rebuilt = _Rebuilt(writer, source)
     try:
-        copy_rows(source, rows, writer, manifest.declared)
+        copy_rows(source, rows, writer, manifest.declared, unsure=unsure)
         if entry.ann is not None:
             ann = entry.ann
             vectors_ND = writer.vectors()

@@ -2,11 +2,14 @@
 
 A record is a picture with its texts; builds tell by its rows whether it is there already. Were half
 of one kept, no build would bring the other half back. So a record of which any row is lost goes as
-a whole, and its id is told. It changes nothing.
+a whole, and its id is told. Where only a segment of texts that nobody can read could tell whether a
+picture had captions in it, and not all such pictures can have had some there, they stay: they are
+marked to be made anew when their source is indexed again. It changes nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +33,13 @@ class Loss:
         dead: rows of other segments to bury, as (position in the manifest, row).
         records: ids of the records to index again.
         unknown: live rows lost whose ids cannot be read.
+        unsure: rows of pictures that stay, though they may have lost captions.
     """
 
     dead: set[tuple[int, int]] = field(default_factory=set)
     records: set[str] = field(default_factory=set)
     unknown: int = 0
+    unsure: set[tuple[int, int]] = field(default_factory=set)
 
 
 def plan_loss(
@@ -64,7 +69,8 @@ def plan_loss(
             else:
                 loss.unknown += int(live.sum())
         if loss.unknown:
-            loss.records |= _torn(manifest, dead, readable, gone)
+            torn, loss.unsure = _torn(manifest, dead, readable, gone)
+            loss.records |= torn
         for position, items in readable.items():
             if position not in gone and loss.records:
                 loss.dead |= {
@@ -83,10 +89,14 @@ def _torn(
     dead: Sequence[npt.NDArray[np.bool_]],
     readable: dict[int, ItemsReader],
     gone: set[int],
-) -> set[str]:
-    """Records that show that something of theirs was in a segment that cannot be read."""
+) -> tuple[set[str], set[tuple[int, int]]]:
+    """Records that show that something of theirs was in a segment that cannot be read.
+
+    Returns:
+        The records; the rows of pictures that may be of such a record.
+    """
+    captioned: dict[str, tuple[str, int, int]] = {}
     images: set[str] = set()
-    captioned: dict[str, str] = {}
     texts: list[tuple[str, str]] = []
     for position, items in readable.items():
         if position in gone:
@@ -96,7 +106,7 @@ def _torn(
             for row, item_id, record, _ in items.records():
                 if live[row]:
                     images.add(item_id)
-                    captioned[item_id] = record
+                    captioned[item_id] = record, position, row
             rows = items.query("SELECT row, id FROM items WHERE text IS NULL")
             for row, item_id in rows:
                 if live[row]:
@@ -105,10 +115,29 @@ def _torn(
             select = "SELECT row, image_id, record FROM items WHERE image_id IS NOT NULL"
             texts += [(image, record) for row, image, record in items.query(select) if live[row]]
     torn = {record for image, record in texts if image not in images}
-    if any(manifest.segments[at].modality == "text" and at not in readable for at in gone):
-        with_texts = {image for image, _ in texts}
-        torn |= {record for image, record in captioned.items() if image not in with_texts}
-    return torn
+    unread = Counter[str]()
+    for at in gone - readable.keys():
+        if manifest.segments[at].modality == "text":
+            unread[_written_with(manifest.segments[at])] += int((~dead[at]).sum())
+    if not unread:
+        return torn, set()
+    # captions are written with their picture: what was written together is looked at together
+    together: dict[str, list[tuple[str, int, int]]] = {}
+    for image in captioned.keys() - {image for image, _ in texts}:
+        one = captioned[image]
+        together.setdefault(_written_with(manifest.segments[one[1]]), []).append(one)
+    unsure: set[tuple[int, int]] = set()
+    for written, pictures in together.items():
+        if unread[written] >= len(pictures):
+            torn |= {record for record, _, _ in pictures}
+        else:  # fewer texts than pictures: a text of its own may be all a picture has
+            unsure |= {(position, row) for _, position, row in pictures}
+    return torn, unsure
+
+
+def _written_with(entry: SegmentEntry) -> str:
+    """The number of the version that a segment was written for, which its name begins with."""
+    return entry.id.partition("-")[0]
 
 
 def sound_items(root: Path, entry: SegmentEntry) -> ItemsReader | None:

@@ -7,7 +7,7 @@ It knows open segments and segment writers, and nothing of commits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -22,6 +22,8 @@ RowSet: TypeAlias = set[tuple[int, int]]
 
 _BLOCK: Final = 500
 _SCAN: Final = 65_536
+_UNKNOWN: Final = "00" * 32
+"""No content has this hash."""
 
 
 def load_rows(source: Segment, rows: Sequence[int], fields: Sequence[Field]) -> list[NewRow]:
@@ -60,6 +62,7 @@ def copy_rows(
     *,
     moved: Mapping[int, tuple[str, int | None]] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
+    unsure: Collection[int] = (),
 ) -> None:
     """Append rows of one segment to a new one, words included.
 
@@ -70,6 +73,8 @@ def copy_rows(
         moved: new `uri` and origin by row, where they changed.
         captions: texts of pictures by id, for a source of format 1, which has no words to copy;
             without them a picture is found by its own text only (`captions_by_picture`).
+        unsure: rows whose records may have lost something: they forget the content they were
+            made of, so that the next build of their source makes them anew.
 
     Raises:
         IndexCorruptError: the source is damaged.
@@ -84,7 +89,8 @@ def copy_rows(
         for place, row in enumerate(part):
             one = loaded[place]
             uri, origin = moved.get(row, (one.item.uri, one.origin))
-            item = dataclasses.replace(one.item, uri=uri)
+            content = _UNKNOWN if row in unsure else one.item.content_hash
+            item = dataclasses.replace(one.item, uri=uri, content_hash=content)
             texts = () if has_words else _texts(item, captions or {})
             loaded[place] = dataclasses.replace(one, item=item, texts=texts, origin=origin)
         target.add(source.vectors_ND[part], loaded)

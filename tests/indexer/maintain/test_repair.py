@@ -20,6 +20,8 @@ from indexer.maintain.verify import verify_index
 from indexer.search.holder import SnapshotHolder
 from indexer.store.history import history
 from indexer.store.writer import IndexWriter
+from indexer.transfer.exports import export_index
+from indexer.transfer.imports import import_index
 from models.errors import DiptychError, IndexCorruptError, IndexLockedError, IndexNotFoundError
 
 FINGERPRINT = ColourEncoder().fingerprint
@@ -173,6 +175,47 @@ def test_a_damaged_text_segment_takes_its_records(path: Path, file: str) -> None
     sound(path)
     build([record(f"p{i}", NAMES[i], f"{NAMES[i]} thing") for i in (0, 2, 3)], path)
     assert len(all_ids(path)[1]) == 4
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_pictures_that_had_no_captions_stay(tmp_path: Path, together: bool) -> None:
+    """Built without captions, a picture still carries its text: that is no trace of a lost one."""
+    path = tmp_path / "x.index"
+    plain = [record(f"p{n}", NAMES[n], f"{NAMES[n]} thing") for n in range(4)]
+    told = [record("words", None, "only words"), record("more", None, "more words")]
+    build(plain, path, captions=False)
+    build(told, path)
+    if together:  # as a purge, a merge or an import writes them
+        copy = tmp_path / "y.index"
+        export_index(path, tmp_path / "rows", "parquet")
+        import_index(tmp_path / "rows", copy, ColourEncoder)
+        path = copy
+    [texts] = path.glob("segments/*-text-*")
+    flip(texts / "items.sqlite", 5000)
+    report = repair(path, yes=True, drop_damaged=True)
+    assert (report.ok, report.lost, report.unknown) == (True, [], 2)
+    assert any("kept 4 pictures" in one for one in report.done)
+    assert all_ids(path) == (["p0", "p1", "p2", "p3"], [])
+    sound(path)
+    if not together:
+        assert build([*plain, *told], path, captions=False).updated == 4
+        assert build(plain, path, captions=False).unchanged == 4
+    sound(path)
+
+
+def test_a_picture_that_did_lose_its_captions_gets_them_again(path: Path) -> None:
+    build([record(f"q{n}", "red", "red thing") for n in range(5)], path, captions=False)
+    (segment(path, 2, "text") / "items.sqlite").unlink()
+    report = repair(path, yes=True, drop_damaged=True)
+    assert report.ok
+    images, texts = all_ids(path)
+    assert set(images) >= {"q0", "q4", "p0"}
+    rows = [record("p4", "magenta", "magenta"), record("p5", "cyan")]
+    assert "p4" in report.lost or build(rows, path).updated == 1
+    build(rows, path)
+    assert "p4#en/0" in all_ids(path)[1]
+    assert set(texts) == {"p0#en/0", "p2#en/0", "p3#en/0"}
+    sound(path)
 
 
 def test_a_damaged_background_is_left_out(path: Path) -> None:

@@ -31,6 +31,7 @@ from indexer.format.erasures import Erasures, erased_rows
 from indexer.format.manifest import Manifest, read_manifest
 from indexer.format.segment import Segment, SegmentWriter
 from indexer.format.version import OpenVersion, open_version
+from indexer.format.word_table import terms
 from indexer.ingest.side_files import scrub_beside
 from indexer.store.copies import captions_by_picture, copy_rows
 from indexer.store.history import history, read_version
@@ -198,16 +199,63 @@ def unexplained(root: Path, manifest: Manifest, hits: dict[str, set[bytes]]) -> 
     """
     needles = set().union(*hits.values())
     finder = Needles(needles)
+    needles -= finder.find(_own_words(manifest))
     with open_version(root, manifest) as version:
         for segment, dead in zip(version.segments, version.dead, strict=True):
+            select = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
+            for (schema,) in segment.items.query(select):
+                needles -= finder.find(schema.encode())
             rows = [int(row) for row in (~dead).nonzero()[0]]
             for start in range(0, len(rows), _BLOCK):
-                for strings in _strings(segment, rows[start : start + _BLOCK]):
-                    text = b"\0".join(strings)
-                    # the words of an item are stored in lower case
-                    lower = text.decode("utf-8", "replace").casefold().encode()
-                    needles -= finder.find(text) | finder.find(lower)
+                part = rows[start : start + _BLOCK]
+                for text in _said(segment, part):
+                    needles -= finder.find(text)
+                if part[-1] - part[0] + 1 == len(part):  # where one ends and the next begins
+                    needles -= finder.find(segment.vectors_ND[part].tobytes())
     return sorted(name for name, found in hits.items() if found & needles)
+
+
+_COLUMNS: Final = ("id", "record", "uri", "text", "language", "image_id", "label", "attributes")
+
+
+def _said(segment: Segment, rows: list[int]) -> Iterator[bytes]:
+    """All that living rows say, as it lies in the files: in the same order, end to end.
+
+    SQLite puts the columns of a row one behind the other, and behind an indexed one its row's
+    number: together they may read like something that was removed.
+    """
+    for strings in _strings(segment, rows):
+        text = b"\0".join(strings)
+        yield text
+        # the words of an item are stored in lower case
+        yield text.decode("utf-8", "replace").casefold().encode()
+    marks = ", ".join("?" * len(rows))
+    select = f"SELECT row, {', '.join(_COLUMNS)}, content_hash FROM items WHERE row IN ({marks})"  # noqa: S608 - marks only
+    for row, *columns, content in segment.items.query(select, rows):
+        texts = ["" if one is None else str(one) for one in columns]
+        yield "".join(texts).encode() + content
+        number = row.to_bytes(max(1, (row.bit_length() + 8) // 8), "big") if row > 1 else b""
+        yield b"\0".join(one.encode() + number for one in texts[:2])
+        found = terms("\n".join(texts))
+        yield "\0".join(dict.fromkeys(found)).encode()
+
+
+def _own_words(manifest: Manifest) -> bytes:
+    """What a manifest says that no item said: its keys, its encoder, the declared fields."""
+    told = manifest.model_dump(mode="json", exclude={"sources"})
+    words = [*_keys(told), *map(str, manifest.encoder.values()), manifest.writer, manifest.metric]
+    words += [f"{name}\0{field.type}\0{field.path}" for name, field in manifest.fields.items()]
+    return "\0".join(words).encode()
+
+
+def _keys(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield str(key)
+            yield from _keys(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _keys(one)
 
 
 def _strings(segment: Segment, rows: list[int]) -> Iterator[list[bytes]]:

@@ -247,3 +247,53 @@ def ids_of(index: Path) -> list[str]:
     query = NoiseEncoder().embed_texts([PreparedText(["anything"])])
     with open_snapshot(index, fingerprint=NoiseEncoder().fingerprint) as snapshot:
         return [hit.item.id for hit in snapshot.search(query, SearchOptions(k=100))[0]]
+
+
+OTHERS_WORDS = [
+    "fields of barley",  # a label of another
+    "photographer",  # an attribute's name
+    "owner-name of mine",  # a declared field's attribute
+    "row INTEGER PRIMARY KEY",  # the schema's
+    "parent_sha256",  # the manifest's
+    "wurzburger",  # a term that another is found by, whose text has an accent
+    "stays-9.pngfile:///kept/9.png",  # a column behind another
+    '"camera": "wideangle"',  # an attribute and its name
+]
+
+
+@pytest.mark.parametrize("words", OTHERS_WORDS)
+def test_what_others_say_is_no_leftover(tmp_path: Path, words: str) -> None:
+    stays = Record(
+        key="stays-9.png",
+        uri="file:///kept/9.png",
+        image=noise(9),
+        texts={"en": ("Ein Würzburger Haus",)},
+        label="fields of barley",
+        attributes={"photographer": "x", "owner-name of mine": 1, "camera": "wideangle"},
+    )
+    gone = Record(
+        key="gone-7.png",
+        uri="file:///removed/7.png",
+        image=noise(7),
+        texts={"en": (words, "truly a leftover")},
+        attributes={"said": words},
+    )
+    index = tmp_path / "x.index"
+    build([stays, gone], index)
+    delete_items(index, ["gone-7.png"])
+    report = purge(index)
+    assert report.found == []
+    assert report.sought > 4
+
+
+def test_a_true_leftover_beside_the_words_of_others(tmp_path: Path) -> None:
+    index = tmp_path / "x.index"
+    records = [
+        Record(f"r{n}", f"file:///{n}", noise(n), {"en": (f"caption-of-{n:04}",)}, label="meadows")
+        for n in range(4)
+    ]
+    build(records, index)
+    delete_items(index, ["r2"])
+    (index / "notes.txt").write_text("meadows\0caption-of-0002\0meadows")
+    (index / "harmless.txt").write_text("meadows\0caption-of-0001\0meadows")
+    assert purge(index).found == ["notes.txt"]

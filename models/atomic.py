@@ -1,4 +1,5 @@
-"""Replaces a small file whole, for all of `models/` that saves weights, reports or progress.
+"""Replaces a small file whole, for all of `models/` that saves weights, reports or progress; and
+keeps a second run out of a directory.
 
 A reader sees the old file or the new one, never half of one. What an index writes has a file system
 of its own that can be made to fail: `indexer.files.fs`.

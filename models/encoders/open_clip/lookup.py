@@ -239,7 +239,7 @@ def _activation(name: str, model_cfg: Mapping[str, Any], path: Path) -> bool:
         if plain
         else f'for GELU an {CONFIG_NAME} beside it with "quick_gelu": false in its model_cfg',
     ]
-    known = f" ({_few(quick)} have QuickGELU)" if quick else ""
+    known = f" (with QuickGELU: {_few(quick)})" if quick else ""
     raise ModelError(
         f"weights of {name} come with both activations, GELU and QuickGELU{known}, and "
         f"{path.name} does not say which it needs",

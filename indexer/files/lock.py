@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,11 +30,18 @@ from models.errors import IndexLockedError, StorageError
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
+_PAUSE: Final = 0.01
+"""Seconds between two looks at a lock: flock's own waiting could not be ended."""
+
+
 class WriterLock:
     """Holds the lock from construction until `release`."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock without waiting.
+    def __init__(self, path: Path, *, patience: float = 0.0) -> None:
+        """Take the lock.
+
+        Args:
+            patience: seconds to wait for whoever holds it.
 
         Raises:
             IndexLockedError: another process, or another writer of this one, holds it.
@@ -46,7 +54,7 @@ class WriterLock:
         except OSError as error:
             raise storage_error(error, "open", path) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(fd, time.monotonic() + patience)
             self._describe(fd)
         except BlockingIOError as error:
             holder = _holder(fd)
@@ -81,6 +89,34 @@ class WriterLock:
         }
         os.ftruncate(fd, 0)
         os.pwrite(fd, (json.dumps(about) + "\n").encode(), 0)
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds the lock at a path, for people; None where nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
+def _take(fd: int, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _holder(fd: int) -> str:

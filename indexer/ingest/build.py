@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from indexer.files.fs import Fs
 from indexer.format.manifest import Operation
-from indexer.format.version import open_version
+from indexer.format.version import OpenVersion, open_version
 from indexer.ingest.options import (
     Build,
     BuildOptions,
@@ -39,12 +39,14 @@ from indexer.ingest.side_files import (
 )
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
-from models.errors import InputError, StoreError
+from models.errors import IndexCorruptError, InputError, StoreError
 from models.sources.records import Source, total_count
 
 __all__ = ["BuildOptions", "BuildProgress", "BuildReport", "build_index", "index_records"]
 
 _DEFAULTS: Final = BuildOptions()
+_PATIENCE_S: Final = 2.0
+"""For the commits of others, when a build begins; later it waits as long as it takes."""
 
 
 def build_index(
@@ -62,19 +64,23 @@ def build_index(
     Records are told apart by key, across all sources. One whose content is in the index already is
     skipped without being decoded or embedded, and stored anew with its vectors where only its
     location changed; a changed one replaces its old rows, captions included, in the same commit.
-    One that is refused leaves an older state of itself in place; so is one whose key the index has
-    from another source with other content, unless `options.replace`.
+    Others may write while it runs, between its commits; a record that they wrote or deleted stays
+    as they left it. One that is refused leaves an older state of itself in place; so is one whose
+    key the index has from another source with other content, unless `options.replace`.
 
     Raises:
         InputError: an option out of range, other fields than an existing index declares, or a
             mirror that would remove what it should not.
         SourceError: a source broke off; what was read before it is committed, nothing is mirrored.
-        EncoderMismatchError, IndexLockedError, IndexCorruptError, NoSpaceError, StoreError:
+        IndexLockedError: another writer had the index for seconds when this one began.
+        EncoderMismatchError, IndexCorruptError, NoSpaceError, StoreError:
             see `indexer.store.writer.IndexWriter`. Versions committed before the failure stand.
     """
     if options.batch_size < 1 or options.segment_rows < 1 or options.thumbnail_side < 1:
         raise InputError("batch size, segment rows and thumbnail side must be at least 1")
-    with IndexWriter(out, encoder.fingerprint, fields=options.fields, fs=fs) as writer:
+    with IndexWriter(
+        out, encoder.fingerprint, fields=options.fields, shared=True, patience=_PATIENCE_S, fs=fs
+    ) as writer:
         path = options.rejects or rejects_path(out)
         require_ours(out, path)
         rejects = RejectsFile(path)
@@ -125,7 +131,7 @@ def index_records(
         journal: keeps what is not committed yet for a build after this one.
     """
     started = time.monotonic()
-    base = open_version(writer.root, writer.manifest)
+    base = _open_base(writer, journal, options)
     try:
         total = total_count(sources)
         stages = Stages()
@@ -155,3 +161,17 @@ def index_records(
     report.performance = stages.summary()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _open_base(writer: IndexWriter, journal: Journal | None, options: BuildOptions) -> OpenVersion:
+    """The version that a build begins with; without the lock, others may collect it meanwhile."""
+    while True:
+        try:
+            return open_version(writer.root, writer.manifest)
+        except IndexCorruptError:
+            before = writer.manifest.version
+            with writer.turn():
+                if writer.manifest.version == before:
+                    raise
+            if journal is not None:
+                journal.begin(*purpose(writer, options))

@@ -124,7 +124,8 @@ class BuildReport:
     `added`, `updated`, `moved` (the same content elsewhere), `unchanged` and `removed` (by a
     mirror) count records, `resumed` those of the first two that a killed build had embedded,
     `erased` records and texts that were left out because they had been deleted, and `rejected` the
-    lines of the rejects file, `conflicts` those among them of records whose id another one has;
+    lines of the rejects file, `conflicts` those among them of records whose id another one has,
+    `overtaken` counts records that others wrote or deleted while the build ran, and that stay so;
     `images` and `texts` are what the index holds now; `empty` names the sources in which there was
     nothing, not even to refuse; `stopped` tells
     that `max_errors` ended it; `performance` is the summary of `indexer.ingest.progress.Stages`.
@@ -139,6 +140,7 @@ class BuildReport:
     erased: int = 0
     rejected: int = 0
     conflicts: int = 0
+    overtaken: int = 0
     images: int = 0
     texts: int = 0
     version: int = 0
@@ -220,4 +222,6 @@ def purpose(writer: IndexWriter, options: BuildOptions) -> tuple[str, ...]:
     chosen = [getattr(options, name) for name in (*fields, "draft", "allow_erased")]
     declared = [str(one) for one in manifest.declared]
     digest = manifest.fingerprint.digest
-    return manifest.index, str(manifest.version), digest, repr(declared), repr(chosen)
+    # what was deleted is left out of them; whatever else others commit meanwhile does no harm
+    erased = "" if manifest.erased is None else manifest.erased.sha256
+    return manifest.index, erased, digest, repr(declared), repr(chosen)

@@ -11,7 +11,7 @@ know.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,9 +22,10 @@ import numpy as np
 from indexer.format.erasures import Erased, hash_text
 from indexer.format.manifest import SourceEntry
 from indexer.format.segment import SegmentWriter
+from indexer.format.version import open_version
 from indexer.ingest.arrivals import Arrival, ItemRow, embed, prepare
 from indexer.ingest.options import Build, DeferredEncoder, purpose
-from indexer.ingest.reader import Reader
+from indexer.ingest.reader import KnownRecords, Reader
 from indexer.ingest.threads import Ahead, AheadHere, Following, FollowingHere
 from indexer.search.background_queries import list_id
 from indexer.search.relevance_file import embed_background
@@ -32,8 +33,13 @@ from indexer.store.copies import copy_rows
 from models.encoder import Encoder
 from models.errors import InputError, SourceError
 from models.images.pool import Decoders, how_many
+from models.sources.records import Reject
 from models.vectors import Vectors
 
+_OVERTAKEN: Final = (
+    "it was written or deleted by others while this build ran, and stays as they left it: "
+    "run again to have it as the source has it"
+)
 TEXTS_PER_IMAGE: Final = 16
 """A commit also comes after this many texts per picture of `segment_rows`."""
 _AHEAD: Final = 3
@@ -117,6 +123,7 @@ class Pipeline:
                 with self._build.stages.held_by("write"):
                     self._writing.finish()
             except BaseException:
+                self._build.writer.give_up()
                 self._writing.drop()
                 raise
             finally:
@@ -207,20 +214,14 @@ class Pipeline:
 
     def _store(self, embedded: list[Arrival]) -> None:
         known, tally = self._build.known, self._build.tally
-        dead: Places = []
-        for one in embedded:
-            if not one.rows:
-                continue
-            if one.key not in known:
-                tally.count("added")
-            else:
-                tally.count("updated")
-                dead += known.live_rows(one.key)
-        images = [row for one in embedded for row in one.rows_of("image")]
-        texts = [row for one in embedded for row in one.rows_of("text")]
-        self._write(partial(self._storage.add, images, texts, dead))
-        self._images += len(images)
-        self._texts += len(texts)
+        kept = [one for one in embedded if one.rows]
+        dead: dict[str, Places] = {}
+        for one in kept:
+            tally.count("updated" if one.key in known else "added")
+            dead[one.key] = known.live_rows(one.key)
+        self._write(partial(self._storage.add, kept, dead))
+        self._images += sum(len(one.rows_of("image")) for one in kept)
+        self._texts += sum(len(one.rows_of("text")) for one in kept)
         limit = self._options.segment_rows
         full = self._images >= limit or self._texts >= limit * TEXTS_PER_IMAGE
         if full or self._options.pacing.due(time.monotonic() - self._began, self._committed):
@@ -228,7 +229,7 @@ class Pipeline:
 
     def _move(self, arrival: Arrival) -> None:
         places = self._build.known.live_rows(arrival.key)
-        self._write(partial(self._storage.move, arrival.uri, arrival.origin, places))
+        self._write(partial(self._storage.move, arrival, places))
         self._build.tally.handled("moved")
         self._moves += 1
         if self._moves >= self._options.segment_rows:
@@ -238,7 +239,7 @@ class Pipeline:
         known, mirror = self._build.known, self._build.mirror
         remove_all = self._options.mirror_all
         for key in mirror.gone(known, self._build.sources, remove_all=remove_all):
-            self._write(partial(self._storage.bury, known.live_rows(key)))
+            self._write(partial(self._storage.bury, key, known.live_rows(key)))
             self._build.tally.count("removed")
 
     def _commit(self) -> None:
@@ -277,20 +278,44 @@ class Pipeline:
 
 
 @dataclass(slots=True)
+class _Stored:
+    """A record that the next commit will hold.
+
+    Attributes:
+        source: where it came from.
+        content: its content hash.
+        names: all that the erasure list may hold of it.
+        places: its rows in the new segments: 0 for images or 1 for texts, and the row.
+    """
+
+    source: str
+    content: str
+    names: set[Erased]
+    places: Places = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Pending:
-    """What the next commit will hold; `moved`: new uri and origin by segment position and row."""
+    """What the next commit will hold.
+
+    Attributes:
+        dead: by key of a record, its rows in the version that the build began with.
+        moved: by key, the new uri and origin; its rows are among the dead.
+        stored: by key, what is new.
+    """
 
     images: SegmentWriter
     texts: SegmentWriter
-    dead: Places = field(default_factory=list)
-    moved: dict[int, dict[int, tuple[str, int | None]]] = field(default_factory=dict)
-    unerase: list[Erased] = field(default_factory=list)
+    dead: dict[str, Places] = field(default_factory=dict)
+    moved: dict[str, tuple[str, str, int | None]] = field(default_factory=dict)
+    stored: dict[str, _Stored] = field(default_factory=dict)
 
 
 class Storage:
     """The writing stage: embedded rows into segments, segments into versions.
 
-    One thread at a time, in the order of the sources.
+    One thread at a time, in the order of the sources. Others may commit in between: what they wrote
+    or deleted since the build began is newer than what it read, and stands.
     """
 
     def __init__(self, build: Build) -> None:
@@ -299,35 +324,32 @@ class Storage:
         self._origins = [SourceEntry(name=one.name, kind=one.kind) for one in build.sources]
         self._pending: _Pending | None = None
 
-    def add(self, images: list[ItemRow], texts: list[ItemRow], dead: Places) -> None:
+    def add(self, arrivals: Sequence[Arrival], dead: dict[str, Places]) -> None:
         """Rows of records, whose older ones are `dead`."""
         pending = self._begun()
-        _add(pending.images, images)
-        _add(pending.texts, texts)
-        pending.dead += dead
-        stored: set[Erased] = set()
-        for row in [*images, *texts] if len(self._build.erased) else ():
-            item, record = row.new.item, row.new.record
-            stored |= {record, item.id}
-            if item.modality == "text" and item.text is not None:
-                stored.add(hash_text(record, item.language, item.text))
-        pending.unerase += [one for one in stored if one in self._build.erased]
+        pending.dead |= dead
+        for one in arrivals:
+            stored = _Stored(one.source, one.content_hash, _names(one))
+            pending.stored[one.key] = stored
+            for at, segment in enumerate((pending.images, pending.texts)):
+                rows = one.rows_of(segment.modality)
+                stored.places.extend((at, segment.rows + row) for row in range(len(rows)))
+                _add(segment, rows)
 
-    def move(self, uri: str, origin: int | None, places: Places) -> None:
+    def move(self, arrival: Arrival, places: Places) -> None:
         """The rows of a record are the same, but their picture is elsewhere now."""
         pending = self._begun()
-        for position, row in places:
-            pending.moved.setdefault(position, {})[row] = uri, origin
-        pending.dead += places
+        pending.moved[arrival.key] = arrival.source, arrival.uri, arrival.origin
+        pending.dead[arrival.key] = places
 
-    def bury(self, dead: Places) -> None:
-        self._begun().dead += dead
+    def bury(self, key: str, places: Places) -> None:
+        self._begun().dead[key] = places
 
     def commit(self, background: Background | None = None) -> None:
         """Make what came since the last commit the next version, and tell that one begins.
 
         Raises:
-            NoSpaceError, StoreError: see `IndexWriter.commit`.
+            NoSpaceError, StoreError, IndexLockedError: see `IndexWriter.commit` and `turn`.
         """
         if self._pending is None:
             return
@@ -335,23 +357,92 @@ class Storage:
         if background is not None:
             self._writer.use_background(*background)
         pending, self._pending = self._pending, None
-        for position, rows in pending.moved.items():
-            segment = self._build.base.segments[position]
-            target = pending.images if segment.entry.modality == "image" else pending.texts
-            copy_rows(segment, sorted(rows), target, self._writer.manifest.declared, moved=rows)
-        self._writer.commit(
-            [pending.images, pending.texts],
-            self._writer.places(self._build.base.manifest, pending.dead),
-            sources=self._origins,
-            unerase=pending.unerase,
-            operation=self._build.operation,
-        )
+        segments = [pending.images, pending.texts]
+        with self._writer.turn():
+            if self._writer.overtaken:
+                dead = self._rebase(pending)
+            else:
+                known = [place for places in pending.dead.values() for place in places]
+                dead = list(self._writer.places(self._build.base.manifest, known))
+            moved: dict[int, dict[int, tuple[str, int | None]]] = {}
+            for key, (_, uri, origin) in pending.moved.items():
+                for position, row in pending.dead[key]:
+                    moved.setdefault(position, {})[row] = uri, origin
+            for position, rows in moved.items():
+                segment = self._build.base.segments[position]
+                target = segments[0 if segment.entry.modality == "image" else 1]
+                copy_rows(segment, sorted(rows), target, self._writer.manifest.declared, moved=rows)
+            if not (pending.stored or pending.dead):  # all of it was overtaken
+                self._writer.drop(segments)
+                return
+            self._writer.commit(
+                segments,
+                dead,
+                sources=self._origins,
+                unerase=[
+                    name
+                    for one in pending.stored.values()
+                    for name in one.names
+                    if name in self._build.erased
+                ],
+                operation=self._build.operation,
+            )
+
+    def _rebase(self, pending: _Pending) -> Places:
+        """What to bury in the version that is current now; what others overtook is taken out."""
+        writer, base, tally = self._writer, self._build.known, self._build.tally
+        keys = sorted(pending.stored.keys() | pending.dead.keys())
+        dead: Places = []
+        first = len(writer.manifest.segments)
+        with open_version(writer.root, writer.manifest) as version:
+            now = KnownRecords(version, keys)
+            for key in keys:
+                rows = now.live_rows(key) if key in now else []
+                if not self._is_overtaken(key, base, now, len(rows), pending):
+                    dead += rows
+                    continue
+                stored, places = pending.stored.pop(key, None), pending.dead.pop(key, [])
+                moved = pending.moved.pop(key, None)
+                if stored is not None:
+                    dead += [(first + at, row) for at, row in stored.places]
+                    tally.count("updated" if places else "added", -1)
+                    if key in now and now.content(key) == stored.content:
+                        tally.count("unchanged")
+                        continue
+                else:
+                    tally.count("removed" if moved is None else "moved", -1)
+                tally.count("overtaken")
+                if source := stored.source if stored else moved and moved[0]:
+                    tally.refuse(Reject(source, key, "overtaken", _OVERTAKEN), whole=False)
+        return dead
+
+    def _is_overtaken(
+        self, key: str, base: KnownRecords, now: KnownRecords, rows: int, pending: _Pending
+    ) -> bool:
+        """Whether a record was written or deleted by others since the build began."""
+        before, after = (one.content(key) if key in one else None for one in (base, now))
+        if before != after or rows != len(pending.dead.get(key, ())):  # a caption was deleted
+            return True
+        stored = pending.stored.get(key)
+        names = {key} if stored is None else stored.names
+        return any(one in self._writer.erasures and one not in self._build.erased for one in names)
 
     def _begun(self) -> _Pending:
         if self._pending is None:
             new = self._writer.new_segment
             self._pending = _Pending(images=new("image"), texts=new("text"))
         return self._pending
+
+
+def _names(arrival: Arrival) -> set[Erased]:
+    """All that an erasure list may hold of what is stored of a record."""
+    names: set[Erased] = set()
+    for row in arrival.rows:
+        item, record = row.new.item, row.new.record
+        names |= {record, item.id}
+        if item.modality == "text" and item.text is not None:
+            names.add(hash_text(record, item.language, item.text))
+    return names
 
 
 def _add(segment: SegmentWriter, rows: list[ItemRow]) -> None:

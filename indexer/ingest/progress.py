@@ -123,7 +123,15 @@ def _largest(seconds: dict[StageName, float]) -> StageName:
 
 
 Counter: TypeAlias = Literal[
-    "added", "updated", "moved", "unchanged", "removed", "erased", "resumed", "conflicts"
+    "added",
+    "updated",
+    "moved",
+    "unchanged",
+    "removed",
+    "erased",
+    "resumed",
+    "conflicts",
+    "overtaken",
 ]
 
 

@@ -11,6 +11,7 @@ else's: `require_ours` looks before anything is replaced.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -149,8 +150,8 @@ class RejectsList:
 class RejectsFile:
     """Appends rejects to a file that is made on the first one; a file of an earlier run is removed.
 
-    A line is `{source, key, code, detail}`; written as the run goes, flushed at the end, not
-    fsynced.
+    A line is `{source, key, code, detail}`; written as the run goes, not fsynced. Builds that run
+    at once append to one file.
 
     Raises (every method):
         NoSpaceError, StoreError: the file cannot be written.
@@ -161,7 +162,8 @@ class RejectsFile:
         self.count = 0
         self._file: TextIO | None = None
         try:
-            path.unlink(missing_ok=True)
+            if not _is_in_use(path):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(error, "replace", path) from error
 
@@ -170,7 +172,11 @@ class RejectsFile:
         entry = {key: value[:_MAX_DETAIL] for key, value in reject.to_dict().items()}
         try:
             if self._file is None:
-                self._file = self.path.open("x", encoding="utf-8")
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                fd = os.open(self.path, flags, 0o666)
+                with suppress(OSError):  # without locks there are no two builds
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self._file = open(fd, "w", encoding="utf-8", buffering=1)  # noqa: PTH123, SIM115
             # ASCII: keys may hold what no encoding can print
             self._file.write(json.dumps(entry) + "\n")
         except OSError as error:
@@ -185,6 +191,23 @@ class RejectsFile:
             file.close()
         except OSError as error:
             raise storage_error(error, "write", self.path) from error
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a build that runs writes rejects there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def _scrub_rejects(path: Path, erasures: Erasures) -> int:
@@ -234,9 +257,9 @@ class Journal:
 
     Every embedded batch is appended, unsynced: a killed process loses nothing of it, a power cut
     what the system had not written. Each entry has a checksum, and reading stops at the first that
-    is damaged. Entries count only for the very version of the index, model and options that they
-    were made for: any other writer's commit in between makes the journal worthless. One that cannot
-    be read or written is none: the build goes on without.
+    is damaged. Entries count only for the index, its erasure list, the model and the options that
+    they were made for: a deletion in between makes the journal worthless. One that cannot be read
+    or written, or is used by another build, is none: the build goes on without.
     """
 
     def __init__(self, path: Path, *purpose: str) -> None:
@@ -246,10 +269,14 @@ class Journal:
         self._fd: int | None = None
         self._places: dict[tuple[str, str], tuple[int, int, int, int]] = {}
         self._end = 0
-        self._ours = False
         with suppress(OSError):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            self._ours = True
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # it is another build's
+                os.close(self._fd)
+                self._fd = None
+                return
             if os.pread(self._fd, _JOURNAL_HEAD.size, 0) == self._head(*purpose):
                 self._read()
             else:
@@ -307,12 +334,13 @@ class Journal:
 
     def close(self, *, remove: bool) -> None:
         """Stop using it; `remove` it where nothing is left to go on with."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-        if remove and self._ours:
+        if self._fd is None:
+            return
+        if remove:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = None
 
     def _read(self) -> None:
         assert self._fd is not None

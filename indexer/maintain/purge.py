@@ -91,7 +91,7 @@ def purge(root: Path, *, fs: Fs | None = None) -> PurgeReport:
     """
     started = time.monotonic()
     report = PurgeReport(bytes_before=_size(root))
-    with IndexWriter(root, read_manifest(root).fingerprint, fs=fs) as writer:
+    with IndexWriter(root, read_manifest(root).fingerprint, alone=True, fs=fs) as writer:
         with open_version(root, writer.manifest, verify="full") as version:
             remains = Remains()
             remains.collect(version)

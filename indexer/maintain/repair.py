@@ -55,7 +55,7 @@ from indexer.search.vector_index import build_ann, make_canaries
 from indexer.store.commit import Changes, commit
 from indexer.store.copies import copy_rows
 from indexer.store.history import meant, vouched
-from indexer.store.sweep import empty_scratch, manifest_numbers
+from indexer.store.sweep import empty_scratch, manifest_numbers, require_alone
 from models.errors import IndexCorruptError, IndexNotFoundError
 
 
@@ -117,6 +117,7 @@ def repair(
     try:
         for name in FOLDERS:
             fs.make_dir(root / name, exist_ok=True)
+        require_alone(root)
         empty_scratch(fs, root)  # what a killed writer or repair left
         work = _Repair(root, fs, yes, drop_damaged, without_lists)
         work.run()

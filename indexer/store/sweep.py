@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from indexer.files.fs import Fs
+from indexer.files.lock import holder_of
 from indexer.format.integrity import Identity, Recent, identity, is_settled
 from indexer.format.manifest import (
     ERASED,
+    LOCK,
     MANIFESTS,
     RELEVANCE,
     SCRATCH,
@@ -30,7 +32,7 @@ from indexer.format.manifest import (
     manifest_path,
     parse_manifest,
 )
-from models.errors import StoreError
+from models.errors import IndexLockedError, StoreError
 
 KEEP_VERSIONS: Final = 16
 """How many versions a commit leaves, the new one included, for rollback and slow readers."""
@@ -51,8 +53,24 @@ def manifest_numbers(root: Path) -> list[int]:
 
 
 def empty_scratch(fs: Fs, root: Path) -> None:
+    """Remove what dead writers left; what a living one prepares beside others is let be."""
     for path in sorted((root / SCRATCH).iterdir()):
-        fs.remove(path)
+        if holder_of(path / LOCK) is None:
+            fs.remove(path)
+
+
+def require_alone(root: Path) -> None:
+    """Refuse to go on while another writer prepares its next version without the lock.
+
+    Raises:
+        IndexLockedError: one does.
+    """
+    for path in sorted((root / SCRATCH).iterdir()):
+        if (holder := holder_of(path / LOCK)) is not None:
+            raise IndexLockedError(
+                f"{root} is being written by {holder}",
+                hint="wait until it has finished; searching works meanwhile",
+            )
 
 
 @dataclass(frozen=True, slots=True)

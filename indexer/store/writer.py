@@ -5,6 +5,10 @@
         segment.add(vectors, rows)
         writer.commit([segment])
 
+A writer whose rows take long to make is `shared`: it has the lock while it opens, and for each
+commit (`turn`), and others may write in between. Its unfinished segments are in a folder of its own
+below `scratch/`, which nobody sweeps while it lives.
+
 How a version is made and made durable is `indexer.store.commit`'s business, which repairs share;
 what belongs to versions no longer kept is removed by `indexer.store.sweep`. The writer knows
 nothing of encoders or sources.
@@ -16,7 +20,7 @@ import dataclasses
 import functools
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -55,27 +59,32 @@ from indexer.search.relevance_file import (
 )
 from indexer.store.commit import Changes, Draft, commit, create_index
 from indexer.store.merge import MANY, Merged, merge
-from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch
+from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch, require_alone
 from models.encoder import Fingerprint
-from models.errors import IndexNotFoundError, InputError, StoreError
+from models.errors import IndexLockedError, IndexNotFoundError, InputError, StoreError
 from models.vectors import Vectors
 
 _MERGING: Final = frozenset({"build", "add", "delete", "import"})
+_LOOK: Final = 0.5
+"""Seconds after which a writer that waits for its turn sees whether it is still wanted."""
 _OURS: Final = frozenset({CURRENT, LOCK, *FOLDERS})
 
 
 class IndexWriter:
-    """Exclusive write access to an index directory, which is created if need be.
+    """Write access to an index directory, which is created if need be; exclusive, or `shared`.
 
     Use as a context manager; leaving it drops what was not committed and releases the lock.
 
     Attributes:
         manifest: the current version.
         erasures: its erasure list, which whoever adds rows must ask.
+        overtaken: whether others have committed since a shared writer was opened: positions of
+            segments are other ones then.
     """
 
     manifest: Manifest
     erasures: Erasures
+    overtaken: bool
 
     def __init__(
         self,
@@ -84,6 +93,9 @@ class IndexWriter:
         *,
         fields: Sequence[Field] | None = None,
         keep: int = KEEP_VERSIONS,
+        shared: bool = False,
+        alone: bool = False,
+        patience: float = 0.0,
         fs: Fs | None = None,
     ) -> None:
         """Lock the index, sweep what a crashed writer left, and read the current version.
@@ -91,6 +103,9 @@ class IndexWriter:
         Args:
             fields: the filterable fields of a new index; None declares none, or keeps those an
                 existing index has.
+            shared: let others write between `turn`s.
+            alone: refuse to work beside a shared writer.
+            patience: seconds to wait for another writer.
             keep: how many versions every commit leaves, the new one included; at least 1.
 
         Raises:
@@ -109,9 +124,13 @@ class IndexWriter:
         self._background: tuple[Vectors, str] | None = None
         self._open: list[SegmentWriter] = []
         self._moved: dict[str, tuple[str, npt.NDArray[np.int64]]] = {}
+        self._fields = None if fields is None else _entries(fields)
+        self._own: Path | None = None
+        self._given_up = False
+        self.overtaken = False
         require_index_or_empty(root)
         self._fs.make_dir(root, exist_ok=True)
-        self._lock = WriterLock(root / LOCK)
+        self._lock: WriterLock | None = WriterLock(root / LOCK, patience=patience)
         try:
             for name in FOLDERS:
                 self._fs.make_dir(root / name, exist_ok=True)
@@ -127,11 +146,17 @@ class IndexWriter:
                 self.manifest = read_manifest(root, self._head)
                 check_encoder(self.manifest.fingerprint, fingerprint)
                 self.erasures = read_erasures(root, self.manifest)
-                if fields is not None:
-                    self._declare(_entries(fields))
+                self._declare()
                 self._sweeper.sweep(self.manifest)
+            if alone:
+                require_alone(root)
+            if shared:
+                self._own = root / SCRATCH / f"writer-{uuid.uuid4().hex[:8]}"
+                self._fs.make_dir(self._own)
+                self._alive = WriterLock(self._own / LOCK)
+                self._release()
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
 
     def __enter__(self) -> Self:
@@ -145,9 +170,66 @@ class IndexWriter:
         for writer in self._open:
             writer.abort()
         self._open.clear()
-        with suppress(StoreError):  # after a failed fsync the next writer sweeps
-            empty_scratch(self._fs, self.root)
-        self._lock.release()
+        if self._own is not None:
+            self._alive.release()
+            with suppress(IndexLockedError, StoreError):  # whoever has the lock sweeps at its end
+                self._lock = self._lock or WriterLock(self.root / LOCK)
+        if self._lock is not None:
+            with suppress(StoreError):  # after a failed fsync the next writer sweeps
+                empty_scratch(self._fs, self.root)
+        self._release()
+
+    def give_up(self) -> None:
+        """Wait no longer for the lock: the build is at its end. From any thread."""
+        self._given_up = True
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the lock, and `manifest` and `erasures` of the version that is current now.
+
+        A writer that is not shared has it always.
+
+        Raises:
+            IndexLockedError: somebody else had it when `give_up` was called.
+            InputError: others declared other filterable fields meanwhile.
+            StoreError: the index was replaced by another.
+        """
+        if self._lock is not None:
+            yield
+            return
+        self._wait()
+        try:
+            self._catch_up()
+            yield
+        finally:
+            self._release()
+
+    def _wait(self) -> None:
+        while True:
+            try:
+                self._lock = WriterLock(self.root / LOCK, patience=_LOOK)
+                return
+            except IndexLockedError:
+                if self._given_up:
+                    raise
+
+    def _catch_up(self) -> None:
+        head = read_head(self.root)
+        if head == self._head:
+            return
+        manifest = read_manifest(self.root, head)
+        if manifest.index != self.manifest.index:
+            raise StoreError(f"{self.root} was replaced by another index meanwhile")
+        check_encoder(manifest.fingerprint, self.manifest.fingerprint)
+        self.erasures = read_erasures(self.root, manifest)
+        self.manifest, self._head, self.overtaken = manifest, head, True
+        self._declare()
+        self._sweeper.sweep(manifest)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def use_background(self, queries_QD: Vectors, queries: str) -> None:
         """Measure every version from the next on against these queries, the list of this sha256.
@@ -161,7 +243,7 @@ class IndexWriter:
     ) -> SegmentWriter:
         """Start a segment of the next version, with the index's fields unless told others."""
         name = f"{self.manifest.version + 1:08d}-{modality}-{uuid.uuid4().hex[:8]}"
-        scratch, manifest = self.root / SCRATCH, self.manifest
+        scratch, manifest = self._own or self.root / SCRATCH, self.manifest
         declared = manifest.declared if fields is None else fields
         writer = SegmentWriter(self._fs, scratch, name, modality, manifest.dim, declared)
         self._open.append(writer)
@@ -202,7 +284,9 @@ class IndexWriter:
         changed = self.erasures.changed(erase=erase, unerase=unerase)
         erasures = None if changed == self.erasures else changed
         changes = Changes(operation, segments, list(dead), drop, sources, erasures)
-        if operation not in _MERGING:
+        # a new row that is dead already has an id that a merged segment may have, too
+        stillborn = any(position >= len(base.segments) for position, _ in changes.dead)
+        if operation not in _MERGING or stillborn:
             return self._commit(base, changes)
         return self._commit_merged(base, changes, self._merge(base, changes))
 
@@ -300,14 +384,33 @@ class IndexWriter:
             self._open.remove(writer)
             if not writer.rows:
                 writer.abort()
+        self._tidy()
         with suppress(StoreError):  # committed: litter is no reason to report failure
             empty_scratch(self._fs, self.root)
             self._sweeper.collect(self.manifest, self._keep)
         return self.manifest
 
-    def _declare(self, fields: dict[str, FieldEntry]) -> None:
+    def drop(self, segments: Sequence[SegmentWriter]) -> None:
+        """Drop segments that are not to be committed."""
+        for writer in segments:
+            self._open.remove(writer)
+            writer.abort()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Empty the own scratch folder of what no open segment has there."""
+        if self._own is None:
+            return
+        kept = tuple(writer.id for writer in self._open)
+        with suppress(StoreError, OSError):
+            for path in sorted(self._own.iterdir()):
+                if path.name != LOCK and not path.name.startswith(kept):
+                    self._fs.remove(path)
+
+    def _declare(self) -> None:
         """Take the fields for the next commit, unless rows were stored under others."""
-        if fields == self.manifest.fields:
+        fields = self._fields
+        if fields is None or fields == self.manifest.fields:
             return
         if self.manifest.segments:
             declared = ", ".join(str(one) for one in self.manifest.declared) or "none"

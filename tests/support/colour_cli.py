@@ -4,7 +4,8 @@
 
 `COLOUR_NAME` names the encoder (another name is another fingerprint), `COLOUR_DELAY` seconds are
 slept for every batch of pictures, and `COLOUR_LOG` names a file to which every embedded picture
-adds a byte, so that a test can count what a killed process did.
+adds a byte, so that a test can count what a killed process did. With `COLOUR_WAIT` a picture waits,
+after its byte, until that file is there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class WatchedEncoder(ColourEncoder):
         if log := os.environ.get("COLOUR_LOG"):
             with Path(log).open("ab") as stream:
                 stream.write(b"." * len(images))
+        if go := os.environ.get("COLOUR_WAIT"):
+            while not Path(go).exists():
+                time.sleep(0.01)
         return super().embed_images(images)
 
 

@@ -278,6 +278,11 @@ def _index(
             "--prefix '{source}' or --id-field gives them ids of their own; --replace takes them "
             "for what another source gave the index."
         )
+    if report.overtaken:
+        note(
+            f"{report.overtaken} records were written or deleted by others meanwhile, and are as "
+            "those left them; run again to have them as the source has them."
+        )
     if report.erased:
         note(f"{report.erased} deleted items were left out; --allow-erased indexes them again.")
     return PARTIAL if report.rejected or report.empty else OK

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +27,7 @@ from indexer.format.manifest import read_manifest
 from indexer.maintain.verify import verify_index
 from indexer.store.writer import IndexWriter
 
+COLOUR_CLI = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 YELLOW = base64.b64encode(solid("yellow")).decode()
 CYAN = base64.b64encode(solid("cyan")).decode()
 
@@ -361,3 +366,40 @@ def test_a_problem_says_its_reason_where_openais_clients_look(client: TestClient
         assert error["type"] == kind
         assert error["code"] == answer.json()["code"]
         assert answer.json()["detail"] in error["message"]
+
+
+def test_writes_succeed_while_the_command_line_adds(
+    client: TestClient, index: Path, tmp_path: Path
+) -> None:
+    """Two `index add` are held in the middle of embedding; nobody waits for anybody."""
+    go, adds = tmp_path / "go", []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(solid("white"))
+        (tmp_path / name / "shared.png").write_bytes(solid("black"))
+        command = [sys.executable, str(COLOUR_CLI), "index", "add", str(tmp_path / name)]
+        command += ["--index", str(index), "--batch-size", "1", "--workers", "0"]
+        log = {"COLOUR_LOG": str(tmp_path / f"{name}.log"), "COLOUR_WAIT": str(go)}
+        adds.append(subprocess.Popen(command, env={**os.environ, **log}, stderr=subprocess.PIPE))
+    try:
+        for name, add in zip(("one", "two"), adds, strict=True):
+            while not (tmp_path / f"{name}.log").exists():
+                assert add.poll() is None, add.stderr and add.stderr.read()
+                time.sleep(0.02)
+        for number in range(5):
+            assert put(client, f"put{number}.png", image=YELLOW).status_code == 201
+        assert put(client, "one.png", image=CYAN).status_code == 201  # before it is added
+        assert client.delete("/v1/items/put4.png").status_code == 204
+        assert [add.poll() for add in adds] == [None, None]
+    finally:
+        go.touch()
+        errors = [add.communicate(timeout=60)[1].decode() for add in adds]
+    assert "1 records were written or deleted by others" in errors[0]
+    assert adds[1].returncode == 0, errors[1]
+    report = verify_index(index, deep=True)
+    assert report.problems == []
+    assert put(client, "last.png", image=CYAN).status_code == 201  # makes the service look again
+    assert sorted(found(client, "yellow")) == [f"put{number}.png" for number in range(4)]
+    assert "two.png" in found(client, "white")
+    assert "one.png" in found(client, "cyan")
+    assert "shared.png" in found(client, "black")

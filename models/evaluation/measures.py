@@ -5,13 +5,17 @@ Accuracy is that of prompts, or of a head that was trained. `models.evaluation.t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from models.encoder import Encoder
 from models.errors import InvalidLabelsError, SourceError
 from models.labels.calibration import Logits
 from models.labels.class_head import ClassHead
+from models.labels.prompts import MAX_LABELS
 from models.labels.zeroshot import chances, class_logits, class_matrix
 from models.metrics import (
     expected_calibration_error,
@@ -21,7 +25,9 @@ from models.metrics import (
     top_k_accuracy,
 )
 from models.sources.embedded import Collected, embed_texts
+from models.vectors import Vectors
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 FEWEST_FOR_TOP_5 = 5
 """With fewer classes the top five are all of them; CLIP_benchmark reports no number then either."""
 
@@ -61,7 +67,9 @@ def zero_shot_logits(
         collected: labelled pictures; those without a label are left out.
         templates: prompts with `{c}` for the class.
         class_names: what to call each label in the prompts; the labels themselves by default.
-            Names of classes that do not occur still compete.
+            Names of classes that do not occur still compete, and so do equal names of several
+            classes. Where the labels are whole numbers that none of them names, they count the
+            names from 0, as data sets of numbered classes do.
 
     Raises:
         SourceError: no labelled picture.
@@ -69,16 +77,31 @@ def zero_shot_logits(
     """
     labelled, found = labelled_rows(collected)
     names = dict(class_names) if class_names else {label: label for label in sorted(set(found))}
+    if class_names and not set(found) & set(names) and all(map(_NUMBER.fullmatch, found)):
+        names = {str(number): name for number, name in enumerate(names.values())}
+        found = [str(int(label)) for label in found]
     missing = sorted(set(found) - set(names))
     if missing:
         raise InvalidLabelsError(f"{len(missing)} labels have no class name, e.g. {missing[0]!r}")
     position = {label: at for at, label in enumerate(names)}
-    class_CD = class_matrix(encoder, list(names.values()), templates)
+    class_CD = _directions(encoder, [name.strip() for name in names.values()], templates)
     target_B = [position[label] for label in found]
     logits_BC = class_logits(
         collected.image_ND[labelled], class_CD, logit_scale=encoder.logit_scale
     )
     return ZeroShotLogits(logits_BC, target_B, len(names))
+
+
+def _directions(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+    """`class_matrix` of however many names, some of which may be the same: float32 [C, D]."""
+    distinct = list(dict.fromkeys(names))
+    parts = [
+        class_matrix(encoder, distinct[start : start + MAX_LABELS], templates)
+        for start in range(0, len(distinct), MAX_LABELS)
+    ]
+    place = {name: at for at, name in enumerate(distinct)}
+    rows_CD: Vectors = np.concatenate(parts)[[place[name] for name in names]]
+    return rows_CD
 
 
 def zero_shot_metrics(
@@ -144,7 +167,8 @@ def labelled_rows(collected: Collected, what: str = "source") -> tuple[list[int]
         raise SourceError(
             f"the {what} holds no labels",
             code="no-labels",
-            hint="name the field they are in: --label-field label",
+            hint="name the field they are in: --label-field label; or put the pictures of each "
+            "class into a folder of its name",
         )
     return labelled, [str(collected.labels[at]) for at in labelled]
 

@@ -74,7 +74,10 @@ def measure_zero_shot(
 
 
 def read_class_names(path: Path) -> dict[str, str]:
-    """{label: name}; a line without a tab names its class by itself.
+    """{label: name} in the order of the lines; a line without a tab names its class by itself.
+
+    Names may occur twice, as in lists that people use: "crane" is a bird and a machine. Where the
+    name is the label, too, only the first of them can be a picture's; the others still compete.
 
     Raises:
         InvalidLabelsError: the file cannot be read, or names a label twice.
@@ -87,6 +90,10 @@ def read_class_names(path: Path) -> dict[str, str]:
     for line in lines:
         label, tab, name = line.partition("\t")
         if not label.strip():
+            continue
+        if label.strip() in names and not tab:
+            label = f"{label.strip()} (class {len(names)})"
+            names[label] = line.strip()
             continue
         if label.strip() in names:
             raise InvalidLabelsError(f"{path} names {label.strip()!r} twice")

@@ -20,7 +20,7 @@ from models.encoder import Encoder, PreparedImage
 from models.errors import ImageError
 from models.images.decode import decode_image
 from models.sources.fields import group_of
-from models.sources.records import Record, Reject, Row, Source
+from models.sources.records import Record, Reject, Row, Source, folder_of
 from models.vectors import Vectors
 
 BATCH = 64
@@ -92,11 +92,17 @@ def collect(
     encoder: Encoder,
     *,
     on_picture: Callable[[], object] | None = None,
+    class_folders: bool = True,
 ) -> Collected:
     """Embed every picture of the sources; captions and labels are kept as text.
 
     Records without a picture are passed over: there is nothing to retrieve.
+
+    Args:
+        class_folders: where no record at all has a label, and pictures lie in two folders or more,
+            the folders' names are the labels.
     """
+    folders: list[str | None] = []
     vectors: list[Vectors] = []
     collected = Collected(np.zeros((0, encoder.dim), dtype=np.float32))
 
@@ -114,6 +120,7 @@ def collect(
                 owner = len(collected.labels)
                 assert record.image is not None
                 collected.labels.append(record.label)
+                folders.append(folder_of(record.key))
                 collected.contents.append(group_of(record.image))
                 collected.captions += [
                     (owner, language, text)
@@ -130,6 +137,8 @@ def collect(
             batch = []
     if batch:
         vectors.append(encoder.embed_images(batch))
+    if class_folders and not any(collected.labels) and len(set(folders) - {None}) > 1:
+        collected.labels = folders
     if vectors:
         collected.image_ND = np.concatenate(vectors)
     return collected

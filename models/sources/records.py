@@ -201,6 +201,17 @@ def total_count(sources: Iterable[Source]) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
+def folder_of(key: str) -> str | None:
+    """The name of the folder a record's key lies in, or None: where classes are folders, its class.
+
+    Example:
+        >>> folder_of("train/cats/tom.jpg"), folder_of("tom.jpg")
+        ('cats', None)
+    """
+    folder, _, _ = key.rpartition("/")
+    return folder.rpartition("/")[2] or None
+
+
 def is_held_out(key: str, one_in: int) -> bool:
     """Whether sha256(key), read as a number, is divisible by `one_in`."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()) % one_in == 0

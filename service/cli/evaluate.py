@@ -112,7 +112,8 @@ class EvaluateArguments:
     classnames: Path | None = option(
         "--classnames",
         type=OLD_FILE,
-        help="Names of the classes, one a line: NAME, or LABEL, a tab, NAME.",
+        help="Names of the classes, one a line: NAME, or LABEL, a tab, NAME. Labels that are "
+        "numbers count the lines from 0.",
     )
     templates: tuple[str, ...] = option(
         "--template",
@@ -185,6 +186,7 @@ class EvaluateArguments:
 def evaluate(given: EvaluateArguments) -> int:
     """Measure encoder pairs on your own pictures.
 
+    A set without any label has its folders' names for labels, where there are two or more.
     Retrieval is measured for each language of the captions. `image_retrieval_recall@k` is text to
     image, `text_retrieval_recall@k` image to text. With --json, CLIP_benchmark's shape: one
     document, or a list of them when there are several sets, languages or models.
@@ -238,12 +240,16 @@ def _measured(
     templates = resolve_templates([*given.template_sets, *given.templates])
     sets = {spec: _held_out(given.reading.open([spec]), given.holdout) for spec in given.data}
     training = given.reading.open(given.train)
+    # a field that was named and is nowhere is a mistake, not a set of class folders
+    folders = given.reading.label_field is None
     for name in given.pairs.names:
         encoder = given.pairs.machine.load(name)
         head = _head(given.head, encoder)
-        trained = _collect(training, encoder, f"{name} train", rejects) if training else None
+        trained = None
+        if training:
+            trained = _collect(training, encoder, f"{name} train", rejects, folders)
         for spec in given.data:
-            collected = _collect(sets[spec], encoder, f"{name} {spec}", rejects)
+            collected = _collect(sets[spec], encoder, f"{name} {spec}", rejects, folders)
             if given.task == "retrieval":
                 if not collected.captions:
                     _refuse_without_captions(given.reading, spec)
@@ -308,11 +314,12 @@ def _collect(
     encoder: Encoder,
     title: str,
     rejects: dict[tuple[str, str], Reject],
+    class_folders: bool,
 ) -> Collected:
     from models.sources.embedded import collect
 
     with progress_bar(title, "picture", count_all(sources)) as bar:
-        collected = collect(sources, encoder, on_picture=bar.by)
+        collected = collect(sources, encoder, on_picture=bar.by, class_folders=class_folders)
     for reject in collected.rejects:
         rejects.setdefault((reject.source, reject.key), reject)
     return collected

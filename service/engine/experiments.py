@@ -75,7 +75,10 @@ def evaluate(
     if bool(learnt_from) != (task == "linear-probe"):
         raise InputError("train= and task='linear-probe' go together")
     pair = encoder or load_pair(model, loading)
-    collected = collect(opened_sources(data, **read), pair, on_picture=on_picture)
+    folders = read.get("label_field") is None
+    collected = collect(
+        opened_sources(data, **read), pair, on_picture=on_picture, class_folders=folders
+    )
     if task == "retrieval":
         if not collected.captions:
             raise InputError(
@@ -84,7 +87,7 @@ def evaluate(
             )
         return list(measure_retrieval(pair, collected))
     if task == "linear-probe":
-        trained = collect(learnt_from, pair, on_picture=on_picture)
+        trained = collect(learnt_from, pair, on_picture=on_picture, class_folders=folders)
         return list(measure_linear_probe(trained, collected, shots=shots, seed=seed))
     prompts = resolve_templates(templates)
     return list(measure_zero_shot(pair, collected, templates=prompts, class_names=class_names))

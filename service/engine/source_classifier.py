@@ -22,7 +22,7 @@ from models.labels.calibration import Calibration, calibrate, calibrate_each
 from models.sources import is_source, open_source
 from models.sources.embedded import prepare_rows
 from models.sources.files import file_uri
-from models.sources.records import Plan, Record, Reject, Row, Source
+from models.sources.records import Plan, Record, Reject, Row, Source, folder_of
 from models.vectors import Vectors
 from service.engine.classifier import Classifier
 from service.engine.label_set_store import LabelSetStore
@@ -92,8 +92,7 @@ def label_of(record: Record) -> str | None:
     """The class a source gives a picture: its label, or the name of the folder it is in."""
     if record.label is not None:
         return record.label.strip()
-    folder, _, _ = record.key.rpartition("/")
-    return folder.rpartition("/")[2] or None
+    return folder_of(record.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from models.encoder import Encoder
     from models.labels.class_head import Kind
-    from models.sources import Source
     from models.sources.embedded import Collected
     from models.training.class_heads import Tuned
     from models.training.open_clip import OpenClipPair
+    from service.cli.sources import Reading
 
 _RESULT_NAME = "head.json"
 
@@ -54,7 +54,7 @@ def _train_head(options: TrainOptions, path: Path) -> int:
 
     kind: Kind = next(kind for kind in KINDS if kind == options.keeping.tune)
     encoder = options.machine.pair.load()
-    training = _embedded(options.sets.reading.open(options.sets.data), encoder)
+    training = _embedded(options.sets.reading, options.sets.data, encoder)
     started = time.perf_counter()
     tuned = fit_head(
         kind,
@@ -69,7 +69,7 @@ def _train_head(options: TrainOptions, path: Path) -> int:
     save_head(tuned.head, path)
     validation = None
     if names := options.sets.measured:
-        validation = _embedded(options.sets.reading.open(names), encoder)
+        validation = _embedded(options.sets.reading, names, encoder)
     result = _result(tuned, seconds, encoder, validation)
     text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     replace_file(options.run.out / _RESULT_NAME, text.encode())
@@ -119,11 +119,13 @@ def _module(model: str, device: Any) -> Callable[[], OpenClipPair]:
     return load
 
 
-def _embedded(sources: Sequence[Source], encoder: Encoder) -> Collected:
+def _embedded(reading: Reading, specs: Sequence[str], encoder: Encoder) -> Collected:
     from models.sources.embedded import collect
 
+    sources = reading.open(specs)
+    folders = reading.label_field is None
     with progress_bar("", "picture", count_all(sources)) as bar:
-        return collect(sources, encoder, on_picture=bar.by)
+        return collect(sources, encoder, on_picture=bar.by, class_folders=folders)
 
 
 def _result(

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from fakes import COLOURS, ColourEncoder, halves, solid
 
 from models.encoder import PreparedText
-from models.errors import InputError, SourceError
+from models.errors import InputError, InvalidLabelsError, SourceError
 from models.evaluation.measures import ZeroShotLogits, zero_shot_logits, zero_shot_metrics
 from models.labels.calibration import calibrate
 from models.metrics import expected_calibration_error
@@ -212,3 +212,51 @@ def test_a_set_whose_captions_are_elsewhere_is_told_where(shelf: Path) -> None:
     assert result.exception.code == "no-captions"
     assert "captions.en" in (result.exception.hint or "")
     assert run(*options, "--text-field", "captions.en").exception is None
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Three pictures of each of four colours, in folders named after them, and no label."""
+    for name in NAMES[:4]:
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for at in range(3):
+            (tmp_path / "classes" / name / f"{at}.png").write_bytes(solid(name, size=(20 + at, 9)))
+    return tmp_path / "classes"
+
+
+def test_folders_are_classes_where_nothing_else_says(folders: Path) -> None:
+    zero_shot = ("--task", "zero-shot", "--template", "{c}", "--data", str(folders), "--json")
+    found = documents(run(*zero_shot))
+    assert found["counts"] == {"pictures": 12, "classes": 4}
+    assert found["metrics"]["acc1"] == 1.0
+    probe = ("--task", "linear-probe", "--train", str(folders), "--data", str(folders), "--json")
+    assert documents(run(*probe))["counts"]["classes"] == 4
+    # a field that was named and is nowhere is a mistake, and one folder is no choice
+    for more in (("--label-field", "kind"), ("--data", str(folders / "red"))):
+        result = run(*zero_shot, *more)
+        assert isinstance(result.exception, SourceError)
+        assert result.exception.code == "no-labels"
+    # a single label among them, and the folders say nothing
+    (folders / "red" / "0.json").write_text('{"label": "red"}')
+    assert documents(run(*zero_shot))["counts"] == {"pictures": 1, "classes": 1}
+
+
+def test_class_names_may_repeat_and_be_many(folders: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    zero_shot = ("--task", "zero-shot", "--template", "{c}", "--json", "--classnames", str(names))
+    lines = [*NAMES[:4], *(f"thing {at}" for at in range(1500)), "thing 7", "crane", "crane"]
+    names.write_text("\n".join(lines))
+    found = documents(run(*zero_shot, "--data", str(folders)))
+    assert found["counts"] == {"pictures": 12, "classes": 1507}
+    assert found["metrics"]["acc1"] == 1.0
+    # labels that are numbers count the lines, as ImageNet's in shards do
+    for at, name in enumerate(NAMES[:4]):
+        (folders / name).rename(folders / f"{at:03}")
+    found = documents(run(*zero_shot, "--data", str(folders)))
+    assert (found["counts"]["classes"], found["metrics"]["acc1"]) == (1507, 1.0)
+    # codes of their own may share a name, too
+    coded = [f"{at:03}\t{name}" for at, name in enumerate(NAMES[:4])]
+    names.write_text("\n".join([*coded, "9\tred"]))
+    assert documents(run(*zero_shot, "--data", str(folders)))["counts"]["classes"] == 5
+    names.write_text("000\tred\n000\tblue\n")
+    assert isinstance(run(*zero_shot, "--data", str(folders)).exception, InvalidLabelsError)

@@ -5,8 +5,9 @@
 The manifest vouches for a list with a sha256, so a guess that has this sum is no guess any more.
 What is left of the file gives most slots; the clues, which come from elsewhere in the index, give
 those that were lost; and single bits and bytes are tried in turn, as a disk or memory spoils them.
-All of it within a limit of work, some seconds. `indexer.maintain.deletions` collects the clues for
-tombstones and erasure lists. It reads and writes no file.
+All of it within a limit of work: some seconds, twenty for a long list without a clue.
+`indexer.maintain.deletions` collects the clues for tombstones and erasure lists. It reads and
+writes no file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from indexer.format.npy import Descr, npy_header
 
 _WORK: Final = 1 << 30
 """Bytes to sum in each of the stages of a search: a second or two on one core."""
+_DEAR: Final = 12
 _START: Final = 1500
 _SLOT: Final = 150
 """What beginning one more sum costs, and putting a slot into its place, in bytes summed."""
@@ -145,7 +147,7 @@ class _Search:
 
     def changed(self) -> bytes | None:
         """One slot is another: known, or a bit or a byte away from what is read."""
-        self._left = _WORK
+        self._left = _DEAR * _WORK  # a bit among thousands of hashes, and no clue where
         places = self._mendable()
         doubt = [at for at in places if self._unknown[at]]
         rest = [at for at in places if not self._unknown[at]]

@@ -25,7 +25,7 @@ from indexer.ingest.options import (
     purpose,
 )
 from indexer.ingest.pipeline import Pipeline
-from indexer.ingest.progress import Stages, Tally
+from indexer.ingest.progress import Outcomes, Stages, Tally
 from indexer.ingest.reader import KnownRecords, Mirror
 from indexer.ingest.side_files import (
     Journal,
@@ -121,6 +121,7 @@ def index_records(
     journal: Journal | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
     operation: Operation = "build",
+    outcomes: Outcomes | None = None,
 ) -> BuildReport:
     """`build_index` with a writer and a place for rejects that the caller keeps.
 
@@ -129,6 +130,7 @@ def index_records(
             read then. Not for mirrors.
         stamps: lets records be passed over unread; None reads all.
         journal: keeps what is not committed yet for a build after this one.
+        outcomes: takes down what became of each record.
     """
     started = time.monotonic()
     base = _open_base(writer, journal, options)
@@ -144,7 +146,7 @@ def index_records(
             known=KnownRecords(base, only),
             erased=writer.erasures,
             mirror=Mirror(),
-            tally=Tally(rejects, stages, total, on_progress),
+            tally=Tally(rejects, stages, total, on_progress, outcomes),
             stages=stages,
             stamps=stamps,
             journal=journal,

@@ -199,7 +199,7 @@ class Pipeline:
         for one in kept:
             for reject in one.rejects:
                 tally.refuse(reject, whole=False)
-            tally.count("erased", one.erased)
+            tally.count("erased", one.erased, one.key)
             tally.handled()
         if any(one.rows for one in kept):
             if self._build.journal is not None:
@@ -217,7 +217,7 @@ class Pipeline:
         kept = [one for one in embedded if one.rows]
         dead: dict[str, Places] = {}
         for one in kept:
-            tally.count("updated" if one.key in known else "added")
+            tally.count("updated" if one.key in known else "added", key=one.key)
             dead[one.key] = known.live_rows(one.key)
         self._write(partial(self._storage.add, kept, dead))
         self._images += sum(len(one.rows_of("image")) for one in kept)
@@ -230,7 +230,7 @@ class Pipeline:
     def _move(self, arrival: Arrival) -> None:
         places = self._build.known.live_rows(arrival.key)
         self._write(partial(self._storage.move, arrival, places))
-        self._build.tally.handled("moved")
+        self._build.tally.handled("moved", arrival.key)
         self._moves += 1
         if self._moves >= self._options.segment_rows:
             self._commit()

@@ -134,6 +134,9 @@ Counter: TypeAlias = Literal[
     "overtaken",
 ]
 
+Outcomes: TypeAlias = dict[str, dict[Counter, int]]
+"""By key what a record was counted as, and how often."""
+
 
 class Tally:
     """Counts of one build; safe from any thread, and tells of progress from one at a time."""
@@ -144,8 +147,11 @@ class Tally:
         stages: Stages,
         total: int | None,
         on_progress: Callable[[BuildProgress], None] | None,
+        outcomes: Outcomes | None = None,
     ) -> None:
+        """`outcomes` takes down what became of each record, for who hands over few."""
         self.report = BuildReport()
+        self._outcomes = outcomes
         self._rejects = rejects
         self._stages = stages
         self._total = total
@@ -162,15 +168,18 @@ class Tally:
         """Whether there were so many rejects that the build ends."""
         return self.report.stopped
 
-    def count(self, what: Counter, by: int = 1) -> None:
+    def count(self, what: Counter, by: int = 1, key: str | None = None) -> None:
+        """Add to a counter; of the record of a key, whose outcome that is."""
         with self._lock:
+            if self._outcomes is not None and key is not None and by:
+                self._outcomes.setdefault(key, {})[what] = by
             setattr(self.report, what, getattr(self.report, what) + by)
 
-    def handled(self, what: Counter | None = None) -> None:
+    def handled(self, what: Counter | None = None, key: str | None = None) -> None:
         """One record more is done with, and counted as `what`."""
         with self._lock:
             if what is not None:
-                self.count(what)
+                self.count(what, key=key)
             self._done += 1
             self.tell("embedding")
 

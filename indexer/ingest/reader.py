@@ -391,7 +391,7 @@ class Reader:
                 self._tally.refuse(Reject(source.name, row.key, "unusable-record", why))
             elif row.key in self._left_out:
                 self._build.mirror.seen.add(row.key)
-                self._tally.handled("erased")
+                self._tally.handled("erased", row.key)
             else:
                 return self._news(source, row)
         return None
@@ -428,7 +428,7 @@ class Reader:
         digest = content_hash(record, indexed)
         if record.key in self._build.mirror.seen:
             if self._is_repeated(record.key, digest):
-                self._tally.handled("unchanged")
+                self._tally.handled("unchanged", record.key)
             else:
                 self._refuse_duplicate(source, record.key)
             return None
@@ -450,7 +450,7 @@ class Reader:
             if state == "moved":
                 arrival.step = "move"
                 return arrival
-            self._tally.handled("unchanged")
+            self._tally.handled("unchanged", record.key)
             return None
         arrival.record, arrival.indexed, arrival.size = record, indexed, len(record.image or b"")
         return arrival

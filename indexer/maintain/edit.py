@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from indexer.files.fs import Fs
 from indexer.filters.language import Filter, check_filter
@@ -34,9 +34,10 @@ from indexer.format.field_table import columns_of, rows_where
 from indexer.format.items import Item, ItemsReader
 from indexer.format.manifest import SEGMENTS, Manifest, read_manifest
 from indexer.format.version import OpenVersion, open_version
-from indexer.ingest.arrivals import check_record
+from indexer.ingest.arrivals import check_record, text_ids
 from indexer.ingest.build import index_records
 from indexer.ingest.options import BuildOptions, BuildReport, Pacing
+from indexer.ingest.progress import Counter, Outcomes
 from indexer.ingest.side_files import RejectsList
 from indexer.search.options import Target
 from indexer.store.copies import RowSet, recaption
@@ -366,6 +367,11 @@ class PutReport(BuildReport):
         return dataclasses.asdict(self)
 
 
+def _told(report: BuildReport, refused: list[Reject]) -> PutReport:
+    values = {one.name: getattr(report, one.name) for one in dataclasses.fields(report)}
+    return PutReport(**values, refused=refused)
+
+
 class Editor:
     """See the module. Safe to use from several threads: the lock on disk lets one write."""
 
@@ -392,6 +398,20 @@ class Editor:
             EncoderMismatchError, IndexCorruptError, NoSpaceError, StoreError: see
                 `indexer.store.writer.IndexWriter`; nothing was stored.
         """
+        [report] = self.put_all([records], allow_erased=allow_erased)
+        return report
+
+    def put_all(
+        self, puts: Sequence[Sequence[Record]], *, allow_erased: bool = False
+    ) -> list[PutReport]:
+        """What several callers put, in one commit -> what became of each one's records.
+
+        No key occurs twice; which version has them, and what it holds, is the same for all.
+
+        Raises:
+            As `put`.
+        """
+        records = [one for some in puts for one in some]
         options = dataclasses.replace(
             self._options,
             segment_rows=sys.maxsize // 1024,  # one commit, however many there are
@@ -403,7 +423,7 @@ class Editor:
             allow_erased=allow_erased,
         )
         read_manifest(self.root)  # an index is never made by the way
-        rejects = RejectsList()
+        rejects, outcomes = RejectsList(), Outcomes()
         with IndexWriter(self.root, self._encoder.fingerprint) as writer:
             report = index_records(
                 [_Given(records)],
@@ -413,9 +433,21 @@ class Editor:
                 options=options,
                 only=[one.key for one in records if check_record(one) is None],
                 operation="add",
+                outcomes=outcomes,
             )
-        values = {one.name: getattr(report, one.name) for one in dataclasses.fields(report)}
-        return PutReport(**values, refused=rejects.rejects)
+        if len(puts) == 1:
+            return [_told(report, rejects.rejects)]
+        found = []
+        for some in puts:
+            names = {name for one in some for name in (one.key, *text_ids(one.key, one.texts))}
+            own = [outcomes.get(one.key, {}) for one in some]
+            refused = [one for one in rejects.rejects if one.key in names]
+            counts: dict[str, Any] = {
+                name: sum(one.get(name, 0) for one in own) for name in get_args(Counter)
+            }
+            counts |= {"rejected": len(refused), "conflicts": 0, "performance": {}}
+            found.append(_told(dataclasses.replace(report, **counts), refused))
+        return found
 
     def delete(self, ids: Iterable[str]) -> EditReport:
         """Delete items; see `indexer.maintain.edit.delete_items`."""

@@ -8,7 +8,9 @@ replaced as text, so no label or template can reach an attribute or a format spe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from models.errors import InvalidLabelsError
 from models.labels.template_sets import TEMPLATE_SETS as TEMPLATE_SETS  # re-exported
@@ -100,6 +102,28 @@ def resolve_templates(values: Sequence[str]) -> tuple[str, ...]:
                 hint=f"sets: {', '.join(TEMPLATE_SETS)}; templates contain {{c}}",
             )
     return tuple(dict.fromkeys(check_templates(expanded)))
+
+
+_CODE: Final = re.compile(
+    r"n\d{8}"  # WordNet's, as ImageNet's folders are called
+    r"|[a-z]{0,3}[-_ ]?\d[\d_.-]*"
+    r"|(?:class|label|category|cat|cls|id|object|type)[-_ ]*\d+"
+    r"|(?=[a-f]*\d)[0-9a-f]{8,}|[0-9a-f]{8}-[0-9a-f-]{27}",
+    re.IGNORECASE,
+)
+_CERTAIN: Final = re.compile(r"n\d{8}|[\d_.-]+", re.IGNORECASE)
+
+
+def codes(labels: Sequence[str]) -> list[str]:
+    """The labels that look like codes (`n02084071`, `12`, `class_3`), of which no tower knows what
+    they mean.
+
+    What may also be a name (`A4`, `F16`) counts only where half of the labels look so.
+    """
+    looking = [label for label in labels if _CODE.fullmatch(label.strip())]
+    if 2 * len(looking) >= len(labels):
+        return looking
+    return [label for label in looking if _CERTAIN.fullmatch(label.strip())]
 
 
 def _checked(value: object, what: str) -> str:

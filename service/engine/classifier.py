@@ -31,6 +31,7 @@ from models.errors import (
     LabelSetNotFoundError,
 )
 from models.labels.hierarchy import MAX_DEPTH, SEPARATOR, Path
+from models.labels.prompts import codes
 from models.labels.zeroshot import (
     DEFAULT_ABSTAIN,
     ONE_IN_TWENTY,
@@ -52,6 +53,8 @@ from service.operations.timing import Prepare, Stopwatch
 Chances: TypeAlias = npt.NDArray[np.float64]
 
 _CACHE_BYTES: Final = 64 << 20
+_SURELY_READ: Final = 30
+"""Characters that every tower's context holds."""
 
 
 class Classifier:
@@ -125,6 +128,7 @@ class Classifier:
             temperature=label_set.temperature or 1.0,
             offset=label_set.offset or 0.0,
             abstain=threshold,
+            warnings=self.warnings(label_set),
             timings=watch.stop(),
         )
 
@@ -158,6 +162,28 @@ class Classifier:
                 )
             )
         return found
+
+    def warnings(self, label_set: LabelSet) -> tuple[str, ...]:
+        """What makes labels hard to answer by: codes, and what is longer than the model reads."""
+        if label_set.head is not None:
+            return ()
+        names, found = label_set.prompt_names, []
+        if unread := codes(names):
+            found.append(
+                f"{len(unread)} of {len(names)} labels look like codes ({_some(unread)}): the "
+                "model reads labels as words, so name what the pictures show"
+            )
+        # tokenising a thousand labels takes as long as a picture
+        cut = [
+            name
+            for name in names
+            if len(name) > _SURELY_READ and self._encoder.prepare_text(name).truncated
+        ]
+        if cut:
+            found.append(
+                f"{len(cut)} labels are longer than the model reads and were cut ({_some(cut)})"
+            )
+        return tuple(found)
 
     def check(self, label_set: LabelSet, level: int | None = None) -> None:
         """Refuse what cannot be answered, before anything is decoded.
@@ -378,6 +404,12 @@ class Classifier:
     def _threshold(label_set: LabelSet, abstain: float | bool | None) -> float | None:
         asked = label_set.abstain if abstain is None else check_abstain(abstain)
         return DEFAULT_ABSTAIN if asked is True else (None if asked is None else float(asked))
+
+
+def _some(labels: Sequence[str]) -> str:
+    """The first three, each of bounded length."""
+    shown = [label if len(label) <= 24 else f"{label[:23]}…" for label in labels[:3]]
+    return ", ".join(shown) + (", …" if len(labels) > 3 else "")
 
 
 def predictions(

@@ -140,6 +140,7 @@ class ClassifyAnswer:
         label_set: the stored label set's name, if one was used.
         offset: logits above its zero at which a label judged alone is as likely as not.
         abstain: the threshold on `background`, or None where it was not judged.
+        warnings: what makes the labels hard to answer by, for people to read.
     """
 
     results: tuple[ImageResult, ...]
@@ -149,6 +150,7 @@ class ClassifyAnswer:
     temperature: float = 1.0
     offset: float = 0.0
     abstain: float | None = None
+    warnings: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
 
 

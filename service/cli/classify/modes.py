@@ -74,6 +74,8 @@ def _classify(given: ClassifyArguments) -> int:
         )
     run = SourceClassifier(given.pair.load(), given.store)
     run.classifier.check(label_set, given.level)
+    for warning in run.classifier.warnings(label_set):
+        note(warning)
     if examples:
         label_set = _with_examples(run, label_set, examples, given.shots)
     if given.save_as:
@@ -156,6 +158,8 @@ def _calibrate(given: ClassifyArguments, spec: str) -> int:
         note(f"{name}: {why}")
     pictures.require()
     label_set = label_set or given.label_set(sorted(set(pictures.labels)))
+    for warning in run.classifier.warnings(label_set):
+        note(warning)
     if given.examples:
         label_set = replace(label_set, temperature=None, offset=None)
         examples = open_pictures(given.examples, given.label_field)

@@ -236,6 +236,7 @@ class ClassifyResponse(BaseModel):
             "temperature": 1.0,
             "offset": 0.0,
             "abstain": 0.5,
+            "warnings": [],
             "model": "starter",
             "took_ms": 31.0,
             "timings": {"prepare": 2.0, "classes": 9.0, "embed": 19.0, "total": 31.0},
@@ -247,6 +248,9 @@ class ClassifyResponse(BaseModel):
     temperature: float
     offset: float
     abstain: Annotated[float | None, Field(description="The threshold on `background`.")]
+    warnings: Annotated[
+        list[str], Field(description="What makes the labels hard to answer by, such as codes.")
+    ]
     model: str
     took_ms: float
     timings: dict[str, float]
@@ -398,6 +402,7 @@ def _document(answer: ClassifyAnswer) -> ClassifyResponse:
         temperature=answer.temperature,
         offset=answer.offset,
         abstain=answer.abstain,
+        warnings=list(answer.warnings),
         model=answer.model,
         took_ms=answer.timings["total"],
         timings=dict(answer.timings),

@@ -12,6 +12,7 @@ from models.labels.prompts import (
     TEMPLATE_SETS,
     build_prompts,
     check_labels,
+    codes,
     resolve_templates,
 )
 
@@ -131,3 +132,24 @@ def test_any_text_round_trips(label: str, before: str, after: str) -> None:
         return
     assert label.strip() in prompt
     assert len(prompt) >= len(label.strip())
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["n02084071", "n01443537"], ["n02084071", "n01443537"]),
+        (["cat", "dog", "bird", "12"], ["12"]),
+        (["cat", "dog", "bird", "N02084071"], ["N02084071"]),
+        (["0", "1", "2"], ["0", "1", "2"]),
+        (["class_0", "Class 1", "label-7"], ["class_0", "Class 1", "label-7"]),
+        (["c1", "c2"], ["c1", "c2"]),
+        (["d41d8cd98f00b204", "cat"], ["d41d8cd98f00b204"]),
+        (["A4", "letter", "photo"], []),
+        (["cat", "dog"], []),
+        (["F16 fighter", "Boeing 747"], []),
+        (["猫", "狗", "12月"], []),
+        (["decade", "facade"], []),
+    ],
+)
+def test_labels_that_are_codes_are_known(labels: list[str], found: list[str]) -> None:
+    assert codes(labels) == found

@@ -227,6 +227,14 @@ def test_multi_label_judges_each_on_its_own(engine: Engine) -> None:
     assert chance["green"] == pytest.approx(0.5)  # as unlike the picture as nothing in particular
 
 
+def test_labels_that_cannot_be_read_are_warned_about(engine: Engine) -> None:
+    assert engine.classify([solid("red")], ["red", "blue"]).warnings == ()
+    [codes] = engine.classify([solid("red")], ["n02084071", "n02121808", "red"]).warnings
+    assert "2 of 3 labels look like codes (n02084071, n02121808)" in codes
+    [cut] = engine.classify([solid("red")], ["red", "blue " * 150]).warnings
+    assert "1 labels are longer than the model reads" in cut
+
+
 def test_a_damaged_picture_fails_alone(engine: Engine) -> None:
     answer = engine.classify([solid("red"), b"nope", solid("blue")], ["red", "blue"])
     labels = [

@@ -19,22 +19,31 @@ help:  ## list the targets
 	@echo "  Variables: DATA=folder (demo, starter), SERVE=0 (demo: do not start the service), PORT,"
 	@echo "  JOBS (test: processes), PYTHON, VENV, PIP_ARGS (passed to pip install)."
 
-# The stamp is newer than both files exactly when the environment matches them.
-$(VENV)/.installed: pyproject.toml constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+# Two environments in one folder: the light one answers with the starter pair, the whole one adds
+# torch, every extra and the tests' needs. A stamp is newer than both files exactly when the
+# environment matches them.
+$(VENV)/.light: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Diptych needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--constraint constraints.txt --editable ".[dev,demo]"
-	# without its dependencies, which want numpy 1: a test runs its client class against the service
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--no-deps clip-retrieval==2.45.0
+	$(PIP) --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
+$(VENV)/.installed: $(VENV)/.light
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	# without its dependencies, which want numpy 1: a test runs its client class against the service
+	$(PIP) --no-deps clip-retrieval==2.45.0
+	touch $@
+
+.PHONY: light
+light: $(VENV)/.light  ## make the light environment: what indexes, searches and serves, without torch
+
 .PHONY: venv
-venv: $(VENV)/.installed  ## make the environment (about 6 GB with torch's CUDA libraries)
+venv: $(VENV)/.installed  ## make the whole environment (about 6 GB with torch's CUDA libraries)
 
 .PHONY: demo
-demo: venv  ## index real photographs, ask three questions, serve the page (DATA=folder: your own)
+demo: light  ## index real photographs, ask three questions, serve the page (DATA=folder: your own)
 	$(BIN)/python -m service.demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(if $(DATA),--data "$(DATA)")
 
 # Each worker takes a stretch of the suite, and from the others when it is done. A worker holds torch,

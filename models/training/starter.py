@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 from models.encoder import PreparedText
 from models.encoders.base.model_id import parse_model_id
+from models.encoders.starter.description import HeadsConfig, read_parts
 from models.encoders.starter.heads import (
-    HeadsConfig,
     StarterHeads,
     concept_matrix,
+    head_arrays,
     load_heads,
-    read_parts,
     save_heads,
 )
+from models.encoders.starter.image_tower import ImageTower
 from models.encoders.starter.pair import (
     STARTER_DIRECTORY,
     StarterEncoder,
@@ -37,7 +38,7 @@ from models.encoders.starter.pair import (
     load_text_tower,
     starter_dtype,
 )
-from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.text_tower import TextTower
 from models.encoders.starter.tuned_weights import copy_weights
 from models.errors import ModelError
 from models.sources.records import HoldOut, Source
@@ -386,6 +387,7 @@ def judges(
         for value in heads.state_dict().values():
             digest.update(value.contiguous().numpy().tobytes())
         name = f"judge {number + 1} of {len(parts)}"
-        towers = maker.image_tower, maker.text_tower
-        found.append(StarterEncoder(name, *towers, heads, weights_sha256=digest.hexdigest()))
+        towers = (lambda: maker.image_tower), (lambda: maker.text_tower)
+        rows = head_arrays(heads)
+        found.append(StarterEncoder(name, *towers, rows, weights_sha256=digest.hexdigest()))
     return found

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.encoders.starter.description import TEXT_FEATURES
 from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.image_tower import normalised
 from models.encoders.starter.text_network import SentenceNetwork
-from models.encoders.starter.towers import TEXT_FEATURES, normalised
 from models.training.config import TrainConfig
 from models.training.features.maker import FeatureMaker, PictureBank
 from models.training.features.pairs import Rehearsal
@@ -123,7 +124,7 @@ class HeadsOverTower(StarterHeads):
 
     Args:
         heads: where the heads start.
-        network: see `models.encoders.starter.towers.ImageTower.trainable`; trained in place.
+        network: see `models.encoders.starter.image_tower.ImageTower.trainable`; trained in place.
         bank: of the pictures; the network and the heads go to its device.
     """
 

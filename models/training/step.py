@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from models.devices import DTYPES
+from models.devices import torch_dtype
 from models.training.config import TrainConfig
 from models.training.distributed import AcrossRanks, World, average_gradients
 from models.training.losses import Objective
@@ -158,7 +158,7 @@ class Stepper:
         precision = self._config.precision
         return torch.autocast(
             self._world.device.type,
-            dtype=DTYPES[precision] if precision != "fp32" else torch.bfloat16,
+            dtype=torch_dtype(precision) if precision != "fp32" else torch.bfloat16,
             enabled=precision != "fp32",
         )
 

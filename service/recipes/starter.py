@@ -28,16 +28,14 @@ import click
 
 from models.devices import resolve_device, set_threads
 from models.encoders.starter import DESCRIPTION_NAME
-from models.encoders.starter.heads import (
-    HeadsConfig,
-    StarterHeads,
-    load_heads,
-    read_parts,
-    save_heads,
-)
+from models.encoders.starter.description import HeadsConfig, read_parts
+from models.encoders.starter.heads import StarterHeads, load_heads, save_heads
+from models.encoders.starter.image_graph import save_graph
+from models.encoders.starter.image_tower import ImageTower
 from models.encoders.starter.pair import load_image_tower, load_text_tower, starter_dtype
-from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.text_tower import TextTower
 from models.encoders.starter.tuned_weights import (
+    IMAGE_GRAPH_NAME,
     IMAGE_WEIGHTS_NAME,
     TEXT_WEIGHTS_NAME,
     copy_weights,
@@ -280,8 +278,10 @@ def _finish(shop: Workshop, dtype: Any) -> None:
     tuned = interpolated(own, mean, SHARE)
     parts = read_parts(shop.merged)
     copy_weights(shop.merged, shop.out, parts)
-    parts[IMAGE_WEIGHTS_NAME] = save_weights(tuned, shop.out, IMAGE_WEIGHTS_NAME, own=own)
-    save_heads(heads, shop.out, parts=parts)
+    network = ImageTower().trainable()
+    network.load_state_dict(tuned)
+    parts[IMAGE_GRAPH_NAME] = save_graph(network, shop.out)
+    save_heads(heads, shop.out, parts=parts, compact=True)
     finished = load_image_tower(shop.out, dtype=dtype)
     maker = FeatureMaker(finished, load_text_tower(shop.out))
     validation, _ = gather([shop.data["validation"]], maker)

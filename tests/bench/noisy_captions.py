@@ -35,9 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 from models.devices import resolve_device
-from models.encoders.starter.heads import HeadsConfig, StarterHeads
+from models.encoders.starter.description import HeadsConfig
+from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.image_tower import ImageTower
 from models.encoders.starter.pair import starter_dtype
-from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.text_tower import TextTower
 from models.evaluation.captions.mixture import best_floor, wrong_share
 from models.sources import open_source
 from models.training.config import Circumstances, resolved

@@ -16,7 +16,7 @@ from typing import Any, Final
 from models.errors import ModelError
 
 BACKENDS: Final = ("auto", "torch", "onnx")
-_PACKAGES: Final = ("onnx", "onnxruntime")
+_PACKAGE: Final = "onnxruntime"
 
 _preferred = "auto"
 
@@ -67,8 +67,8 @@ def resolve_backend(name: str | None, *, device: str, precision: str, supported:
 
 
 def installed() -> bool:
-    """Whether the extra `onnx` is there."""
-    return all(find_spec(name) is not None for name in _PACKAGES)
+    """Whether ONNX Runtime is there."""
+    return find_spec(_PACKAGE) is not None
 
 
 def onnxruntime() -> Any:
@@ -90,9 +90,9 @@ def onnxruntime() -> Any:
 
 def not_installed() -> ModelError:
     return ModelError(
-        f"the onnx backend needs {' and '.join(_PACKAGES)}",
+        f"the onnx backend needs {_PACKAGE}",
         code="backend-not-installed",
-        hint='pip install "diptych[onnx]", or use --backend torch',
+        hint=f"pip install {_PACKAGE}, or use --backend torch",
     )
 
 

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.devices import DTYPES, resolve_device, resolve_precision, set_threads, settle_threads
+from models.devices import (
+    resolve_device,
+    resolve_precision,
+    set_threads,
+    settle_threads,
+    torch_dtype,
+)
 from models.encoder import (
     PREPARED_IMAGE,
     Fingerprint,
@@ -70,7 +76,7 @@ class OpenClipEncoder:
         self, name: str, source: PairSource, *, device: torch.device, precision: str
     ) -> None:
         weights = inspect_weights(source.weights)
-        pair, config, preprocess = build_pair(source, weights, DTYPES[precision])
+        pair, config, preprocess = build_pair(source, weights, torch_dtype(precision))
         self.logit_scale = float(pair.logit_scale.detach().exp())
         bias = getattr(pair, "logit_bias", None)
         self.logit_bias: float | None = None if bias is None else float(bias.detach())
@@ -78,7 +84,7 @@ class OpenClipEncoder:
         self.precision = precision
         self.device = device
         self.dim = int(config["embed_dim"])
-        self._input = DTYPES[precision]
+        self._input = torch_dtype(precision)
         pair = pair.to(device).eval().requires_grad_(False)
         self._pair: Any = unturned(pair)
         self._encode_text = text_tower(self._pair)

@@ -13,35 +13,30 @@ features (1,280), S sentence features (512), C ImageNet classes (1,000), H hidde
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.atomic import replace_file
 from models.encoders.base.logit_scale import LogitScale
-from models.encoders.starter import DESCRIPTION_NAME
-from models.encoders.starter.towers import (
+from models.encoders.starter.description import (
     IMAGE_FEATURES,
     IMAGENET_CLASSES,
     TEXT_FEATURES,
-    TextTower,
-    as_tensor,
-    load_classifier,
+    Description,
+    HeadsConfig,
+    read_description,
+    write_description,
 )
-from models.errors import ModelError
+from models.encoders.starter.head_arrays import CLASSIFIER, HeadArrays, read_heads, write_heads
+from models.encoders.starter.image_tower import as_tensor, load_classifier
+from models.encoders.starter.text_tower import TextTower
+from models.encoders.starter.tuned_weights import as_array
 from models.labels.prompts import build_prompts
 
-FORMAT = 2
-"""1 scaled the concepts where 2 maps them: such a pair is refused and has to be trained again. 2
-may also name further weight files, without which the heads must not be used."""
-WEIGHTS_NAME = "heads.safetensors"
 TEMPLATES = (
     "{c}",
     "a {c}",
@@ -53,21 +48,6 @@ TEMPLATES = (
 """Sentences that a class's name is put into before it becomes a direction."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadsConfig:
-    """The shape of the heads; saved beside the weights.
-
-    The dimension of the shared space is that of the sentence encoder, because both heads start
-    there.
-    """
-
-    image_hidden: int = 1024
-    text_hidden: int = 1024
-    image_dropout: float = 0.4
-    text_dropout: float = 0.1
-    concept_temperature: float = 0.5
-
-
 class ImageHead(nn.Module):
     """Image features [B, F] -> [B, D], not normalised."""
 
@@ -75,12 +55,13 @@ class ImageHead(nn.Module):
     bias_C: Tensor
     concept_CD: Tensor
 
-    def __init__(self, config: HeadsConfig) -> None:
+    def __init__(
+        self, config: HeadsConfig, classifier: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        weight_CF, bias_C = load_classifier()
-        # the classifier belongs to the tower's package: used here, not saved with the heads
-        self.register_buffer("weight_CF", weight_CF, persistent=False)
-        self.register_buffer("bias_C", bias_C, persistent=False)
+        weight_CF, bias_C = load_classifier() if classifier is None else classifier
+        self.register_buffer("weight_CF", weight_CF)
+        self.register_buffer("bias_C", bias_C)
         self.register_buffer("concept_CD", torch.zeros(IMAGENET_CLASSES, TEXT_FEATURES))
         self.temperature = config.concept_temperature
         self.concept_map = nn.Linear(TEXT_FEATURES, TEXT_FEATURES, bias=False)
@@ -129,12 +110,22 @@ class Correction(nn.Module):
 
 
 class StarterHeads(nn.Module):
-    """Both heads and the logit scale."""
+    """Both heads and the logit scale.
 
-    def __init__(self, config: HeadsConfig, *, initial_scale: float = 1 / 0.07) -> None:
+    Args:
+        classifier: weight and bias over ImageNet's classes; None takes the image tower package's.
+    """
+
+    def __init__(
+        self,
+        config: HeadsConfig,
+        *,
+        initial_scale: float = 1 / 0.07,
+        classifier: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageHead(config)
+        self.image = ImageHead(config, classifier)
         self.text = TextHead(config)
         self.scale = LogitScale(initial_scale)
 
@@ -176,40 +167,36 @@ def concept_matrix(tower: TextTower) -> Tensor:
     return functional.normalize(torch.stack(rows), dim=1)
 
 
-def save_heads(
-    heads: StarterHeads, directory: Path, *, parts: Mapping[str, str] | None = None
-) -> None:
-    """Write `heads.safetensors` (fp16) and, last, `diptych_starter.json` into a directory.
+def head_arrays(heads: StarterHeads) -> HeadArrays:
+    """The same heads in numpy, as they are now; a copy."""
+    state = {name: as_array(value).copy() for name, value in heads.state_dict().items()}
+    return HeadArrays.of(state, heads.config)
 
-    fp16 halves the file; on the embeddings it costs less than 1e-3 of cosine.
+
+def save_heads(
+    heads: StarterHeads,
+    directory: Path,
+    *,
+    parts: Mapping[str, str] | None = None,
+    compact: bool = False,
+    name: str = "",
+) -> None:
+    """Write `heads.safetensors` and, last, `diptych_starter.json` into a directory.
 
     Args:
         heads: what to save.
         directory: made if it is missing.
         parts: name -> sha256 of tuned weights of the towers, already in the directory.
+        compact: most matrices in 8 bits, the others in fp16.
+        name: see `models.encoders.starter.description.Description`.
 
     Raises:
         ModelError: `weights-not-finite`; nothing is written.
     """
-    from safetensors.torch import save
-
-    state = {name: value.detach().half().contiguous() for name, value in heads.state_dict().items()}
-    # the one number that fp16 would visibly round
-    state["scale.log_scale"] = heads.scale.log_scale.detach().float()
-    for name, value in state.items():
-        if not bool(value.isfinite().all()):
-            raise ModelError(
-                f"{name} of the heads is not finite in fp16, so they were not saved",
-                code="weights-not-finite",
-                hint="train with a lower --lr",
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    replace_file(directory / WEIGHTS_NAME, save(state))
-    description: dict[str, Any] = {"format": FORMAT, "heads": asdict(heads.config)}
-    if parts:
-        description["parts"] = dict(parts)
-    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-    replace_file(directory / DESCRIPTION_NAME, text.encode())
+    state = {key: as_array(value) for key, value in heads.state_dict().items()}
+    sha256 = write_heads(state, directory, compact=compact)
+    description = Description(heads.config, dict(parts or {}), name, sha256 if name else "")
+    write_description(directory, description)
 
 
 def load_heads(directory: Path) -> tuple[StarterHeads, str]:
@@ -218,74 +205,11 @@ def load_heads(directory: Path) -> tuple[StarterHeads, str]:
     Raises:
         ModelError: missing, damaged, of another format, or with values that are not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    config = _read_config(directory / DESCRIPTION_NAME)
-    path = directory / WEIGHTS_NAME
-    data = _read(path)
-    heads = StarterHeads(config)
-    try:
-        # bytes, not a path: what is hashed is what is loaded
-        state = {name: value.float() for name, value in load(data).items()}
-        heads.load_state_dict(state)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{directory / WEIGHTS_NAME} does not hold these heads: {error}"
-        ) from error
-    if not all(bool(value.isfinite().all()) for value in state.values()):
-        raise ModelError(f"{directory / WEIGHTS_NAME} holds NaN or infinity")
-    return heads.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
-
-
-def read_parts(directory: Path) -> dict[str, str]:
-    """Name -> sha256 of the tuned weights that belong to the heads in a directory.
-
-    Raises:
-        ModelError: the description is missing or damaged.
-    """
-    path = directory / DESCRIPTION_NAME
-    try:
-        parts = _read_description(path).get("parts", {})
-        if not all(isinstance(value, str) for value in parts.values()):
-            raise ModelError(f"{path} does not name its parts by their sha256")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is not a description of starter heads") from error
-    return dict(parts)
-
-
-def _read_description(path: Path) -> Any:
-    description: Any = json.loads(_read(path))
-    if description["format"] != FORMAT:
-        raise ModelError(
-            f"{path} has format {description['format']!r}, this version reads {FORMAT}",
-            hint="use the version of diptych that wrote it, or train the pair again",
-        )
-    return description
-
-
-def _read_config(path: Path) -> HeadsConfig:
-    try:
-        description = _read_description(path)
-        values = description["heads"]
-        known = {field.name: field.type for field in fields(HeadsConfig)}
-        if set(values) != set(known):
-            raise ModelError(f"{path} describes heads this version does not know")
-        sizes_ok = all(
-            type(values[name]) is int and 0 < values[name] <= 65_536
-            if kind == "int"
-            else isinstance(values[name], (int, float)) and 0 <= values[name] < 100
-            for name, kind in known.items()
-        )
-        if not sizes_ok or not values["concept_temperature"]:
-            raise ModelError(f"{path} holds sizes out of range")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} is not a description of starter heads") from error
-    return HeadsConfig(**values)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    array, names, sha256 = read_heads(directory)
+    state = {name: torch.from_numpy(np.array(array(name))) for name in sorted(names)}
+    classifier = None
+    if names.issuperset(CLASSIFIER):
+        classifier = state[CLASSIFIER[0]], state[CLASSIFIER[1]]
+    heads = StarterHeads(read_description(directory).heads, classifier=classifier)
+    heads.load_state_dict({**heads.state_dict(), **state})
+    return heads.eval().requires_grad_(False), sha256

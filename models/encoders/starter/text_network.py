@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models.encoders.starter.text_tower import SentenceArrays, network_arrays
 
 ORDERS = {2: 0, 3: 1, 5: 2}
 """n-gram order of each branch -> how many of its tokens lie to the left of the middle one."""
@@ -28,11 +28,6 @@ POOLED_FEATURES = 1280
 BRANCH_WIDTH = 256
 _GAP = 2
 """Zero rows around every text: as far as the widest window reaches."""
-_SHARED = (
-    *("proj_W", "proj_b", "ln_g_all", "ln_b_all", "ln_g", "ln_b", "cnn_W", "cnn_b"),
-    *("d0", "d1", "d2", "d3", "p1", "p3"),
-)
-_PER_BRANCH = ("w1", "b1", "w2", "b2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +49,19 @@ class SentenceNetwork(nn.Module):
     """Token ids (with their start and end marks) -> unit sentence features [B, S].
 
     Args:
-        backend: the package's numpy network, whose weights are copied and whose table is shared.
+        network: in numpy, whose weights are copied and whose table is shared.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, network: SentenceArrays) -> None:
         super().__init__()
-        self.table = TokenTable(*map(torch.from_numpy, (backend.table, backend.scale, backend.lo)))
-        self.eps = float(backend.eps)
+        self.table = TokenTable(
+            *map(torch.from_numpy, (network.table.whole(), network.scale, network.lo))
+        )
+        self.eps = float(network.eps)
         self.weights = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.from_numpy(array.copy()))
-                for name, array in network_arrays(backend).items()
+                for name, array in network_arrays(network).items()
             }
         )
 
@@ -118,14 +115,6 @@ class SentenceNetwork(nn.Module):
             windows = _windows(x_MW, order, left)
             results.append(x_MW + (windows @ w[f"w{layer}_{at}"] + w[f"b{layer}_{at}"]).relu())
         return torch.cat(results, dim=1)
-
-
-def network_arrays(backend: Any) -> dict[str, np.ndarray]:
-    """The trainable arrays of the package's numpy network, by name; not copies."""
-    arrays = {name: getattr(backend, name) for name in _SHARED}
-    for name in _PER_BRANCH:
-        arrays |= {f"{name}_{at}": array for at, array in enumerate(getattr(backend, name))}
-    return arrays
 
 
 @dataclass(frozen=True, slots=True)

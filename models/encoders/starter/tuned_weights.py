@@ -1,6 +1,7 @@
 """Reads and writes tuned weights of the two towers, for the pair and its training.
 
-They are safetensors files beside the heads. Only what was tuned is in them; the rest stays the
+They are safetensors files beside the heads; a finished image tower is an ONNX file instead (see
+`models.encoders.starter.image_graph`). Only what was tuned is in them; the rest stays the
 packages'. A tensor is either the weights in fp16, or, under its name with `.change` behind it, how
 far they moved: whole numbers of 8 bits, in steps (`.step`) of their own for each row. Weights that
 were tuned moved little, so 8 bits of the change say more than 16 of the weight, in half the bytes.
@@ -15,84 +16,101 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from models.atomic import replace_file
+from models.encoders.starter.description import read_checked
 from models.errors import ModelError
 
 TEXT_WEIGHTS_NAME = "text.safetensors"
 IMAGE_WEIGHTS_NAME = "image.safetensors"
+IMAGE_GRAPH_NAME = "image.onnx"
 _CHANGE, _STEP = ".change", ".step"
-_WHAT = {TEXT_WEIGHTS_NAME: "text tower", IMAGE_WEIGHTS_NAME: "image tower"}
+_WHAT = {
+    TEXT_WEIGHTS_NAME: "text tower",
+    IMAGE_WEIGHTS_NAME: "image tower",
+    IMAGE_GRAPH_NAME: "image tower",
+}
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
 def save_weights(
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     directory: Path,
     name: str,
     *,
-    own: Mapping[str, Tensor] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write one of the files -> its sha256, for the description.
+    """Write one of the safetensors files -> its sha256, for the description.
 
     Args:
-        weights: the tuned ones, by name.
+        weights: the tuned ones, by name: arrays, or tensors on the CPU.
         directory: made if it is missing.
         name: of the file.
         own: the tower's untuned ones; given, matrices and kernels are written as changes.
     """
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, npt.NDArray[np.generic]] = {}
     for key, value in weights.items():
-        if own is None or value.ndim < 2:
-            kept[key] = value.detach().half().contiguous()
+        array = as_array(value)
+        if own is None or array.ndim < 2:
+            kept[key] = in_half(array)
         else:
-            kept[key + _CHANGE], kept[key + _STEP] = _in_steps(value.detach() - own[key])
+            kept[key + _CHANGE], kept[key + _STEP] = in_steps(array - as_array(own[key]))
     data = save(kept)
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / name, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _in_steps(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8, fp32 [rows]) whose product is the change, to half a 127th of a row's largest."""
-    step_R = change.flatten(1).abs().amax(dim=1).float() / 127
-    whole = change / step_R.clamp(min=torch.finfo(torch.float32).tiny).view(_rows_of(change))
-    return whole.round().to(torch.int8).contiguous(), step_R
+def as_array(value: Any) -> npt.NDArray[np.float32]:
+    """An array, or a tensor on any device, as float32; shares memory where it can."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().float().numpy()
+    array: npt.NDArray[np.float32] = np.asarray(value, np.float32)
+    return array
 
 
-def _rows_of(tensor: Tensor) -> list[int]:
-    return [-1, *[1] * (tensor.ndim - 1)]
+def in_half(value: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """fp16; what does not fit becomes infinite, and is refused when it is read."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(value, np.float16)
 
 
-def load_weights(directory: Path, name: str, sha256: str) -> dict[str, Tensor]:
+def in_steps(
+    value: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """(int8, float32 [rows]) whose product is the value, to half a 127th of a row's largest."""
+    step_R = np.abs(value).reshape(len(value), -1).max(axis=1).astype(np.float32) / np.float32(127)
+    whole = value / along(np.maximum(step_R, np.finfo(np.float32).tiny), value.ndim)
+    return np.ascontiguousarray(np.rint(whole).astype(np.int8)), step_R
+
+
+def along(step_R: npt.NDArray[np.float32], ndim: int) -> npt.NDArray[np.float32]:
+    """One number for each row, in the shape that multiplies a tensor of `ndim` dimensions."""
+    return step_R.reshape(-1, *[1] * (ndim - 1))
+
+
+def load_weights(directory: Path, name: str, sha256: str) -> dict[str, npt.NDArray[np.float32]]:
     """Read what `save_weights` wrote, in fp32, for `install`.
 
     Raises:
         ModelError: missing, another file than the description names, or not finite.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.numpy import load
 
     path = directory / name
+    data = read_checked(path, sha256, _WHAT[name])
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ModelError(
-            f"{path} is not the {_WHAT[name]} these heads were trained on",
-            code="model-wrong-weights",
-            hint="copy the whole directory of a trained pair, not single files",
-        )
-    try:
-        weights = {key: value.float() for key, value in load(data).items()}
+        weights = {key: value.astype(np.float32) for key, value in load(data).items()}
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path} does not hold weights of a {_WHAT[name]}: {error}") from error
-    if not all(bool(value.isfinite().all()) for value in weights.values()):
+    if not all(np.isfinite(value).all() for value in weights.values()):
         raise ModelError(f"{path} holds NaN or infinity")
     return weights
 
@@ -103,15 +121,14 @@ def copy_weights(source: Path, directory: Path, parts: Mapping[str, str]) -> Non
     Args:
         source: where a pair was loaded from.
         directory: of the new pair; made if it is missing.
-        parts: what the source's description names (see `models.encoders.starter.heads.read_parts`).
+        parts: what the source's description names.
     """
     for name in _WHAT.keys() & parts.keys():
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / name, (source / name).read_bytes())
 
 
-@torch.no_grad()
-def install(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
+def install(weights: Arrays, own: Arrays, name: str) -> None:
     """Put tuned weights over a tower's own, in place; what is not tuned stays.
 
     Args:
@@ -130,7 +147,8 @@ def install(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str)
         fits = plain in own and own[plain].shape == value.shape
         if not fits or (is_change and (step_R is None or step_R.shape != value.shape[:1])):
             raise ModelError(f"{key} of the tuned weights does not fit the {_WHAT[name]}")
+        target: Any = own[plain]
         if step_R is not None and is_change:
-            own[plain].add_(value * step_R.view(_rows_of(value)))
+            target += value * along(step_R, value.ndim)
         else:
-            own[plain].copy_(value)
+            target[...] = value

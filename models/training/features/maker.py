@@ -27,18 +27,17 @@ from torch.nn import functional
 
 from models.atomic import replace_file
 from models.encoder import PreparedImage
-from models.encoders.starter.text_network import POOLED_FEATURES
-from models.encoders.starter.towers import (
+from models.encoders.starter.description import (
     IMAGE_FEATURES,
     IMAGE_SIDE,
     PREPROCESSING,
     TEXT_FEATURES,
     TOKENIZER,
     TOWERS_SHA256,
-    ImageTower,
-    TextTower,
-    as_tensor,
 )
+from models.encoders.starter.image_tower import ImageTower, as_tensor
+from models.encoders.starter.text_network import POOLED_FEATURES
+from models.encoders.starter.text_tower import TextTower
 from models.sources.embedded import prepare_rows
 from models.sources.records import Record, Reject, Row, Source
 

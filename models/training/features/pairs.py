@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.encoders.starter.description import IMAGENET_CLASSES
 from models.encoders.starter.heads import TEMPLATES, class_names
-from models.encoders.starter.towers import IMAGENET_CLASSES, load_classifier
+from models.encoders.starter.image_tower import load_classifier
 from models.errors import SourceError
 from models.labels.prompts import build_prompts
 from models.sources.fields import said

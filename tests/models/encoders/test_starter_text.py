@@ -12,16 +12,12 @@ import torch
 
 from models.encoders.registry import load_encoder
 from models.encoders.starter import DESCRIPTION_NAME
-from models.encoders.starter.heads import FORMAT, WEIGHTS_NAME, load_heads, read_parts, save_heads
+from models.encoders.starter.description import FORMAT, read_parts
+from models.encoders.starter.head_arrays import WEIGHTS_NAME
+from models.encoders.starter.heads import load_heads, save_heads
 from models.encoders.starter.pair import STARTER_DIRECTORY, load_starter, load_text_tower
-from models.encoders.starter.text_network import (
-    ORDERS,
-    SentenceNetwork,
-    TokenTable,
-    _windows,
-    network_arrays,
-)
-from models.encoders.starter.towers import TextTower
+from models.encoders.starter.text_network import ORDERS, SentenceNetwork, TokenTable, _windows
+from models.encoders.starter.text_tower import TextTower, network_arrays
 from models.encoders.starter.tuned_weights import TEXT_WEIGHTS_NAME, load_weights, save_weights
 from models.errors import ModelError
 from models.training.starter import StarterPair
@@ -107,7 +103,9 @@ def test_tuned_weights_change_the_features_and_only_of_their_tower(tower: TextTo
     network = tower.trainable()
     with torch.no_grad():
         network.weights["d3"].mul_(1.5)
-    tuned = TextTower({name: value.detach() for name, value in network.weights.items()}, "abc")
+    tuned = TextTower(
+        {name: value.detach().numpy() for name, value in network.weights.items()}, "abc"
+    )
     text = [tower.prepare(TEXTS[0])]
     with torch.inference_mode():
         expected_BS = network([text[0].tokens])
@@ -117,11 +115,9 @@ def test_tuned_weights_change_the_features_and_only_of_their_tower(tower: TextTo
 
 
 def test_weights_of_another_shape_are_refused(tower: TextTower) -> None:
-    weights = {
-        name: torch.from_numpy(array) for name, array in network_arrays(tower._backend).items()
-    }
+    weights = network_arrays(tower.network)
     with pytest.raises(ModelError, match="does not fit"):
-        TextTower(weights | {"d3": torch.zeros(2, 2)})
+        TextTower(weights | {"d3": np.zeros((2, 2), np.float32)})
     with pytest.raises(ModelError, match="does not fit"):
         TextTower({"d9": weights["d3"]})
     TextTower({"d3": weights["d3"]})  # one of them alone is what a file of tuned layers holds

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from models.encoders.base.model_id import parse_model_id
 from models.encoders.registry import load_encoder
+from models.encoders.starter.description import IMAGE_FEATURES, TEXT_FEATURES
 from models.encoders.starter.heads import load_heads
+from models.encoders.starter.image_tower import ImageTower
 from models.encoders.starter.pair import STARTER_DIRECTORY
-from models.encoders.starter.towers import IMAGE_FEATURES, TEXT_FEATURES, ImageTower
 from models.sources import open_source
 from models.training.config import TrainConfig
 from models.training.distributed import World

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.encoders.starter.heads import HeadsConfig, StarterHeads
-from models.encoders.starter.towers import IMAGE_FEATURES, IMAGENET_CLASSES, TEXT_FEATURES
+from models.encoders.starter.description import (
+    IMAGE_FEATURES,
+    IMAGENET_CLASSES,
+    TEXT_FEATURES,
+    HeadsConfig,
+)
+from models.encoders.starter.heads import StarterHeads
 from models.training.starter_stages import merge
 
 

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from models.encoders.registry import load_encoder
-from models.encoders.starter.heads import load_heads, read_parts, save_heads
+from models.encoders.starter.description import read_parts
+from models.encoders.starter.heads import load_heads, save_heads
+from models.encoders.starter.image_tower import ImageTower
 from models.encoders.starter.pair import STARTER_DIRECTORY, load_image_tower
-from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.text_tower import TextTower
 from models.encoders.starter.tuned_weights import (
     IMAGE_WEIGHTS_NAME,
     TEXT_WEIGHTS_NAME,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from models.encoders.starter.heads import HeadsConfig, StarterHeads
+from models.encoders.starter.description import IMAGE_FEATURES, HeadsConfig
+from models.encoders.starter.heads import StarterHeads
 from models.encoders.starter.text_network import POOLED_FEATURES
-from models.encoders.starter.towers import IMAGE_FEATURES, TextTower
+from models.encoders.starter.text_tower import TextTower
 from models.training.config import TrainConfig
 from models.training.features.maker import FeatureMaker
 from models.training.features.pairs import Kind, Pairs

@@ -20,8 +20,10 @@ from fakes import encode, solid
 from PIL import Image
 
 from models.encoders.registry import load_encoder
-from models.encoders.starter.heads import HeadsConfig, StarterHeads
-from models.encoders.starter.towers import ImageTower, TextTower
+from models.encoders.starter.description import HeadsConfig
+from models.encoders.starter.heads import StarterHeads
+from models.encoders.starter.image_tower import ImageTower
+from models.encoders.starter.text_tower import TextTower
 from models.errors import SourceError, TrainingError
 from models.images.decode import decode_image
 from models.sources import open_source

@@ -308,7 +308,7 @@ def test_checkpoints_are_never_unpickled_freely() -> None:
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id == "torch"
     }
-    assert set(loads) == {"models/encoders/starter/towers.py"}
+    assert set(loads) == {"models/encoders/starter/image_tower.py"}
     for call in loads.values():
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         assert isinstance(keywords["weights_only"], ast.Constant)

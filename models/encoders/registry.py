@@ -7,8 +7,10 @@ torch and open_clip are imported when something is loaded or listed; the forms o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+from models.devices import import_torch
 from models.encoder import Encoder
 from models.encoders.base.backends import resolve_backend
 from models.encoders.base.model_id import STARTER, parse_model_id
@@ -59,6 +61,7 @@ def load_encoder(
 
         return load_starter_from(parsed.path, **given, backend=backend)
     resolve_backend(backend, device="cpu", precision=precision, supported=False)
+    import_torch(f"the model {model}")
     from models.encoders.open_clip.pair import load_openclip
 
     return load_openclip(parsed, **given)
@@ -77,10 +80,18 @@ def is_starter(model: str) -> bool:
 
 
 def known_models() -> list[KnownModel]:
-    """The starter pair, then every architecture and tag that open_clip knows, in its order."""
+    """The starter pair, then every architecture and tag that open_clip knows, in its order.
+
+    Where open_clip is not installed, the starter alone.
+    """
+    starter = KnownModel(STARTER, STARTER, "", "bundled")
+    if not open_clip_installed():
+        return [starter]
     from models.encoders.open_clip.lookup import tagged_models
 
-    return [
-        KnownModel(STARTER, STARTER, "", "bundled"),
-        *(KnownModel(*row) for row in tagged_models()),
-    ]
+    return [starter, *(KnownModel(*row) for row in tagged_models())]
+
+
+def open_clip_installed() -> bool:
+    """Whether the extra `clip` is there."""
+    return find_spec("open_clip") is not None

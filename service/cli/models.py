@@ -33,7 +33,7 @@ def models(given: ModelsArguments) -> None:
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    from models.encoders.registry import known_models
+    from models.encoders.registry import known_models, open_clip_installed
 
     found = [model for model in known_models() if given.needle.lower() in model.id.lower()]
     if given.as_json:
@@ -43,6 +43,8 @@ def models(given: ModelsArguments) -> None:
     for model in found:
         extra = f"  (needs diptych[{model.needs}])" if model.needs else ""
         click.echo(f"{model.id:<{width}}  {model.source}{extra}")
+    if not open_clip_installed():
+        click.echo('open_clip\'s pairs need: pip install "diptych[clip]"', err=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -275,8 +275,8 @@ class MachineOptions:
         show_default=True,
         # for the whole process, so that a pair loaded deep inside a command has it too
         callback=lambda _context, _option, name: _preferred(name),
-        help="What runs the image tower; auto takes ONNX Runtime where it is installed (the "
-        "extra onnx) and faster.",
+        help="What runs the image tower; auto takes ONNX Runtime on a CPU, for the pairs "
+        "that have a file for it (the starter and what is trained from it).",
     )
 
     def load(self, model: str) -> Encoder:

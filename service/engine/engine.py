@@ -27,7 +27,6 @@ from service.engine.calls import Steps, finish
 from service.engine.classifier import Classifier
 from service.engine.embeddings import Embeddings
 from service.engine.explanations import Decode, Explanations, decode_here
-from service.engine.item_writer import ItemWriter
 from service.engine.label_set_store import LabelSetStore
 from service.engine.label_sets import check_label_set
 from service.engine.queries import (
@@ -43,6 +42,7 @@ from service.operations.timing import Stopwatch
 
 if TYPE_CHECKING:
     from indexer.search.reader import Facet, IndexInfo, IndexReader, Item
+    from service.engine.item_writer import ItemWriter
 
 # a 50 MP picture takes about 400 MB while decoded; four of them fit a small machine
 _DECODE_SLOTS = 4

@@ -136,7 +136,9 @@ def train(
         TrainingError: `run-finished`, a run of other settings, or training that diverged.
         ModelError: the pair, the device or the precision cannot be used.
     """
-    from models.devices import set_threads
+    from models.devices import import_torch, set_threads
+
+    import_torch("training")
     from models.sources.report.checks import check
     from models.sources.report.counts import inspect, sampling
     from models.training.config import Circumstances, asked_for, refuse_foreign, resolved

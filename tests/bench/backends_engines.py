@@ -159,13 +159,11 @@ def export(tower: Tower, folder: Path) -> Path:
 
 def written(threads: int) -> Run:
     """The starter's tower as `--backend onnx` runs it."""
-    torch.set_num_threads(threads)
-    network = load_starter(backend="onnx")._image_tower._network
+    session = load_starter(backend="onnx", threads=threads)._image_tower()
 
-    @torch.inference_mode()
     def run(images_B3HW: Array) -> Array:
-        pixels = torch.from_numpy(images_B3HW).to(memory_format=torch.channels_last)
-        return network.forward_features(pixels).numpy()
+        pixels_BHW3 = np.rint(images_B3HW * 127.5 + 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+        return session.maps(list(pixels_BHW3))
 
     return run
 

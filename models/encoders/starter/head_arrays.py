@@ -29,7 +29,7 @@ from models.encoders.starter.description import (
 )
 from models.encoders.starter.tuned_weights import along, in_half, in_steps
 from models.errors import ModelError
-from models.vectors import Vectors
+from models.vectors import Vectors, unit_rows
 
 WEIGHTS_NAME = "heads.safetensors"
 MAX_LOGIT_SCALE = 100.0
@@ -72,8 +72,7 @@ class HeadArrays:
         logits_BC -= logits_BC.max(axis=1, keepdims=True)
         probability_BC = np.exp(logits_BC, out=logits_BC)
         probability_BC /= probability_BC.sum(axis=1, keepdims=True)
-        concept_BD = probability_BC @ w["concept_CD"]
-        concept_BD /= np.maximum(np.linalg.norm(concept_BD, axis=1, keepdims=True), 1e-12)
+        concept_BD = unit_rows(probability_BC @ w["concept_CD"])
         centred_BF = features_BF - features_BF.mean(axis=1, keepdims=True)
         variance_B1 = np.square(centred_BF).mean(axis=1, keepdims=True)
         norm_BF = centred_BF / np.sqrt(variance_B1 + _LAYER_NORM_EPSILON)

@@ -43,7 +43,6 @@ from models.encoders.starter.description import (
     read_description,
 )
 from models.encoders.starter.head_arrays import HeadArrays, read_heads
-from models.encoders.starter.text_tower import TextTower
 from models.encoders.starter.tuned_weights import (
     IMAGE_GRAPH_NAME,
     IMAGE_WEIGHTS_NAME,
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from models.encoders.starter.image_tower import ImageTower
+    from models.encoders.starter.text_tower import TextTower
 
 STARTER_DIRECTORY = Path(__file__).parent
 _NEUTRAL = ("a photo", "a picture", "an object", "something", "nothing", "an empty background")
@@ -169,6 +169,8 @@ def load_text_tower(directory: Path) -> TextTower:
     Raises:
         ModelError: its tuned weights are missing, or are others.
     """
+    from models.encoders.starter.text_tower import TextTower
+
     sha256 = read_description(directory).parts.get(TEXT_WEIGHTS_NAME)
     if sha256 is None:
         return TextTower()
@@ -354,7 +356,7 @@ class StarterEncoder:
         cell_LD = unit_rows(self._heads.embed_images(cell_LF))
         wanted_D = unit_rows(direction_D[None])[0]
         scores_L = cell_LD @ (wanted_D - _NEUTRAL_SHARE * self._neutral())
-        strength_L = np.linalg.norm(cell_LF, axis=1) ** 0.5
+        strength_L = np.square(cell_LF).sum(axis=1) ** 0.25  # the square root of the length
         scores_L = (scores_L - scores_L.min()) * strength_L
         return to_unit_range(scores_L.reshape(map_FHW.shape[1:]))
 

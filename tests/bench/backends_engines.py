@@ -59,7 +59,7 @@ class Maps(nn.Module):
 
 
 def starter() -> Tower:
-    maps = Maps(load_starter(precision="fp32", backend="torch")._image_tower._network).eval()
+    maps = Maps(load_starter(precision="fp32", backend="torch")._image_tower()._network).eval()
     return Tower("starter", maps, 260, "torch fp16", transformer=False)
 
 
@@ -79,7 +79,7 @@ def torch_engines(tower: Tower, *, compiled: bool) -> Iterator[tuple[str, Run]]:
         yield "torch fp16", _plain(_vit_in(torch.float16), torch.float16)
         name, make = "bf16", lambda: _plain(torch.compile(lower), torch.bfloat16)
     else:
-        shipped = load_starter(precision="fp16", backend="torch")._image_tower
+        shipped = load_starter(precision="fp16", backend="torch")._image_tower()
         lower = Maps(shipped._network).eval()
         half = next(lower.parameters()).dtype == torch.float16
         wrap = (lambda network: _plain(network, torch.float16)) if half else _autocast

@@ -36,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.encoder import Encoder
 from models.encoders.base.model_id import parse_model_id
 from models.encoders.registry import load_encoder
+from models.encoders.starter.heads import load_heads
+from models.encoders.starter.pair import STARTER_DIRECTORY
 from models.labels.prompts import DEFAULT_TEMPLATES
 from models.labels.zeroshot import cache_logits, class_logits, class_matrix
 from models.metrics import mean_per_class_recall, top_k_accuracy
@@ -57,7 +59,7 @@ class StarterTail(nn.Module):
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
-        network, heads = encoder._image_tower._network, encoder._heads
+        network, heads = encoder._image_tower()._network, load_heads(STARTER_DIRECTORY)[0]
         self.before = [network.conv_stem, network.bn1, network.blocks]
         last = nn.Sequential(network.conv_head, network.bn2, network.global_pool)
         self.visual = nn.ModuleDict({"last": last, "head": heads.image})

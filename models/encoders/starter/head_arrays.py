@@ -174,8 +174,8 @@ def write_heads(state: Mapping[str, Vectors], directory: Path, *, compact: bool 
             kept[name], kept[name + _STEP] = in_steps(value)
         else:
             kept[name] = in_half(value)
-    for name, value in kept.items():
-        if not np.isfinite(value).all():
+    for name, array in kept.items():
+        if not np.isfinite(array).all():
             raise ModelError(
                 f"{name} of the heads is not finite in fp16, so they were not saved",
                 code="weights-not-finite",

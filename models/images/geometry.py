@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, runtime_c
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
+# Pillow is imported where a picture is at hand: a text query reads this file and has none
 if TYPE_CHECKING:
+    from PIL import Image
+
     from models.encoder import PreparedImage
 
 Resize: TypeAlias = Literal["squash", "shortest", "longest"]
@@ -26,10 +28,6 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 RESIZES: Final[tuple[Resize, ...]] = ("squash", "shortest", "longest")
 FILTERS: Final[tuple[Filter, ...]] = ("bicubic", "bilinear")
-_PILLOW: Final = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,8 @@ class Geometry:
         wide, high = max(self.width - image.width, 0), max(self.height - image.height, 0)
         if wide or high:
             border = (wide // 2, high // 2, (wide + 1) // 2, (high + 1) // 2)
+            from PIL import ImageOps
+
             image = ImageOps.expand(image, border, fill=(fill, fill, fill))
         left = round((image.width - self.width) / 2.0)
         top = round((image.height - self.height) / 2.0)
@@ -86,7 +86,11 @@ class Geometry:
 
     @staticmethod
     def _resized(image: Image.Image, size: tuple[int, int], name: Filter) -> Image.Image:
-        return image if image.size == size else image.resize(size, _PILLOW[name])
+        if image.size == size:
+            return image
+        from PIL.Image import Resampling
+
+        return image.resize(size, Resampling[name.upper()])
 
 
 @runtime_checkable

@@ -24,7 +24,6 @@ from typing import Generic, TypeVar
 
 from models.errors import OverloadedError
 from service.engine.calls import Call, told_together, too_late
-from service.operations import metrics
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,6 +72,9 @@ class BatchQueue(Generic[T, R]):
         self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        # here, because the command line reads this file and counts nothing
+        from service.operations import metrics
+
         self._depth = metrics.QUEUE_DEPTH.labels(name)
         self._sizes = metrics.BATCH_SIZE.labels(name)
         self._skipped = metrics.SKIPPED.labels(name)

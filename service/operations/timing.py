@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from starlette.types import Scope
-
-from service.operations import metrics
-
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from models.encoder import PreparedImage
 
 HEADER: Final = "Server-Timing"
@@ -65,6 +63,9 @@ def report(scope: Scope, timings_ms: Mapping[str, float]) -> None:
 
     `RequestFrame` tells them in the header, the log line and the span.
     """
+    # here, so that the command line, which has the stopwatch too, loads no metrics
+    from service.operations import metrics
+
     metrics.observe_stages(timings_ms)
     scope["state"][_STAGES] = {
         stage: took_ms for stage, took_ms in timings_ms.items() if stage != "total"

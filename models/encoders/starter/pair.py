@@ -51,7 +51,6 @@ from models.encoders.starter.tuned_weights import (
 )
 from models.errors import ModelError
 from models.explainer import Area, RelevanceMap, seen_area, to_unit_range
-from models.images.decode import upright_rgb
 from models.images.geometry import Pixels
 from models.vectors import Vectors, unit_rows
 
@@ -316,6 +315,8 @@ class StarterEncoder:
         The whole picture is squeezed into the square: cropping loses what stands at the edge, and
         a search must find it. Stays uint8 because it is a quarter of the memory while it waits.
         """
+        from models.images.decode import upright_rgb
+
         return np.asarray(GEOMETRY.fit(upright_rgb(image)))
 
     geometry = GEOMETRY

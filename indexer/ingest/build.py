@@ -79,7 +79,13 @@ def build_index(
     if options.batch_size < 1 or options.segment_rows < 1 or options.thumbnail_side < 1:
         raise InputError("batch size, segment rows and thumbnail side must be at least 1")
     with IndexWriter(
-        out, encoder.fingerprint, fields=options.fields, shared=True, patience=_PATIENCE_S, fs=fs
+        out,
+        encoder.fingerprint,
+        fields=options.fields,
+        keeping=options.keeping,
+        shared=True,
+        patience=_PATIENCE_S,
+        fs=fs,
     ) as writer:
         path = options.rejects or rejects_path(out)
         require_ours(out, path)
@@ -105,6 +111,7 @@ def build_index(
             rejects.close()
             stamps.save()
             journal.close(remove=over)
+    report.collected = writer.collected
     report.rejects_file = str(path) if rejects.count else None
     return report
 

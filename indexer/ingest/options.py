@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from indexer.filters.declared import Field
 from indexer.format.erasures import Erasures
 from indexer.format.manifest import Operation, check_encoder
+from indexer.store.sweep import KEEPING, Keeping
 from models.encoder import Encoder, Fingerprint
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class BuildOptions:
             otherwise it is refused (`id-conflict`).
         rehash: read every file, also those that look as they did when they were indexed.
         allow_erased: index records and texts again that were deleted; otherwise they are left out.
+        keeping: which versions every commit leaves.
     """
 
     batch_size: int = 32
@@ -99,6 +101,7 @@ class BuildOptions:
     replace: bool = False
     rehash: bool = False
     allow_erased: bool = False
+    keeping: Keeping = KEEPING
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ class BuildReport:
     `overtaken` counts records that others wrote or deleted while the build ran, and that stay so;
     `images` and `texts` are what the index holds now; `empty` names the sources in which there was
     nothing, not even to refuse; `stopped` tells
-    that `max_errors` ended it; `performance` is the summary of `indexer.ingest.progress.Stages`.
+    that `max_errors` ended it; `collected` counts older versions that `keeping` removed;
+    `performance` is the summary of `indexer.ingest.progress.Stages`.
     """
 
     added: int = 0
@@ -148,6 +152,7 @@ class BuildReport:
     stopped: bool = False
     rejects_file: str | None = None
     empty: list[str] = field(default_factory=list)
+    collected: int = 0
     performance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from indexer.ingest.side_files import RejectsList
 from indexer.search.options import Target
 from indexer.store.copies import RowSet, recaption
 from indexer.store.history import history, read_version
+from indexer.store.sweep import KEEPING, Keeping
 from indexer.store.writer import IndexWriter
 from models.encoder import Encoder
 from models.errors import IndexCorruptError, InputError, NotFoundError
@@ -63,6 +64,7 @@ class EditReport:
         missing: ids that named no live item.
         images, texts: what the index holds afterwards.
         dry_run: nothing was changed.
+        collected: older versions that `keeping` removed.
     """
 
     operation: str
@@ -74,6 +76,7 @@ class EditReport:
     images: int = 0
     texts: int = 0
     dry_run: bool = False
+    collected: int = 0
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def delete_items(
     filter: Filter | None = None,
     target: Target = "images",
     dry_run: bool = False,
+    keeping: Keeping = KEEPING,
     fs: Fs | None = None,
 ) -> EditReport:
     """Delete items by id, by filter, or both.
@@ -100,6 +104,7 @@ def delete_items(
         ids: of pictures, of texts, or of records that have texts only.
         filter: also delete the live items of `target` that it selects now.
         dry_run: only tell what would go; takes no lock.
+        keeping: which versions are left afterwards.
 
     Raises:
         InvalidFilterError: a filter the index cannot answer.
@@ -117,7 +122,7 @@ def delete_items(
         report.texts -= report.removed_texts
         return report
     with (
-        IndexWriter(root, read_manifest(root).fingerprint, fs=fs) as writer,
+        IndexWriter(root, read_manifest(root).fingerprint, keeping=keeping, fs=fs) as writer,
         open_version(root, writer.manifest) as version,
     ):
         rows, erase = _resolve(version, wanted, filter, target, report)
@@ -128,6 +133,7 @@ def delete_items(
             replaced = recaption(version, rows, pictures, writer.manifest.declared)
             writer.commit([pictures], rows | replaced, erase=erase, operation="delete")
         _finish(report, writer.manifest, started)
+    report.collected = writer.collected
     return report
 
 
@@ -424,7 +430,7 @@ class Editor:
         )
         read_manifest(self.root)  # an index is never made by the way
         rejects, outcomes = RejectsList(), Outcomes()
-        with IndexWriter(self.root, self._encoder.fingerprint) as writer:
+        with IndexWriter(self.root, self._encoder.fingerprint, keeping=options.keeping) as writer:
             report = index_records(
                 [_Given(records)],
                 writer,
@@ -451,7 +457,7 @@ class Editor:
 
     def delete(self, ids: Iterable[str]) -> EditReport:
         """Delete items; see `indexer.maintain.edit.delete_items`."""
-        return delete_items(self.root, ids)
+        return delete_items(self.root, ids, keeping=self._options.keeping)
 
 
 class _Given(Source):

@@ -47,6 +47,7 @@ from indexer.maintain.structures import (
 from indexer.search.options import Target
 from indexer.search.relevance_file import read_background
 from indexer.store.copies import captions_by_picture, copy_rows
+from indexer.store.sweep import KEEPING, Keeping
 from indexer.store.writer import IndexWriter
 from models.errors import InputError
 from models.vectors import Vectors, unit_rows
@@ -101,10 +102,14 @@ class TargetReport:
 
 @dataclass(slots=True)
 class OptimizeReport:
-    """What an optimization did; `version` is the current one, new or not."""
+    """What an optimization did.
+
+    `version` is the current one, new or not; `collected` counts older ones that were removed.
+    """
 
     version: int = 0
     seconds: float = 0.0
+    collected: int = 0
     images: TargetReport = field(default_factory=TargetReport)
     texts: TargetReport = field(default_factory=TargetReport)
 
@@ -123,6 +128,7 @@ class OptimizeOptions:
         queries_QD: float32 [Q, D], texts to measure pictures with instead of the index's own.
         fewest: modalities with fewer rows stay exact.
         gain: how many times as fast as an exact scan a structure must be.
+        keeping: which versions are left afterwards.
     """
 
     floor: float = 0.95
@@ -131,6 +137,7 @@ class OptimizeOptions:
     queries_QD: Vectors | None = None
     fewest: int = FEWEST_ROWS
     gain: float = GAIN
+    keeping: Keeping = KEEPING
 
 
 def optimize(
@@ -155,7 +162,9 @@ def optimize(
     started = time.monotonic()
     report = OptimizeReport()
     own_fs = fs or Fs()
-    with IndexWriter(root, read_manifest(root).fingerprint, fs=own_fs) as writer:
+    with IndexWriter(
+        root, read_manifest(root).fingerprint, keeping=options.keeping, fs=own_fs
+    ) as writer:
         before = Counter(entry.modality for entry in writer.manifest.segments)
         merged = writer.merge_small()  # there may be more than can be open at once
         with open_version(root, writer.manifest, verify="full") as version:
@@ -170,6 +179,7 @@ def optimize(
             if drop:
                 writer.commit(fresh, drop=drop, operation="optimize")
         report.version = writer.manifest.version
+    report.collected = writer.collected
     report.seconds = time.monotonic() - started
     return report
 

@@ -59,9 +59,15 @@ from indexer.search.relevance_file import (
 )
 from indexer.store.commit import Changes, Draft, commit, create_index
 from indexer.store.merge import MANY, Merged, merge
-from indexer.store.sweep import KEEP_VERSIONS, Sweeper, empty_scratch, require_alone
+from indexer.store.sweep import KEEPING, Keeping, Sweeper, empty_scratch, require_alone
 from models.encoder import Fingerprint
-from models.errors import IndexLockedError, IndexNotFoundError, InputError, StoreError
+from models.errors import (
+    DiptychError,
+    IndexLockedError,
+    IndexNotFoundError,
+    InputError,
+    StoreError,
+)
 from models.vectors import Vectors
 
 _MERGING: Final = frozenset({"build", "add", "delete", "import"})
@@ -80,11 +86,13 @@ class IndexWriter:
         erasures: its erasure list, which whoever adds rows must ask.
         overtaken: whether others have committed since a shared writer was opened: positions of
             segments are other ones then.
+        collected: how many older versions `keeping` removed.
     """
 
     manifest: Manifest
     erasures: Erasures
     overtaken: bool
+    collected: int
 
     def __init__(
         self,
@@ -92,7 +100,7 @@ class IndexWriter:
         fingerprint: Fingerprint,
         *,
         fields: Sequence[Field] | None = None,
-        keep: int = KEEP_VERSIONS,
+        keeping: Keeping = KEEPING,
         shared: bool = False,
         alone: bool = False,
         patience: float = 0.0,
@@ -106,7 +114,8 @@ class IndexWriter:
             shared: let others write between `turn`s.
             alone: refuse to work beside a shared writer.
             patience: seconds to wait for another writer.
-            keep: how many versions every commit leaves, the new one included; at least 1.
+            keeping: which versions every commit leaves; where one is asked for, so does a
+                writer that had nothing to commit, when its `with` ends well.
 
         Raises:
             InputError: the index has rows, and other fields than these.
@@ -116,9 +125,10 @@ class IndexWriter:
             NoSpaceError, StoreError: the directory cannot be made, is something else, or the file
                 system has no locks.
         """
-        assert keep >= 1
         self.root = root
-        self._keep = keep
+        self.collected = 0
+        self._keeping = keeping
+        self._kept_to = keeping is KEEPING  # one that is asked for may equal it
         self._fs = fs or Fs()
         self._sweeper = Sweeper(self._fs, root)
         self._background: tuple[Vectors, str] | None = None
@@ -162,8 +172,13 @@ class IndexWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        try:
+            if error is None and not self._kept_to:
+                with suppress(DiptychError), self.turn():
+                    self._collect()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Drop whatever was not committed and release the lock."""
@@ -353,7 +368,7 @@ class IndexWriter:
         Raises:
             StoreError: something could not be removed; run again.
         """
-        self._sweeper.collect(self.manifest, keep=1)
+        self._sweeper.collect(self.manifest, Keeping(versions=1))
         for name in FOLDERS:
             self._fs.sync_dir(self.root / name)
 
@@ -387,8 +402,12 @@ class IndexWriter:
         self._tidy()
         with suppress(StoreError):  # committed: litter is no reason to report failure
             empty_scratch(self._fs, self.root)
-            self._sweeper.collect(self.manifest, self._keep)
+            self._collect()
         return self.manifest
+
+    def _collect(self) -> None:
+        self._kept_to = True
+        self.collected += self._sweeper.collect(self.manifest, self._keeping)
 
     def drop(self, segments: Sequence[SegmentWriter]) -> None:
         """Drop segments that are not to be committed."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from models.encoders.base.backends import BACKENDS, prefer_backend
 from models.environment import default_model
 
 if TYPE_CHECKING:
+    from indexer.store.sweep import Keeping
     from models.encoder import Encoder
 
 T = TypeVar("T")
@@ -187,6 +189,27 @@ class WholeRange(click.IntRange):
         return number
 
 
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+    """`4G`, `512MiB`, `1000000`: powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        size = 0.0 if match is None else float(match[1])
+        if match is None or size == 0:
+            self.fail(f"{value!r} is not a size; write 4G or 512M", param, ctx)
+        size *= 1024 ** " KMGT".index(match[2].upper() or " ")
+        if size > _MOST_WHOLE:
+            self.fail(f"{value} is too large.", param, ctx)
+        return int(size)
+
+
 def _field(declaration: Declaration) -> Any:
     settings = declaration.settings
     if "type" in settings:
@@ -330,3 +353,47 @@ class ModelsOptions:
     def names(self) -> list[str]:
         """What was asked for, each once."""
         return list(dict.fromkeys(self.models)) or [default_model()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepingOptions:
+    """Which versions of an index a command that commits leaves."""
+
+    keep: int | None = option(
+        "--keep",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Leave at most N versions for `index rollback`, the current one among them. "
+        "[default: 16]",
+    )
+    keep_days: float | None = option(
+        "--keep-days",
+        metavar="D",
+        type=click.FloatRange(min=0),
+        help="Also remove versions older than D days; never the current one.",
+    )
+    keep_size: int | None = option(
+        "--keep-size",
+        metavar="SIZE",
+        type=ByteSize(),
+        help="Also remove versions, the oldest first, while the files that the current one does "
+        "not need take more than SIZE, e.g. 2GB.",
+    )
+
+    @property
+    def asked(self) -> bool:
+        return any(one is not None for one in (self.keep, self.keep_days, self.keep_size))
+
+    def value(self) -> Keeping:
+        """For the writer."""
+        from indexer.store.sweep import KEEP_VERSIONS, KEEPING, Keeping
+
+        if not self.asked:
+            return KEEPING
+        versions = KEEP_VERSIONS if self.keep is None else self.keep
+        return Keeping(versions, self.keep_days, self.keep_size)
+
+    def tell(self, collected: int) -> None:
+        """Say what went, to those who asked for it."""
+        if self.asked and collected:
+            click.echo(f"older versions removed: {collected:,}")

@@ -29,7 +29,7 @@ from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.options import SearchOptions
 from indexer.search.snapshot import Snapshot, open_snapshot
 from indexer.store.history import history
-from indexer.store.sweep import Sweeper
+from indexer.store.sweep import Keeping, Sweeper
 from tests.gold.index_format_1 import FIELDS, records
 from tests.gold.index_format_1 import answers as answers_of_format_1
 
@@ -70,7 +70,7 @@ def main(out: Path) -> None:
     assert report.images.structure == "hnsw", report.images.notes
     delete_items(index, ["p01"])
     build(renewed=True)
-    Sweeper(Fs(), index).collect(read_manifest(index), keep=2)
+    Sweeper(Fs(), index).collect(read_manifest(index), Keeping(versions=2))
     manifest = read_manifest(index)
     assert manifest.erased is not None
     assert manifest.tombstones is not None

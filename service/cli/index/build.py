@@ -14,6 +14,7 @@ from service.cli.index.plan import show_plan
 from service.cli.options import (
     NEW_FILE,
     PATH,
+    KeepingOptions,
     ModelOptions,
     argument,
     group,
@@ -103,6 +104,7 @@ class IngestArguments:
         type=click.IntRange(min=0),
         help="Stop, keeping what is done, once more items than this were refused.",
     )
+    keeping: KeepingOptions = group(KeepingOptions)
     as_json: bool = json_option()
 
     def options(self, **more: Any) -> BuildOptions:
@@ -120,6 +122,7 @@ class IngestArguments:
             rehash=self.rehash,
             workers=self.workers,
             draft=self.fast_jpeg,
+            keeping=self.keeping.value(),
             **more,
         )
 
@@ -262,6 +265,7 @@ def _index(
         emit_json({**document, "plot": None if drawn is None else str(drawn)})
     else:
         print_report(report, path)
+        given.keeping.tell(report.collected)
         if drawn is not None:
             click.echo(f"throughput: {drawn}")
     if report.stopped:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from service.cli.exits import OK, PARTIAL
-from service.cli.options import argument, index_option, json_option, option, takes
+from service.cli.options import (
+    KeepingOptions,
+    argument,
+    group,
+    index_option,
+    json_option,
+    option,
+    takes,
+)
 from service.cli.output import emit_json, note, size
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ class DeleteArguments:
         help="What --filter selects from.",
     )
     dry_run: bool = option("--dry-run", is_flag=True, help="Only tell what would go.")
+    keeping: KeepingOptions = group(KeepingOptions)
     as_json: bool = json_option()
 
 
@@ -72,12 +81,18 @@ def delete(given: DeleteArguments) -> int:
             raise click.BadParameter(f"not JSON: {error}", param_hint="--filter") from error
     named = [*given.ids, *(_read_ids(given.listed) if given.listed is not None else [])]
     report = delete_items(
-        given.path, named, filter=wanted, target=given.target, dry_run=given.dry_run
+        given.path,
+        named,
+        filter=wanted,
+        target=given.target,
+        dry_run=given.dry_run,
+        keeping=given.keeping.value(),
     )
     if given.as_json:
         emit_json({"index": str(given.path), **report.to_dict()})
     else:
         _print_edit(report, given.path, "would be deleted" if given.dry_run else "deleted")
+        given.keeping.tell(report.collected)
         if report.missing:
             some = ", ".join(repr(one) for one in report.missing[:_MOST_NAMED])
             rest = ", ..." if len(report.missing) > _MOST_NAMED else ""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from service.cli.options import (
     OLD_FILE,
+    ByteSize,
+    KeepingOptions,
     ModelOptions,
     group,
     index_option,
@@ -24,22 +25,6 @@ from service.cli.output import emit_json, note, progress_bar, size
 if TYPE_CHECKING:
     from indexer.maintain.optimize import TargetReport
     from models.vectors import Vectors
-
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
-
-
-class ByteSize(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
-    """`4G`, `512MiB`, `1000000`: powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(value.strip())
-        if match is None or float(match[1]) == 0:
-            self.fail(f"{value!r} is not a size; write 4G or 512M", param, ctx)
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +55,7 @@ class OptimizeArguments:
         help="Texts to measure with, one a line, at least 64. [default: captions in the index]",
     )
     pair: ModelOptions = group(ModelOptions)
+    keeping: KeepingOptions = group(KeepingOptions)
     as_json: bool = json_option()
 
 
@@ -98,6 +84,7 @@ def optimize(given: OptimizeArguments) -> None:
         memory=given.memory,
         structure=given.structure,  # type: ignore[arg-type]  # click checked it
         queries_QD=None if given.queries is None else _embed(given.path, given.queries, given.pair),
+        keeping=given.keeping.value(),
     )
     with progress_bar("", "row", scaled=True) as bar:
         report = run(given.path, options, on_progress=bar.stage)
@@ -108,6 +95,7 @@ def optimize(given: OptimizeArguments) -> None:
         for line in _lines(name, target):
             click.echo(line)
     click.echo(f"version {report.version}, {report.seconds:.1f} s")
+    given.keeping.tell(report.collected)
 
 
 def _lines(name: str, target: TargetReport) -> Iterator[str]:

@@ -17,6 +17,7 @@ from service.cli.options import ModelOptions
 if TYPE_CHECKING:
     from indexer.search.holder import SnapshotHolder
     from indexer.search.snapshot import Snapshot
+    from indexer.store.sweep import Keeping
     from service.engine.engine import Engine
     from service.engine.explanations import Decode
     from service.engine.item_writer import ItemWriter
@@ -33,13 +34,14 @@ def open_engines(
     label_sets: LabelSetStore,
     closing: ExitStack,
     *,
-    writable: bool,
+    writable: Keeping | None,
     file_paths: FilePaths,
     tell: Callable[[str], None],
 ) -> list[Engine]:
     """An engine for each index by name, warm and, where asked for, able to write.
 
     Args:
+        writable: which versions their writes leave; None where callers may not write.
         closing: closes what was opened, in reverse.
         file_paths: how much callers are told of where files lie.
         tell: told what is waited for.
@@ -52,8 +54,8 @@ def open_engines(
     holders = _open(paths, engines, closing)
     for engine in _engines(holders, label_sets, pair, closing, tell):
         engine.file_paths = file_paths
-        if writable:
-            engine.writer = _writer(engine, paths[engine.name])
+        if writable is not None:
+            engine.writer = _writer(engine, paths[engine.name], writable)
         engine.warm_up()  # here, where a failure becomes one line
         engines[engine.name] = engine
     return [*engines.values()]
@@ -143,12 +145,13 @@ def _decoders(closing: ExitStack) -> Decode:
     return lambda data: pool.decode(data, wait_s=deadline.left())
 
 
-def _writer(engine: Engine, path: Path) -> ItemWriter:
+def _writer(engine: Engine, path: Path, keeping: Keeping) -> ItemWriter:
     from indexer.ingest.options import BuildOptions
     from indexer.maintain.edit import Editor
     from service.engine.item_writer import ItemWriter
 
     assert engine.holder is not None, "what is served from a directory has one"
     # an index that was built without a background goes on without
-    editor = Editor(path, engine.encoder, options=BuildOptions(relevance=False))
+    options = BuildOptions(relevance=False, keeping=keeping)
+    editor = Editor(path, engine.encoder, options=options)
     return ItemWriter(editor, engine.holder, engine.name)

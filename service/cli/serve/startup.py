@@ -21,6 +21,7 @@ from service.cli.exits import OK
 from service.cli.options import (
     FOLDER,
     NEW_FILE,
+    KeepingOptions,
     ModelOptions,
     group,
     json_option,
@@ -91,6 +92,7 @@ class ServeArguments:
         help="Let callers put and delete items; with --keys only those whose key has the scope "
         "write.",
     )
+    keeping: KeepingOptions = group(KeepingOptions)
     allow_urls: bool = option(
         "--allow-urls",
         is_flag=True,
@@ -164,6 +166,8 @@ def serve(given: ServeArguments) -> int:
             "could change the index; make a key with: diptych keys new --file keys.json "
             "--scope read --scope write"
         )
+    if given.keeping.asked and not given.writable:
+        raise click.UsageError("--keep, --keep-days and --keep-size need --writable")
     access = _access(given)
     _check_proxies(given.proxies)
     paths = _paths(given.indexes)
@@ -182,7 +186,7 @@ def serve(given: ServeArguments) -> int:
             given.pair,
             store,
             closing,
-            writable=given.writable,
+            writable=given.keeping.value() if given.writable else None,
             file_paths=_file_paths(given, loopback=loopback),
             tell=given.operating.tell,
         )

@@ -15,6 +15,7 @@ from fakes import COLOURS, solid
 from indexes import ids, opened
 
 from indexer.maintain.verify import verify_index
+from indexer.store.sweep import KEEP_VERSIONS
 
 DRIVER = Path(__file__).resolve().parents[3] / "support" / "colour_cli.py"
 
@@ -105,6 +106,47 @@ def test_for_people(home: Path) -> None:
     assert "delete" in table[1]
     done = diptych("purge", "--index", out)
     assert "none found" in done.stdout
+
+
+def kept(out: Path) -> list[int]:
+    versions = answer("history", "--index", out)["versions"]
+    assert isinstance(versions, list)
+    return [one["version"] for one in versions]
+
+
+def test_old_versions_go_when_asked(home: Path) -> None:
+    out = home / "x.index"
+    first = diptych("build", home / "pictures", "--out", out)
+    for name in ("red", "green"):
+        gone = diptych("delete", "--index", out, f"{name}.png")
+        assert "removed" not in first.stdout + gone.stdout
+    assert kept(out) == [3, 2, 1, 0]
+    assert (
+        "\nolder versions removed: 2\n"
+        in diptych("delete", "--index", out, "blue.png", "--keep", "3").stdout
+    )
+    assert kept(out) == [4, 3, 2]
+    more = ("add", home / "more", "--index", out)
+    assert answer(*more, "--keep-size", "2GB", "--keep-days", "0.5")["collected"] == 0
+    assert answer(*more, "--keep-size", "1")["collected"] == 3
+    assert kept(out) == [5]
+    assert (
+        "older versions removed: 1\n" in diptych("optimize", "--index", out, "--keep", "1").stdout
+    )
+    assert "removed" not in diptych("optimize", "--index", out, "--keep", "1").stdout
+    refused = diptych("rollback", "--index", out, "--to", "4")
+    assert "version 4 is not kept; kept are 6" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["build", "add", "delete", "optimize"])
+def test_what_is_kept_by_default_is_told(command: str) -> None:
+    told = " ".join(diptych(command, "--help").stdout.split())
+    assert f"the current one among them. [default: {KEEP_VERSIONS}]" in told
+    assert "--keep-days D" in told
+    assert "--keep-size SIZE" in told
+    for wrong in (["--keep", "0"], ["--keep-days", "-1"], ["--keep-size", "0"]):
+        done = diptych(command, *wrong)
+        assert (done.returncode, wrong[0] in done.stderr) == (2, True)
 
 
 def test_nothing_new_loads_no_model(home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from clustered import fill, pictures, texts
 from console import diptych
@@ -14,7 +15,7 @@ from indexes import build, record
 from indexer.maintain.optimize import OptimizeOptions, optimize
 from indexer.search.snapshot import open_snapshot
 from models.errors import InputError
-from service.cli.index.optimize import ByteSize
+from service.cli.options import ByteSize
 from service.cli.plots import draw_curves, pareto
 
 
@@ -58,6 +59,12 @@ def test_what_it_refuses(small: Path, tmp_path: Path) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "much", "9" * 400, "9000000000T"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"not a size|too large"):
+        ByteSize().convert(text, None, None)
 
 
 def test_the_curve_is_drawn(tmp_path: Path) -> None:

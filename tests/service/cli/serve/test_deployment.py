@@ -189,7 +189,9 @@ def test_the_command_line_goes_before_the_environment_and_wrong_values_are_named
         assert f"port {port}" in run("serve", "--index", index).stderr
 
 
-@pytest.mark.parametrize("more", [["--root-path", "photos"], ["--allowed-host", "a.example:80"]])
+@pytest.mark.parametrize(
+    "more", [["--root-path", "photos"], ["--allowed-host", "a.example:80"], ["--keep", "2"]]
+)
 def test_nonsense_is_refused(index: Path, more: list[str]) -> None:
     done = run("serve", "--index", index, "--port", "0", *more)
     assert (done.returncode, more[0] in done.stderr) == (2, True)

@@ -12,13 +12,15 @@ from email.message import Message
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
 from fakes import halves, solid
 from services import APPLE, FLAG, build_colours
 from serving import run, server
+
+from indexer.store.history import history
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,18 @@ def refused(*arguments: str | Path, code: int, says: str) -> None:
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_writes_over_http_leave_as_many_versions_as_asked(index: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own.index"
+    shutil.copytree(index, out)
+    with server(out, tmp_path / "log", "--writable", "--keep", "2") as (_, url):
+        for colour in ("red", "green", "blue"):
+            name = ask(url, colour).document["hits"][0]["id"]
+            request = Request(f"{url}/v1/items/{quote(name, safe='')}", method="DELETE")
+            with urlopen(request, timeout=20) as response:
+                version = int(response.headers["Index-Version"])
+    assert [one.version for one in history(out)] == [version, version - 1]
 
 
 def test_serve_refuses_early(index: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from models.encoder import Encoder
 from models.encoders.base.backends import resolve_backend
 from models.encoders.base.model_id import STARTER, parse_model_id
 from models.encoders.starter import DESCRIPTION_NAME
+from models.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,13 @@ def load_encoder(
 def is_starter(model: str) -> bool:
     """Whether an id names the starter pair, as it came or as `diptych train` left it.
 
-    Raises:
-        ModelError: none of the forms of an id.
+    What is no id does not: a bare architecture, which training from scratch takes, or a mistake,
+    which whoever loads it tells.
     """
-    parsed = parse_model_id(model)
+    try:
+        parsed = parse_model_id(model)
+    except ModelError:
+        return False
     return parsed.kind == "starter" or (
         parsed.path is not None and (parsed.path / DESCRIPTION_NAME).is_file()
     )

@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fakes import solid
-from models.encoders.starter.towers import IMAGE_FEATURES, TEXT_FEATURES
 from tiny import shard
 
 from models.atomic import alone_in
-from models.encoders.starter.heads import HeadsConfig, StarterHeads, load_heads, save_heads
+from models.encoders.starter.description import IMAGE_FEATURES, TEXT_FEATURES, HeadsConfig
+from models.encoders.starter.heads import StarterHeads, load_heads, save_heads
 from models.encoders.starter.pair import STARTER_DIRECTORY, load_starter_from
 from models.errors import InputError, ModelError, TrainingError
 from models.training.config import TrainConfig, asked_for, foreign, refuse_foreign, settings

@@ -59,6 +59,9 @@ def refused(response: Any, status: int = 401) -> None:
         document = response.json()
         assert document.pop("instance").startswith("urn:request:")
         assert document["code"] == "unauthorized"
+        told = document.pop("error")
+        assert (told["code"], told["param"]) == ("unauthorized", None)
+        assert told["message"].startswith(document["detail"])
         assert len(document) == 5, "the same words whatever was wrong"
 
 

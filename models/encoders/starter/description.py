@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.atomic import replace_file
 from models.encoders.starter import DESCRIPTION_NAME
 from models.errors import ModelError
 from models.images.geometry import Geometry
+
+Read = TypeVar("Read")
 
 FORMAT = 3
 """1 scaled the concepts where later ones map them: such a pair is refused and has to be trained
@@ -164,21 +166,42 @@ def read_packaged(path: Path, sha256: str) -> bytes:
     Raises:
         ModelError: likewise.
     """
+    data = _packaged(path.read_bytes, path)
+    _refuse_another(path, hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
+def check_packaged(path: Path, sha256: str) -> None:
+    """That a file of a package is the one it should be, without holding it in memory.
+
+    Raises:
+        ModelError: likewise.
+    """
+
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    _refuse_another(path, _packaged(digest, path), sha256)
+
+
+def _packaged(read: Callable[[], Read], path: Path) -> Read:
     try:
-        data = path.read_bytes()
+        return read()
     except OSError as error:
         raise ModelError(
             f"the starter's weights {path.name} cannot be read: {error.strerror}",
             hint="reinstall diptych",
         ) from error
-    found = hashlib.sha256(data).hexdigest()
+
+
+def _refuse_another(path: Path, found: str, sha256: str) -> None:
     if found != sha256:
         raise ModelError(
             f"{path.name} has sha256 {found[:12]}..., expected {sha256[:12]}...",
             code="model-wrong-weights",
             hint="reinstall the package that carries it",
         )
-    return data
 
 
 def _heads_of(path: Path, values: Mapping[str, Any]) -> HeadsConfig:

